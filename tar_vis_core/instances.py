@@ -1,0 +1,111 @@
+"""What a frame's answer is: tracked instances with run-length masks, and how the frame was computed."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class TrackStatus(enum.IntEnum):
+    """Life of a track as a consumer sees it; the values are those of ``InstanceMask.msg``."""
+
+    NEW = 0
+    TRACKED = 1
+    LOST = 2
+
+
+def encode_runs(mask: np.ndarray) -> np.ndarray:
+    """Run lengths of a boolean mask ``(h, w)``, row-major; the first run counts background (maybe 0).
+
+    Gives a ``uint32`` vector whose sum is ``h * w``.
+    """
+    if mask.ndim != 2:
+        raise ValueError(f'a mask has two axes (h, w), got shape {mask.shape}')
+    flat = np.ascontiguousarray(mask, dtype=bool).ravel()
+    if flat.size == 0:
+        return np.zeros(1, np.uint32)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], changes, [flat.size])))
+    if flat[0]:
+        runs = np.concatenate(([0], runs))
+    return runs.astype(np.uint32)
+
+
+def decode_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Inverse of :func:`encode_runs`: a boolean mask ``(height, width)``.
+
+    Raises ValueError where the runs do not add up to ``height * width``.
+    """
+    runs = np.asarray(runs, dtype=np.int64)
+    if int(runs.sum()) != height * width:
+        raise ValueError(
+            f'run lengths add up to {int(runs.sum())} pixels, expected {height} x {width} = {height * width}')
+    values = (np.arange(runs.size) % 2).astype(bool)
+    return np.repeat(values, runs).reshape(height, width)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One tracked instance of one frame; boxes and masks are in pixels of the source image."""
+
+    track_id: int             # never reused until the state resets
+    status: TrackStatus
+    age: int                  # frames since the track was first seen; 0 when NEW
+    class_id: int             # index into the model's class names
+    class_name: str
+    score: float              # 0..1: class probability times mask quality
+    box: tuple[int, int, int, int]   # x, y, width, height: the tight box of the mask (LOST: the last one seen)
+    area: int                 # mask pixels; 0 when LOST
+    runs: np.ndarray          # uint32 run lengths inside the box, row-major, background first
+
+    def crop(self) -> np.ndarray:
+        """The mask inside its box, boolean ``(box height, box width)``."""
+        return decode_runs(self.runs, self.box[3], self.box[2])
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """The mask on the whole image, boolean ``(height, width)``."""
+        x, y, w, h = self.box
+        full = np.zeros((height, width), bool)
+        full[y:y + h, x:x + w] = self.crop()
+        return full
+
+
+@dataclass(frozen=True)
+class RoutingTrace:
+    """Which decoder layers ran for a frame."""
+
+    executed: tuple[bool, ...]        # one per decoder layer; warm-up layers are always True
+    execute_probability: np.ndarray   # float32, one per layer, NaN where no router was asked
+
+    @property
+    def executed_layers(self) -> int:
+        return sum(self.executed)
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Milliseconds, device synchronised at each boundary."""
+
+    preprocess: float   # copy to the device, resize, normalise, pad
+    encoder: float      # backbone and pixel decoder
+    decoder: float      # masked decoder with synchronizer and routers
+    masks: float        # classification, masks at the source size, run lengths
+    tracker: float      # matching and identities
+    total: float
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """The answer of :meth:`tar_vis_core.segmenter.VideoSegmenter.step` for one image."""
+
+    height: int
+    width: int
+    frame_index: int              # frames since the last reset, from 0
+    track_epoch: int              # rises by one at every reset
+    instances: list[Instance]     # visible ones by falling score, then the LOST ones
+    routing: RoutingTrace
+    frame_mse: float              # against the previous frame, squared grey levels (0..65025); NaN for the first
+    times: StageTimes
+    reset_reason: str = ''        # why the state was reset before this frame; empty when it was not
