@@ -1,0 +1,133 @@
+"""Install the Python packages together with the compiled ROS messages.
+
+With apt ROS use colcon (package.xml, CMakeLists.txt). With ROS wheels from PyPI
+`pip install --no-build-isolation .` runs the same CMakeLists.txt and puts what it
+installs into the virtual environment. Without either, or with
+TAR_VIS_SKIP_INTERFACES=1, only the library is installed.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).resolve().parent
+NAME = 'tar_vis_ros'
+
+
+def ament_prefixes() -> list[Path]:
+    """Prefixes that hold an ament CMake installation, environment first."""
+    found = [Path(p) for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+    found.append(Path(sys.prefix))
+    # build isolation: pip's overlay is only known through sys.path
+    found += [Path(p).parents[2] for p in sys.path if p.endswith('site-packages')]
+    unique = list(dict.fromkeys(p.resolve() for p in found))
+    has_ament = any((p / 'share/ament_cmake_core/cmake').is_dir() for p in unique)
+    return unique if has_ament else []
+
+
+class BuildModules(build_py):
+    """Python modules, and config/ beside them, where tar_vis_ros/dds.py looks for it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # there the modules read the checkout's config/
+            shutil.copytree(HERE / 'config', Path(self.build_lib) / NAME / 'config', dirs_exist_ok=True)
+
+
+class BuildInterfaces(build_ext):
+    """Generate and compile the messages of msg/ with CMake."""
+
+    def run(self) -> None:
+        prefixes = ament_prefixes()
+        if not prefixes or os.environ.get('TAR_VIS_SKIP_INTERFACES'):
+            print('no ament installation: messages are not built', file=sys.stderr)
+            return
+        temp = Path(self.build_temp).resolve() / NAME
+        stage = temp / 'install'
+        shutil.rmtree(stage, ignore_errors=True)
+        temp.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join(map(str, prefixes))
+        env = dict(os.environ, AMENT_PREFIX_PATH=path, CMAKE_PREFIX_PATH=path)
+        subprocess.run(
+            ['cmake', '-S', str(HERE), '-B', str(temp / 'build'),
+             f'-DCMAKE_INSTALL_PREFIX={stage}', '-DCMAKE_BUILD_TYPE=Release',
+             '-DBUILD_TESTING=OFF', f'-DPython3_EXECUTABLE={sys.executable}',
+             f'-DPython3_INCLUDE_DIR={sysconfig.get_path("include")}',
+             '-DCMAKE_INSTALL_RPATH=$ORIGIN'],
+            check=True, env=env)
+        subprocess.run(
+            ['cmake', '--build', str(temp / 'build'), '--target', 'install', '--parallel'],
+            check=True, env=env)
+        self._collect(stage)
+
+    def _collect(self, stage: Path) -> None:
+        """Copy what CMake installed to where setuptools packs it."""
+        target = (HERE if self.inplace else Path(self.build_lib)) / NAME
+        shutil.rmtree(target / 'msg', ignore_errors=True)
+        shutil.rmtree(target / '_lib', ignore_errors=True)
+        for package in stage.rglob(f'*-packages/{NAME}'):
+            shutil.copytree(package / 'msg', target / 'msg', ignore=shutil.ignore_patterns('__pycache__', '*.c'))
+            for library in package.glob('*.so'):
+                shutil.copy2(library, target / library.name)
+        (target / '_lib').mkdir()
+        for library in stage.glob(f'lib*/lib{NAME}__*.so'):
+            shutil.copy2(library, target / '_lib' / library.name)
+        # an editable install carries no data files; there the checkout itself
+        # holds the launch files and the parameters
+        installed = [*(stage / 'share').rglob('*'), *(stage / 'lib' / NAME).rglob('*')]
+        for path in sorted(installed):
+            if path.is_file():
+                self.distribution.data_files.append(
+                    (str(path.parent.relative_to(stage)), [os.path.relpath(path)]))
+
+
+class PlatformDistribution(Distribution):
+    """Always runs build_ext, so that the wheel carries the compiled messages."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(
+    name='tar-vis-ros',
+    version=ElementTree.parse(HERE / 'package.xml').findtext('version'),
+    description='Video instance segmentation with temporal-aware query routing, and its ROS 2 node',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    packages=find_packages(include=['tar_vis_core*', 'tar_vis_ros*'], exclude=['tar_vis_ros.msg*']),
+    package_data={'tar_vis_core.weights': ['files/*.safetensors', 'files/*.json', 'files/*.md']},
+    data_files=[],
+    cmdclass={'build_py': BuildModules, 'build_ext': BuildInterfaces},
+    distclass=PlatformDistribution,
+    ext_modules=[],
+    python_requires='>=3.10',
+    # The library alone; rclpy and the message packages come from apt ROS or from requirements-ros.txt.
+    install_requires=[
+        'torch>=2.4',
+        'numpy>=1.26',
+        'scipy>=1.11',
+        'opencv-python-headless>=4.8',
+        'safetensors>=0.4',
+        'pycocotools>=2.0.7',
+        'rosbags>=0.10',
+        'matplotlib>=3.7',
+        'tqdm>=4.64',
+        'PyYAML>=6.0',
+    ],
+    extras_require={'demo': ['scikit-image>=0.22'], 'test': ['pytest>=8']},
+    entry_points={'console_scripts': [
+        'tar-vis = tar_vis_core.cli:main',
+        'tar-vis-node = tar_vis_ros.node:main',
+        'tar-vis-video = tar_vis_ros.video_source:main',
+        'tar-vis-demo = tar_vis_ros.demo:main',
+    ]},
+    zip_safe=False,
+)

@@ -1,0 +1,13 @@
+"""ROS 2 side: messages (generated), the node, the video source and their tools."""
+
+import ctypes as _ctypes
+from pathlib import Path as _Path
+
+# A pip installation keeps the compiled messages in this folder, which the loader
+# does not search: load them now, and the loader finds them by their names. A
+# colcon installation has no such folder.
+for _library in sorted((_Path(__file__).parent / '_lib').glob('*.so')):
+    try:
+        _ctypes.CDLL(str(_library))
+    except OSError:  # no ROS in this environment: the messages will not import
+        break
