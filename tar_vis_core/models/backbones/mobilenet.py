@@ -1,0 +1,107 @@
+"""MobileNetV2 with the head of DeepLabV3, batch norm already folded into the biases.
+
+Source: MobileNetV2 (Sandler et al. 2018) and DeepLabV3 (Chen et al. 2017). Convolutions pad as TensorFlow's SAME
+does (a stride-2 convolution pads right and bottom only), because the published weights expect it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tar_vis_core.models.layers import bilinear
+
+# expansion, channels, repeats, stride of the first
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+class SameConv(nn.Conv2d):
+    """3x3 convolution with TensorFlow's SAME padding for even inputs."""
+
+    def __init__(self, cin: int, cout: int, stride: int, groups: int = 1):
+        super().__init__(cin, cout, 3, stride, padding=0 if stride == 2 else 1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride[0] == 2:
+            x = F.pad(x, (0, 1, 0, 1))
+        return super().forward(x)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection."""
+
+    def __init__(self, cin: int, cout: int, expansion: int, stride: int):
+        super().__init__()
+        hidden = cin * expansion
+        self.expand = nn.Conv2d(cin, hidden, 1) if expansion > 1 else None
+        self.depthwise = SameConv(hidden, hidden, stride, groups=hidden)
+        self.project = nn.Conv2d(hidden, cout, 1)
+        self.residual = stride == 1 and cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    """Feature maps at strides 4, 8, 16, 32 and the semantic logits of the 20 Pascal VOC classes and background."""
+
+    channels = (24, 32, 96, 256)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv(3, 32, 2)
+        blocks, cin = [], 32
+        for expansion, cout, repeats, stride in STAGES:
+            for r in range(repeats):
+                blocks.append(InvertedResidual(cin, cout, expansion, stride if r == 0 else 1))
+                cin = cout
+        self.blocks = nn.ModuleList(blocks)
+        self.image_pool = nn.Conv2d(cin, 256, 1)
+        self.aspp = nn.Conv2d(cin, 256, 1)
+        self.fuse = nn.Conv2d(512, 256, 1)
+        self.semantic = nn.Conv2d(256, 21, 1)
+
+    def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """``x (N, 3, H, W)`` with H, W multiples of 32, in -1..1. Gives res2..res5 and ``(N, 21, H/32, W/32)``."""
+        x = F.relu6(self.stem(x))
+        maps = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            maps[i] = x
+        pooled = F.relu(self.image_pool(x.mean((-2, -1), keepdim=True))).expand(-1, -1, *x.shape[-2:])
+        context = F.relu(self.fuse(torch.cat((pooled, F.relu(self.aspp(x))), 1)))
+        return (maps[2], maps[5], maps[12], context), self.semantic(context)
+
+    def convolutions(self) -> list[nn.Conv2d]:
+        """All convolutions in execution order."""
+        found = [self.stem]
+        for block in self.blocks:
+            found += [c for c in (block.expand, block.depthwise, block.project) if c is not None]
+        return [*found, self.image_pool, self.aspp, self.fuse, self.semantic]
+
+    def load_deeplab(self, path: str | Path) -> None:
+        """Start from a DeepLabV3 file whose tensors are named ``conv00.weight`` .. in execution order."""
+        tensors = load_file(path)
+        convolutions = self.convolutions()
+        if len(tensors) != 2 * len(convolutions):
+            raise ValueError(f'{path}: {len(tensors)} tensors, expected {2 * len(convolutions)} (weight and bias of '
+                             f'{len(convolutions)} convolutions)')
+        for i, conv in enumerate(convolutions):
+            for name, parameter in (('weight', conv.weight), ('bias', conv.bias)):
+                source = tensors[f'conv{i:02d}.{name}']
+                if source.shape != parameter.shape:
+                    raise ValueError(f'{path}: conv{i:02d}.{name} is {tuple(source.shape)}, '
+                                     f'expected {tuple(parameter.shape)}')
+                with torch.no_grad():
+                    parameter.copy_(source)
+
+
+def upsample_semantic(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class probabilities ``(N, 21, h, w)`` of the semantic head at another size."""
+    return bilinear(logits.float().softmax(1), size)

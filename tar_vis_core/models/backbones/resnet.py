@@ -1,0 +1,114 @@
+"""ResNet-50 with frozen batch norm, the trunk of the official R50 checkpoints (SPEC section 2.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics and affine terms are constants: ``(x - mean) / sqrt(var + eps) * weight + bias``."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer('weight', torch.ones(channels))
+        self.register_buffer('bias', torch.zeros(channels))
+        self.register_buffer('running_mean', torch.zeros(channels))
+        self.register_buffer('running_var', torch.ones(channels))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The same map as ``x * scale + shift``, each ``(channels,)``."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.scale_and_shift()
+        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
+
+
+class NormedConv(nn.Conv2d):
+    """A convolution without bias followed by frozen batch norm; :meth:`fold` makes it one convolution."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm: nn.Module = FrozenBatchNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Moves the norm into the kernel and a bias; does nothing the second time."""
+        if isinstance(self.norm, FrozenBatchNorm):
+            scale, shift = self.norm.scale_and_shift()
+            self.weight.mul_(scale.view(-1, 1, 1, 1))
+            self.bias = nn.Parameter(shift, requires_grad=False)
+            self.norm = nn.Identity()
+
+
+class Stem(nn.Module):
+    """7x7 convolution and 3x3 max pooling, each of stride 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = NormedConv(3, 64, 7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (carries the stride), 1x1 with a shortcut around them."""
+
+    def __init__(self, inputs: int, middle: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.shortcut = NormedConv(inputs, outputs, 1, stride) if inputs != outputs else None
+        self.conv1 = NormedConv(inputs, middle, 1)
+        self.conv2 = NormedConv(middle, middle, 3, stride)
+        self.conv3 = NormedConv(middle, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu_(self.conv1(x))
+        y = F.relu_(self.conv2(y))
+        y = self.conv3(y)
+        y = y + (x if self.shortcut is None else self.shortcut(x))
+        return F.relu_(y)
+
+
+class ResNet50(nn.Module):
+    """Feature maps of strides 4, 8, 16 and 32.
+
+    Module and tensor names are those of the official checkpoints, so that they load by name.
+    """
+
+    channels = (256, 512, 1024, 2048)
+    strides = (4, 8, 16, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Stem()
+        inputs = 64
+        for index, (blocks, outputs) in enumerate(zip((3, 4, 6, 3), self.channels, strict=True)):
+            stride = 1 if index == 0 else 2
+            stage = []
+            for block in range(blocks):
+                stage.append(Bottleneck(inputs, outputs // 4, outputs, stride if block == 0 else 1))
+                inputs = outputs
+            self.add_module(f'res{index + 2}', nn.Sequential(*stage))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(B, 3, H, W)`` normalised image -> res2 ``(B, 256, H/4, W/4)`` ... res5 ``(B, 2048, H/32, W/32)``."""
+        res2 = self.res2(self.stem(x))
+        res3 = self.res3(res2)
+        res4 = self.res4(res3)
+        return res2, res3, res4, self.res5(res4)
+
+    def fold(self) -> ResNet50:
+        """Folds every norm into its convolution, for inference; the state dict then no longer fits a checkpoint."""
+        for module in self.modules():
+            if isinstance(module, NormedConv):
+                module.fold()
+        return self

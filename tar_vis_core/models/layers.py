@@ -1,0 +1,75 @@
+"""Small parts that the pixel decoder, the masked decoder and the synchronizer share."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@functools.lru_cache(maxsize=32)
+def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Normalised 2-D sine position encoding of a map, ``(dim, height, width)``.
+
+    The first half of the channels encodes y, the second x; positions count from 1 and are scaled to 2 pi
+    (DETR; SPEC of MinVIS: temperature 10000). It depends on the size alone, so it is computed once per size.
+    """
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=device)
+    period = 10000 ** (2 * torch.div(k, 2, rounding_mode='floor') / half)
+
+    def encode(size: int) -> Tensor:
+        position = torch.arange(1, size + 1, dtype=torch.float32, device=device)
+        angle = (position / (size + 1e-6) * 2 * math.pi)[:, None] / period
+        return torch.where(k.long() % 2 == 0, angle.sin(), angle.cos())
+
+    y = encode(height).t()[:, :, None].expand(half, height, width)
+    x = encode(width).t()[:, None, :].expand(half, height, width)
+    return torch.cat((y, x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with packed projections and a boolean keep mask."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Attend from ``query (N, Q, D)`` to ``key, value (N, S, D)``; ``keep (N, Q, S)`` is True where allowed."""
+        wq, wk, wv = self.in_proj_weight.chunk(3)
+        bq, bk, bv = self.in_proj_bias.chunk(3)
+        q, k, v = (self._split(F.linear(x, w, b)) for x, w, b in ((query, wq, bq), (key, wk, bk), (value, wv, bv)))
+        mask = None if keep is None else keep[:, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, dim: int, hidden: int, out: int, depth: int):
+        super().__init__()
+        sizes = [dim, *[hidden] * (depth - 1), out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of ``(N, C, h, w)`` with half-pixel centres, no antialiasing."""
+    return F.interpolate(x, size=size, mode='bilinear', align_corners=False)

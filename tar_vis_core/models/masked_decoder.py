@@ -1,0 +1,190 @@
+"""Masked transformer decoder (Mask2Former), frame by frame, with layers that TAR may skip.
+
+Two forms of the same module:
+* ``forward``      inference: a skipped layer does not run, and heads run only where their result is used;
+* ``supervised``   training and study: every layer and every head runs, routers mix by straight-through gates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tar_vis_core.instances import RoutingTrace
+from tar_vis_core.models.layers import MLP, Attention, bilinear, sine_encoding
+from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, straight_through
+
+ROUTINGS = ('adaptive', 'full', 'fixed')
+
+
+@dataclass
+class DecoderOutput:
+    """What the decoder says of each frame."""
+
+    queries: Tensor          # (N, Q, D) after the last layer, before the norm: the next frame's ``previous``
+    embeddings: Tensor       # (N, Q, D) normed queries: what trackers match
+    logits: Tensor           # (N, Q, classes + 1), the last column is no-object
+    mask_embeddings: Tensor  # (N, Q, D): their product with the mask features gives mask logits
+    trace: RoutingTrace
+
+
+@dataclass
+class SupervisedOutput:
+    """All predictions of a training pass: heads after 0..M layers."""
+
+    logits: list[Tensor]           # each (N, Q, classes + 1)
+    mask_embeddings: list[Tensor]  # each (N, Q, D)
+    queries: Tensor                # (N, Q, D)
+    execute: Tensor | None         # (N, routers) softmax execute probability; None without routing
+    executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; each followed by residual and LayerNorm."""
+
+    def __init__(self, dim: int, heads: int, ffn: int):
+        super().__init__()
+        self.cross_attn = Attention(dim, heads)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, heads)
+        self.self_norm = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, ffn)
+        self.linear2 = nn.Linear(ffn, dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, position: Tensor, key: Tensor, value: Tensor, keep: Tensor) -> Tensor:
+        x = self.cross_norm(x + self.cross_attn(x + position, key, value, keep))
+        q = x + position
+        x = self.self_norm(x + self.self_attn(q, q, x))
+        return self.ffn_norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class FrameMemory:
+    """Keys, values and reduced mask features of a frame, made when a layer first asks for its level."""
+
+    def __init__(self, mask_features: Tensor, levels: list[Tensor], level_embed: Tensor):
+        self.mask_features, self.levels, self.level_embed = mask_features, levels, level_embed
+        self._made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __getitem__(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``key (N, S, D)``, ``value (N, S, D)`` and mask features at this level's size ``(N, D, S)``."""
+        if level not in self._made:
+            x = self.levels[level]
+            h, w = x.shape[-2:]
+            value = x.flatten(2).transpose(1, 2) + self.level_embed[level]
+            key = value + sine_encoding(h, w, x.shape[1], x.device).flatten(1).t().to(value.dtype)
+            # resize(e . F) = e . resize(F): one resize per level instead of one per layer and query.
+            # The attention mask carries no gradient.
+            reduced = bilinear(self.mask_features.detach(), (h, w)).flatten(2)
+            self._made[level] = key, value, reduced
+        return self._made[level]
+
+
+class MaskedDecoder(nn.Module):
+    """``layers`` decoder layers over three levels in turn, shared heads, and TAR where ``routing`` is set."""
+
+    def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
+                 warmup_layers: int = 1, routing: bool = True):
+        super().__init__()
+        self.warmup_layers = warmup_layers
+        self.query_feat = nn.Parameter(torch.randn(queries, dim))
+        self.query_embed = nn.Parameter(torch.randn(queries, dim))
+        self.level_embed = nn.Parameter(torch.randn(3, dim))
+        self.layers = nn.ModuleList(DecoderLayer(dim, heads, ffn) for _ in range(layers))
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.class_embed = nn.Linear(dim, classes + 1)
+        self.mask_embed = MLP(dim, dim, dim, 3)
+        self.synchronizer = Synchronizer(dim, heads) if routing else None
+        self.routers = Routers(layers - warmup_layers, dim) if routing else None
+
+    def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
+                routing: str = 'full', fixed_layers: int = 9, skip_bias: float = 0.0) -> DecoderOutput:
+        """Decode a frame, or with ``routing='full'`` a batch of independent frames.
+
+        ``previous (1, Q, D)`` are the last frame's ``queries``; without them (a first frame) all layers run.
+        ``full`` is the plain decoder, ``fixed`` its first ``fixed_layers`` layers, ``adaptive`` is TAR.
+        ``skip_bias`` is added to the routers' skip score. Deterministic.
+        """
+        if routing not in ROUTINGS:
+            raise ValueError(f'routing is {routing!r}, expected one of {", ".join(ROUTINGS)}')
+        memory = FrameMemory(mask_features, levels, self.level_embed)
+        x = self.query_feat.expand(mask_features.shape[0], -1, -1)
+        count = len(self.layers)
+        executed = [False] * count
+        probability = np.full(count, np.nan, np.float32)
+
+        def run(i: int, x: Tensor) -> Tensor:
+            executed[i] = True
+            return self.run_layer(i, x, memory)
+
+        if routing != 'adaptive' or previous is None:
+            for i in range(min(fixed_layers, count) if routing == 'fixed' else count):
+                x = run(i, x)
+        else:
+            if self.routers is None:
+                raise ValueError("routing is 'adaptive', but this model has no routers; use 'full' or 'fixed'")
+            if x.shape[0] != 1:
+                raise ValueError(f'adaptive routing decodes one frame at a time, got a batch of {x.shape[0]}')
+            for i in range(self.warmup_layers):
+                x = run(i, x)
+            x = self.synchronizer(x, previous)
+            i = self.warmup_layers
+            while i < count:
+                # A skip leaves the queries as they are, so every router up to the next executed layer reads
+                # the same input: ask all that remain at once and take the first that says execute.
+                ahead = self.execute_probability(x, previous, i, skip_bias)
+                skips = next((k for k, p in enumerate(ahead) if p >= 0.5), len(ahead))
+                asked = ahead[:skips + 1]
+                probability[i:i + len(asked)] = asked
+                i += skips
+                if i < count:
+                    x = run(i, x)
+                    i += 1
+        normed = self.decoder_norm(x)
+        trace = RoutingTrace(tuple(executed), probability)
+        return DecoderOutput(x, normed, self.class_embed(normed), self.mask_embed(normed), trace)
+
+    def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0) -> list[float]:
+        """Probabilities that the routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""
+        scores = self.routers(x, previous, layer - self.warmup_layers)[0].float()
+        # sigmoid of the difference is the softmax over two; exactly 0.5 (a tie) executes
+        return torch.sigmoid(scores[:, EXECUTE] - scores[:, SKIP] - skip_bias).tolist()
+
+    def run_layer(self, i: int, x: Tensor, memory: FrameMemory) -> Tensor:
+        """Layer ``i`` on queries ``(N, Q, D)``, attending where their own mask says so."""
+        key, value, reduced = memory[i % 3]
+        with torch.no_grad():
+            embedding = self.mask_embed(self.decoder_norm(x))
+            keep = torch.matmul(embedding, reduced) >= 0
+            # a query with an empty mask attends everywhere; without indexing, so without a device sync
+            keep |= ~keep.any(-1, keepdim=True)
+        return self.layers[i](x, self.query_embed, key, value, keep)
+
+    def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
+                   tau: float = 0.0) -> SupervisedOutput:
+        """All layers and heads. With ``previous (N, Q, D)`` routed by straight-through gates per sample (Eq. 10)."""
+        memory = FrameMemory(mask_features, levels, self.level_embed)
+        x = self.query_feat.expand(mask_features.shape[0], -1, -1)
+        states = [x]
+        execute, executed = [], []
+        for i in range(len(self.layers)):
+            y = self.run_layer(i, x, memory)
+            router = i - self.warmup_layers
+            if previous is not None and router >= 0:
+                scores = self.routers(x, previous, router, router + 1)[:, 0]
+                gate = straight_through(scores, tau)
+                y = gate[:, EXECUTE, None, None] * y + gate[:, SKIP, None, None] * x
+                execute.append(scores.softmax(-1)[:, EXECUTE])
+                executed.append(gate[:, EXECUTE].detach())
+            x = y
+            if previous is not None and i == self.warmup_layers - 1:
+                x = self.synchronizer(x, previous)
+            states.append(x)
+        normed = [self.decoder_norm(s) for s in states]
+        return SupervisedOutput(
+            [self.class_embed(n) for n in normed], [self.mask_embed(n) for n in normed], x,
+            torch.stack(execute, 1) if execute else None, torch.stack(executed, 1) if executed else None)

@@ -1,0 +1,74 @@
+"""TAR, temporal-aware query routing: the Synchronizer and the Router of the paper.
+
+Notation: Q_t^i are the queries of frame t after decoder layer i (1..M), M^s the number of warm-up layers,
+Q_{t-1}^M the previous frame's output queries, in the decoder's own slot order.
+
+    synchronizer   Q_t^{M^s} <- LN(Q_{t-1}^M + Attention(Q_{t-1}^M, Q_t^{M^s}, Q_t^{M^s}))        (Eq. 2-3)
+    router i       s = mean over queries of MLP_i([Q, Q_{t-1}^M, Q - Q_{t-1}^M]),  Q = Q_t^{i-1}   (Eq. 4-6)
+    decision       execute layer i  iff  s_1 >= s_0                                                 (Eq. 7)
+    training       g = onehot(argmax s) + softmax(s) - stopgrad(softmax(s))                         (Eq. 8-9)
+                   Q_t^i = g_1 * layer_i(Q_t^{i-1}) + g_0 * Q_t^{i-1}                               (Eq. 10)
+
+Where the paper is open: the router reads the layer's input (the figure; the equation's index says output);
+scores are averaged, not summed (the text; the sum saturates the softmax in training); every routable layer has
+a router of its own (with one shared router the first skip would force all later ones); a tie executes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tar_vis_core.models.layers import Attention
+
+SKIP, EXECUTE = 0, 1
+
+
+class Synchronizer(nn.Module):
+    """Aligns this frame's queries with the previous frame's slots (Eq. 2-3)."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.attention = Attention(dim, heads)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, queries: Tensor, previous: Tensor) -> Tensor:
+        """``queries, previous (N, Q, D)``; slot j of the result continues slot j of ``previous``."""
+        return self.norm(previous + self.attention(previous, queries, queries))
+
+
+class Routers(nn.Module):
+    """One two-way classifier per routable layer (Eq. 4-7), stored stacked so that many answer in one call."""
+
+    def __init__(self, layers: int, dim: int):
+        super().__init__()
+        self.weight1 = nn.Parameter(torch.empty(layers, 3 * dim, dim))
+        self.bias1 = nn.Parameter(torch.zeros(layers, 1, dim))
+        self.weight2 = nn.Parameter(torch.zeros(layers, dim, 2))
+        # zero weights and this bias: every layer starts out executed, with probability 0.73
+        self.bias2 = nn.Parameter(torch.tensor([0.0, 1.0]).repeat(layers, 1, 1))
+        for weight in self.weight1:
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, queries: Tensor, previous: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Scores (skip, execute) of routers ``first..last-1`` on the same queries, ``(N, routers, 2)``."""
+        n, q, _ = queries.shape
+        x = torch.cat((queries, previous, queries - previous), -1).flatten(0, 1)
+        x = torch.matmul(x, self.weight1[first:last]) + self.bias1[first:last]
+        # the second linear map and the mean over queries commute
+        x = x.relu().unflatten(1, (n, q)).mean(2)
+        return (torch.matmul(x, self.weight2[first:last]) + self.bias2[first:last]).transpose(0, 1)
+
+
+def straight_through(scores: Tensor, tau: float = 0.0) -> Tensor:
+    """Gates ``(N, 2)`` that are one-hot forwards and softmax backwards (Eq. 8-9); a tie executes.
+
+    ``tau > 0`` adds Gumbel noise of that temperature (named in the paper's introduction, not in its equations).
+    """
+    if tau > 0:
+        noise = -torch.empty_like(scores).exponential_().log()
+        scores = (scores + noise) / tau
+    probability = scores.softmax(-1)
+    execute = (scores[..., EXECUTE] >= scores[..., SKIP]).to(scores.dtype)
+    hard = torch.stack((1 - execute, execute), -1)
+    return hard + probability - probability.detach()

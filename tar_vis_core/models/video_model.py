@@ -1,0 +1,86 @@
+"""The whole network: image encoder (backbone, pixel decoder), then the masked decoder with temporal routing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tar_vis_core.models.backbones.mobilenet import MobileNetV2
+from tar_vis_core.models.backbones.resnet import ResNet50
+from tar_vis_core.models.masked_decoder import DecoderOutput, MaskedDecoder, SupervisedOutput
+from tar_vis_core.models.pixel_decoder import PixelDecoder
+from tar_vis_core.models.presets import ModelConfig, find_preset
+
+MAX_LONG_SIDE = 1333
+SIZE_DIVISIBILITY = 32
+
+
+@dataclass
+class Features:
+    """What the image encoder gives for a batch of frames."""
+
+    mask_features: Tensor      # (N, D, h, w) at stride 4
+    levels: list[Tensor]       # (N, D, ., .) at strides 32, 16, 8
+    semantic: Tensor | None    # (N, 21, ., .) Pascal VOC logits at stride 32, where the backbone has them
+
+
+class VideoInstanceModel(nn.Module):
+    """Image encoder, masked decoder, routing. Frames are a batch; time enters through ``previous`` queries only."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = MobileNetV2() if config.backbone == 'mobilenetv2' else ResNet50()
+        self.pixel_decoder = PixelDecoder(
+            self.backbone.channels, config.dim, config.encoder_layers, config.heads, ffn=config.encoder_ffn,
+            separable=config.separable)
+        self.decoder = MaskedDecoder(
+            config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
+            config.warmup_layers, config.routing)
+        for name in ('pixel_mean', 'pixel_std'):
+            self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """RGB ``(N, 3, H, W)`` in 0..255 to normalised float, zero-padded right and bottom to multiples of 32."""
+        x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        h, w = x.shape[-2:]
+        return F.pad(x, (0, -w % SIZE_DIVISIBILITY, 0, -h % SIZE_DIVISIBILITY))
+
+    def encode(self, images: Tensor) -> Features:
+        """Normalised, padded images ``(N, 3, H, W)`` to features."""
+        maps = self.backbone(images)
+        semantic = None
+        if isinstance(self.backbone, MobileNetV2):
+            maps, semantic = maps
+        return Features(*self.pixel_decoder(*maps), semantic)
+
+    def decode(self, features: Features, previous: Tensor | None = None, routing: str = 'full',
+               fixed_layers: int = 9, skip_bias: float = 0.0) -> DecoderOutput:
+        """Inference form of the decoder; see :meth:`MaskedDecoder.forward`."""
+        return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias)
+
+    def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0) -> SupervisedOutput:
+        """Training form of the decoder; see :meth:`MaskedDecoder.supervised`."""
+        return self.decoder.supervised(features.mask_features, features.levels, previous, tau)
+
+    @staticmethod
+    def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        """``(N, K, D)`` and ``(N, D, h, w)`` to mask logits ``(N, K, h, w)`` at stride 4."""
+        return torch.einsum('nkd,ndhw->nkhw', mask_embeddings, mask_features)
+
+
+def test_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Size (height, width) of an image whose shorter edge becomes ``short_side``, the longer at most 1333."""
+    scale = short_side / min(height, width)
+    if max(height, width) * scale > MAX_LONG_SIDE:
+        scale = MAX_LONG_SIDE / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def build_model(preset: str, routing: bool | None = None) -> VideoInstanceModel:
+    """A freshly initialised model; ``routing`` False leaves the Synchronizer and the Routers out."""
+    config = find_preset(preset)
+    return VideoInstanceModel(config if routing is None else replace(config, routing=routing))
