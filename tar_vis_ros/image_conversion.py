@@ -69,7 +69,7 @@ def image_to_array(image: Image) -> np.ndarray:
     rows = data[:height * step].reshape(height, step)[:, :row]
     if dtype.itemsize > 1:
         rows = rows.view(dtype.newbyteorder('>' if image.is_bigendian else '<'))
-        rows = np.require(rows, dtype, 'ALIGNED')   # an odd step starts rows at odd addresses; OpenCV misreads those
+        rows = np.require(rows, dtype, ['ALIGNED'])   # an odd step starts rows at odd addresses; OpenCV misreads those
     return rows.reshape(height, width, encoding.channels) if encoding.channels > 1 else rows
 
 
