@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip('sensor_msgs.msg')
-from sensor_msgs.msg import Image  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 
-from tar_vis_ros.image_conversion import (  # noqa: E402
+from tar_vis_ros.image_conversion import (
     ENCODINGS,
     ImageError,
     array_to_image,

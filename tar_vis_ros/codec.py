@@ -1,0 +1,115 @@
+"""FrameResult to ROS messages and back: what one side publishes, the other side gets."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from sensor_msgs.msg import RegionOfInterest
+from std_msgs.msg import Header
+
+from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus
+from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
+
+LABELS = 65535   # a mono16 label image tells this many tracks apart; 0 is background
+
+
+def encode_instances(result: FrameResult, header: Header) -> InstanceMaskArray:
+    """The instances of a frame as a message with the image's header."""
+    return InstanceMaskArray(
+        header=header, height=result.height, width=result.width, frame_index=result.frame_index,
+        track_epoch=result.track_epoch, instances=[_encode_instance(instance) for instance in result.instances])
+
+
+def _encode_instance(instance: Instance) -> InstanceMask:
+    x, y, width, height = instance.box
+    return InstanceMask(
+        track_id=instance.track_id, status=int(instance.status), age=instance.age,
+        class_id=instance.class_id, class_name=instance.class_name, score=float(instance.score),
+        roi=RegionOfInterest(x_offset=x, y_offset=y, width=width, height=height), area=instance.area,
+        runs=_typed('I', instance.runs, np.uint32))
+
+
+def encode_diagnostics(result: FrameResult, header: Header, latency_ms: float, frames_dropped: int) -> SkipDiagnostics:
+    """How a frame was computed, as a message with the image's header."""
+    times = result.times
+    return SkipDiagnostics(
+        header=header, frame_index=result.frame_index, track_epoch=result.track_epoch,
+        executed=[bool(ran) for ran in result.routing.executed],
+        execute_probability=_typed('f', result.routing.execute_probability, np.float32),
+        frame_mse=float(result.frame_mse), preprocess_ms=float(times.preprocess), encoder_ms=float(times.encoder),
+        decoder_ms=float(times.decoder), masks_ms=float(times.masks), tracker_ms=float(times.tracker),
+        total_ms=float(times.total), latency_ms=float(latency_ms), frames_dropped=frames_dropped,
+        state_reset=bool(result.reset_reason), reset_reason=result.reset_reason)
+
+
+def decode_instance(message: InstanceMask, image_height: int, image_width: int) -> Instance:
+    """One instance of an InstanceMaskArray of ``image_height`` x ``image_width`` pixels.
+
+    Raises ValueError where the roi leaves the image, the runs do not fill the roi, or the status is unknown.
+    """
+    roi, name = message.roi, f'instance with track id {message.track_id}'
+    if roi.x_offset + roi.width > image_width or roi.y_offset + roi.height > image_height:
+        raise ValueError(f'{name}: roi {roi.width}x{roi.height} at ({roi.x_offset}, {roi.y_offset}) leaves the image '
+                         f'of {image_width}x{image_height} pixels')
+    runs = np.array(message.runs, np.uint32)
+    if int(runs.sum(dtype=np.int64)) != roi.width * roi.height:
+        raise ValueError(f'{name}: runs add up to {int(runs.sum(dtype=np.int64))} pixels, expected '
+                         f'{roi.width} x {roi.height} = {roi.width * roi.height}')
+    if message.status not in list(TrackStatus):
+        raise ValueError(f'{name}: status {message.status}, expected 0 (NEW), 1 (TRACKED) or 2 (LOST)')
+    return Instance(
+        track_id=message.track_id, status=TrackStatus(message.status), age=message.age, class_id=message.class_id,
+        class_name=message.class_name, score=message.score,
+        box=(roi.x_offset, roi.y_offset, roi.width, roi.height), area=message.area, runs=runs)
+
+
+def decode_instances(message: InstanceMaskArray) -> list[Instance]:
+    """All instances of a message, in its order. Raises ValueError as :func:`decode_instance` does."""
+    return [decode_instance(instance, message.height, message.width) for instance in message.instances]
+
+
+def decode_result(instances: InstanceMaskArray, diagnostics: SkipDiagnostics) -> FrameResult:
+    """The result of the frame that both messages tell of.
+
+    Raises ValueError where their headers differ, and as :func:`decode_instance` does.
+    """
+    if instances.header != diagnostics.header:
+        raise ValueError(f'the messages are of different images: stamps {_stamp(instances)} and {_stamp(diagnostics)}')
+    return FrameResult(
+        height=instances.height, width=instances.width, frame_index=instances.frame_index,
+        track_epoch=instances.track_epoch, instances=decode_instances(instances),
+        routing=RoutingTrace(executed=tuple(diagnostics.executed),
+                             execute_probability=np.array(diagnostics.execute_probability, np.float32)),
+        frame_mse=diagnostics.frame_mse,
+        times=StageTimes(preprocess=diagnostics.preprocess_ms, encoder=diagnostics.encoder_ms,
+                         decoder=diagnostics.decoder_ms, masks=diagnostics.masks_ms,
+                         tracker=diagnostics.tracker_ms, total=diagnostics.total_ms),
+        reset_reason=diagnostics.reset_reason)
+
+
+def label_image(instances: Sequence[Instance], height: int, width: int) -> np.ndarray:
+    """Track ids as an image ``(height, width)`` uint16, 0 where there is no instance.
+
+    Where masks overlap the better score is on top. LOST instances are left out. Ids beyond 65535
+    start again at 1, for mono16 holds no more.
+    """
+    labels = np.zeros((height, width), np.uint16)
+    for instance in sorted(instances, key=lambda i: i.score):
+        if instance.status != TrackStatus.LOST:
+            x, y, w, h = instance.box
+            labels[y:y + h, x:x + w][instance.crop()] = (instance.track_id - 1) % LABELS + 1
+    return labels
+
+
+def _typed(code: str, values: np.ndarray, dtype: type) -> array:
+    """An ``array`` of the message field's own type, which rclpy takes over without a look at each item."""
+    typed = array(code)
+    typed.frombytes(np.ascontiguousarray(values, dtype).tobytes())
+    return typed
+
+
+def _stamp(message: InstanceMaskArray | SkipDiagnostics) -> str:
+    stamp = message.header.stamp
+    return f'{stamp.sec}.{stamp.nanosec:09d}'
