@@ -1,0 +1,69 @@
+# `make` alone lists what there is. Nothing here needs root; everything goes into .venv and the checkout.
+
+PYTHON ?= python3
+VIDEO ?=
+CAMERA ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STEP := @sh scripts/step.sh
+
+CREATED := $(VENV)/.created
+REQUIRED := $(VENV)/.required
+REQUIRED_TEST := $(VENV)/.required_test
+BUILT := tar_vis_ros/_lib/.built
+
+# A sourced apt ROS must not mix with the wheels in .venv.
+unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH
+unexport LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint setup clean distclean
+.DEFAULT_GOAL := help
+
+help:  ## list these commands
+	@echo 'tar_vis_ros: tracked instance masks from a camera topic'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@echo 'variables: VIDEO=file.mp4  CAMERA=0  PYTHON=python3.11  PYTEST_ARGS=  DEMO_ARGS=  PIP_ARGS='
+
+demo: setup  ## masks on a moving camera's pictures, results in demo/ (VIDEO=file.mp4 or CAMERA=0 for your own)
+	@$(BIN)/tar-vis-demo $(if $(VIDEO),--video '$(VIDEO)') $(if $(CAMERA),--camera '$(CAMERA)') $(DEMO_ARGS)
+
+test: setup $(REQUIRED_TEST)  ## run every test (PYTEST_ARGS='-k masks' for some)
+	@$(BIN)/python -m pytest test -q --durations=10 $(PYTEST_ARGS)
+
+lint: $(REQUIRED_TEST)  ## ruff over the whole tree
+	@$(BIN)/ruff check .
+
+setup: $(REQUIRED) $(BUILT)  ## only make .venv and build the messages
+	@:
+
+clean:  ## remove what was built; the next command builds it again
+	rm -rf build install log dist *.egg-info tar_vis_ros/msg tar_vis_ros/_lib tar_vis_ros/*.so .pytest_cache .ruff_cache
+	find tar_vis_core tar_vis_ros test launch -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv and demo/ too
+	rm -rf $(VENV) demo
+
+$(CREATED):
+	@sh scripts/check_system.sh $(PYTHON)
+	$(STEP) 'making $(VENV)' $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(REQUIRED): $(CREATED) requirements.txt requirements-ros.txt
+	$(STEP) 'installing requirements (some minutes the first time)' \
+		$(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements.txt -r requirements-ros.txt
+	@touch $@
+
+$(REQUIRED_TEST): $(REQUIRED) requirements-test.txt
+	$(STEP) 'installing test requirements' $(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements-test.txt
+	@touch $@
+
+$(BUILT): $(REQUIRED) $(wildcard msg/*.msg) CMakeLists.txt setup.py package.xml
+	@sh scripts/check_system.sh $(PYTHON)
+	$(STEP) 'building the messages (half a minute)' \
+		$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
