@@ -1,0 +1,164 @@
+"""Mask AP on still images by pycocotools: persons on every image, other categories where all classes are labelled.
+
+Metric: https://cocodataset.org/#detection-eval. Small, medium and large are areas below 32^2, below 96^2 and above, in
+pixels of the images as they are stored; on images smaller than COCO's own the figures are not COCO's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
+
+from tar_vis_core.data.coco import VOC_NAMES, ImageRecord, load_coco
+
+Prediction = tuple[float, str, np.ndarray]     # score, category name, mask (h, w) bool at the image's size
+
+VOC_TO_COCO = {'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle',
+               'pottedplant': 'potted plant', 'sofa': 'couch', 'tvmonitor': 'tv'}
+
+
+@dataclass(frozen=True)
+class CategoryAP:
+    """Average precision of one category, each 0..1, NaN where no instance could count."""
+
+    name: str
+    images: int          # images on which the category counts
+    instances: int       # labelled ones, crowds left out
+    ap: float            # mean over IoU 0.50 to 0.95
+    ap50: float
+    ap75: float
+    small: float         # AP of instances by area
+    medium: float
+    large: float
+    recall: float        # mean over IoU 0.50 to 0.95, at most 100 predictions an image
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """What :func:`evaluate` gives; ``str`` is a text table in percent."""
+
+    images: int
+    categories: list[CategoryAP] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> CategoryAP:
+        for category in self.categories:
+            if category.name == name:
+                return category
+        raise KeyError(f'{name!r} was not evaluated, only {", ".join(c.name for c in self.categories)}')
+
+    @property
+    def person(self) -> CategoryAP:
+        return self['person']
+
+    def mean_ap(self, exclude: Container[str] = ('person',)) -> float:
+        """Mean AP over the categories that have instances, persons left out; NaN where there are none."""
+        values = [c.ap for c in self.categories if c.name not in exclude and not math.isnan(c.ap)]
+        return float(np.mean(values)) if values else math.nan
+
+    def __str__(self) -> str:
+        columns = ('ap', 'ap50', 'ap75', 'small', 'medium', 'large', 'recall')
+        titles = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large', 'AR100')
+        lines = [f'{"category":<14}{"images":>7}{"count":>7}' + ''.join(f'{title:>8}' for title in titles)]
+        for c in self.categories:
+            cells = ''.join(f'{"-":>8}' if math.isnan(v := getattr(c, column)) else f'{100 * v:>8.1f}'
+                            for column in columns)
+            lines.append(f'{c.name:<14}{c.images:>7}{c.instances:>7}{cells}')
+        return '\n'.join(lines)
+
+
+def evaluate(predict: Callable[[np.ndarray], Iterable[Prediction]], json_path: str | Path | Sequence[ImageRecord], *,
+             categories: Sequence[str] = ('person',), image_ids: Container[int] | None = None,
+             progress: bool = True) -> CocoResult:
+    """Run ``predict`` on every image of a COCO file and score the masks.
+
+    Parameters
+    ----------
+    predict: takes an image ``(h, w, 3)`` uint8 RGB, gives (score, category name, mask ``(h, w)`` bool) of each instance.
+        Names are COCO's or Pascal VOC's; names that are not evaluated are left out.
+    json_path: the COCO file, or records of :func:`tar_vis_core.data.coco.load_coco`.
+    categories: which to evaluate; ``'voc'`` among them stands for the 20 Pascal VOC classes that occur in the file.
+    image_ids: only these images.
+
+    Raises DataError for a faulty data set and ValueError for a prediction that does not fit its image.
+    """
+    records = load_coco(json_path, preload=False) if isinstance(json_path, (str, Path)) else list(json_path)
+    records = [r for r in records if image_ids is None or r.id in image_ids]
+    names = expand_categories(categories, records)
+    found: dict[str, list[dict]] = {name: [] for name in names}
+    for number, record in enumerate(tqdm(records, desc='evaluating', unit='image', disable=not progress)):
+        for score, name, mask in predict(record.image()):
+            name = VOC_TO_COCO.get(name, name)
+            if name not in found:
+                continue
+            if np.shape(mask) != (record.height, record.width):
+                raise ValueError(f'a predicted mask has shape {np.shape(mask)}, '
+                                 f'the image is {(record.height, record.width)}')
+            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            found[name].append({'image_id': number, 'score': float(score), 'segmentation': rle,
+                                'area': float(coco_mask.area(rle))})
+    return CocoResult(len(records), [score_category(name, records, found[name]) for name in names])
+
+
+def expand_categories(categories: Sequence[str], records: Sequence[ImageRecord]) -> list[str]:
+    """Category names in order, each once; ``'voc'`` becomes those Pascal VOC classes that the records hold."""
+    categories = [categories] if isinstance(categories, str) else list(categories)
+    occurring = {a.category for r in records for a in r.annotations if r.exhaustive or a.category == 'person'}
+    names: list[str] = []
+    for name in categories:
+        names += [n for n in VOC_NAMES[1:] if n in occurring] if name == 'voc' else [VOC_TO_COCO.get(name, name)]
+    return list(dict.fromkeys(names))
+
+
+def score_category(name: str, records: Sequence[ImageRecord], predictions: Sequence[dict]) -> CategoryAP:
+    """AP of one category. ``predictions`` hold image_id (position in ``records``), score, segmentation and area.
+
+    An image that labels only persons does not count for another category, neither its instances nor what is
+    predicted there.
+    """
+    counted = [n for n, record in enumerate(records) if record.exhaustive or name == 'person']
+    truth = [{'id': 0, 'image_id': n, 'category_id': 1, 'iscrowd': int(a.crowd), 'segmentation': a.rle, 'area': a.area,
+              'bbox': list(coco_mask.toBbox(a.rle))}
+             for n in counted for a in records[n].annotations if a.category == name]
+    inside = set(counted)
+    answers = [{**p, 'id': 0, 'category_id': 1, 'iscrowd': 0, 'bbox': list(coco_mask.toBbox(p['segmentation']))}
+               for p in predictions if p['image_id'] in inside]
+    for rows in (truth, answers):
+        for number, row in enumerate(rows, 1):               # pycocotools takes id 0 for 'not matched'
+            row['id'] = number
+    instances = sum(not row['iscrowd'] for row in truth)
+    if not instances:
+        return CategoryAP(name, len(counted), 0, *[math.nan] * 7)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_as_coco(records, counted, truth), _as_coco(records, counted, answers), 'segm')
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = evaluation.eval['precision'], evaluation.eval['recall']   # (T, R, K, A, M), (T, K, A, M)
+    return CategoryAP(
+        name, len(counted), instances, ap=_mean(precision[:, :, 0, 0, -1]), ap50=_mean(precision[0, :, 0, 0, -1]),
+        ap75=_mean(precision[5, :, 0, 0, -1]), small=_mean(precision[:, :, 0, 1, -1]),
+        medium=_mean(precision[:, :, 0, 2, -1]), large=_mean(precision[:, :, 0, 3, -1]),
+        recall=_mean(recall[:, 0, 0, -1]))
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is defined; pycocotools writes -1 where nothing is."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else math.nan
+
+
+def _as_coco(records: Sequence[ImageRecord], counted: Sequence[int], annotations: list[dict]) -> COCO:
+    coco = COCO()
+    images = [{'id': n, 'height': records[n].height, 'width': records[n].width} for n in counted]
+    coco.dataset = {'images': images, 'categories': [{'id': 1}], 'annotations': annotations}
+    coco.createIndex()
+    return coco
