@@ -1,0 +1,96 @@
+"""From mask logits at stride 4 to masks at the source image's size, computed only where a mask can be.
+
+The reference resizes twice, bilinear without antialiasing: stride 4 to the padded network input, crop the padding,
+then to the source image (SPEC of MinVIS, section 5). Both resizes and the crop are linear and act on each axis alone,
+so together they are one small matrix per axis: ``full = R_y @ logits @ R_x.T``. Its weights are never negative, hence
+an output pixel can be positive only where one of the few stride-4 pixels that it reads is positive. Evaluating just
+the rows and columns around a mask's positive pixels is therefore exact, not an approximation.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskGeometry:
+    """The sizes a mask passes through, each (height, width) in pixels."""
+
+    logits: tuple[int, int]    # stride-4 grid of the padded input
+    padded: tuple[int, int]    # the network's input
+    content: tuple[int, int]   # the resized image inside the padded input, upper left
+    source: tuple[int, int]    # the image that came in
+
+    @property
+    def content_cells(self) -> tuple[int, int]:
+        """How many stride-4 rows and columns hold image, not only padding."""
+        return tuple(-(-c * n // p) for c, n, p in zip(self.content, self.logits, self.padded, strict=True))
+
+
+@dataclass(frozen=True)
+class AxisResize:
+    """Both resizes and the crop along one axis, ``out = weights @ in``."""
+
+    weights: Tensor      # (n_out, n_in) float32
+    first: np.ndarray    # (n_out,) first input that an output reads; never falls
+    last: np.ndarray     # (n_out,) last input that an output reads; never falls
+
+    def window(self, low: int, high: int) -> tuple[slice, slice]:
+        """Outputs that read any input of ``low..high`` (inclusive), and all inputs that these outputs read."""
+        start = int(np.searchsorted(self.last, low, 'left'))
+        stop = int(np.searchsorted(self.first, high, 'right'))
+        if start >= stop:
+            return slice(0, 0), slice(0, 0)
+        return slice(start, stop), slice(int(self.first[start]), int(self.last[stop - 1]) + 1)
+
+
+@functools.lru_cache(maxsize=16)
+def axis_resize(inputs: int, padded: int, content: int, outputs: int) -> AxisResize:
+    """The resize of one axis: ``inputs`` to ``padded``, cropped to ``content``, to ``outputs`` pixels."""
+    # what bilinear resizing does to unit vectors is its matrix
+    x = F.interpolate(torch.eye(inputs)[None], padded, mode='linear', align_corners=False)[..., :content]
+    weights = F.interpolate(x, outputs, mode='linear', align_corners=False)[0].t().contiguous()
+    used = weights.numpy() > 0
+    return AxisResize(weights, used.argmax(1), inputs - 1 - used[:, ::-1].argmax(1))
+
+
+def full_size_mask(logits: Tensor, geometry: MaskGeometry) -> tuple[tuple[int, int, int, int], np.ndarray] | None:
+    """Box (x, y, width, height) and boolean mask inside it, in source pixels, of logits ``(h, w)`` at stride 4.
+
+    The box is tight. None where no source pixel is positive. ``logits`` are float32 on the CPU.
+    """
+    axes = [axis_resize(*sizes) for sizes in zip(
+        geometry.logits, geometry.padded, geometry.content, geometry.source, strict=True)]
+    positive = (logits > 0).numpy()
+    rows, columns = np.flatnonzero(positive.any(1)), np.flatnonzero(positive.any(0))
+    if not rows.size:
+        return None
+    (out_y, in_y), (out_x, in_x) = (
+        axis.window(int(hit[0]), int(hit[-1])) for axis, hit in zip(axes, (rows, columns), strict=True))
+    full = axes[0].weights[out_y, in_y] @ (logits[in_y, in_x] @ axes[1].weights[out_x, in_x].t())
+    mask = (full > 0).numpy()
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return None
+    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    return (out_x.start + x0, out_y.start + y0, x1 - x0, y1 - y0), mask[y0:y1, x0:x1]
+
+
+def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Common pixels of every pair of boolean masks ``(A, h, w)`` and ``(B, h, w)``, float32 ``(A, B)``."""
+    # sums of ones in float32 are exact up to 2**24 pixels
+    flat = [torch.from_numpy(m.reshape(len(m), m.shape[1] * m.shape[2])).float() for m in (a, b)]
+    return (flat[0] @ flat[1].t()).numpy()
+
+
+def mask_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of every pair of boolean masks ``(A, h, w)`` and ``(B, h, w)``, float32 ``(A, B)``."""
+    common = intersections(a, b)
+    union = a.sum((1, 2))[:, None] + b.sum((1, 2))[None] - common
+    return common / np.maximum(union, 1)

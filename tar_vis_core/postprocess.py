@@ -1,0 +1,137 @@
+"""From a frame's queries to its detections: scores, mask quality, one mask per object, masks at the source's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tar_vis_core.instances import encode_runs
+from tar_vis_core.masks import MaskGeometry, full_size_mask, intersections
+
+MAX_CANDIDATES = 64        # masks evaluated per frame at most, best first
+MIN_CELLS = 3              # a mask of fewer stride-4 pixels is noise
+# Pascal VOC channels (0 is background) of the classes that follow 'person' in a semantic model's class names
+PERSON_CHANNEL = 15
+OBJECT_CHANNELS = [c for c in range(1, 21) if c != PERSON_CHANNEL]
+# How much of the person probability counts as objectness of another class: the decoder learned 'person' from far
+# more examples than 'object' and gives it to animals too; the semantic head then tells them apart.
+PERSON_SHARE = 0.25
+SAME_CLASS_IOU = 0.5       # two masks of one class that overlap more are one object
+ANY_CLASS_IOU = 0.7        # two masks of different classes that overlap more are one object
+CONTAINED = 0.75           # a mask of the same class that lies inside another to this part is a piece of it
+
+
+@dataclass
+class Detection:
+    """One object of one frame, not yet tracked."""
+
+    query: int                           # the decoder's slot
+    class_scores: np.ndarray             # (classes,) float32, 0..1: class probability times mask quality
+    mask: np.ndarray                     # bool, at stride 4 of the resized image
+    embedding: np.ndarray                # (D,) float32, the decoder's normed query
+    colours: np.ndarray                  # unit vector of the colours inside the mask, see ``colour_signature``
+    box: tuple[int, int, int, int]       # tight, x, y, width, height in source pixels
+    area: int                            # source pixels
+    runs: np.ndarray                     # run lengths inside the box
+
+    @property
+    def class_id(self) -> int:
+        return int(self.class_scores.argmax())
+
+    @property
+    def score(self) -> float:
+        return float(self.class_scores.max())
+
+
+def mask_quality(logits: Tensor) -> Tensor:
+    """Mean probability over the positive pixels of each mask ``(K, h, w)``, ``(K,)``; 0 for an empty one."""
+    positive = logits > 0
+    return (logits.sigmoid() * positive).sum((1, 2)) / positive.sum((1, 2)).clamp(min=1)
+
+
+def name_objects(probabilities: Tensor, logits: Tensor, semantic: Tensor) -> Tensor:
+    """Class scores ``(K, 20)`` of a model that tells person from object and names objects by its semantic head.
+
+    ``probabilities (K, 3)`` are person, object, no-object; ``logits (K, h, w)`` the masks; ``semantic`` the VOC
+    logits ``(21, h', w')`` of the same padded frame. A person's score is the decoder's own; another class gets the
+    objectness times its semantic probability, pooled inside the mask.
+    """
+    inside = F.interpolate(logits.sigmoid()[:, None], semantic.shape[-2:], mode='area')[:, 0].flatten(1)
+    pooled = inside @ semantic.softmax(0).flatten(1).t() / inside.sum(1, keepdim=True).clamp(min=1e-6)
+    person, thing = probabilities[:, 0:1], probabilities[:, 1:2]
+    return torch.cat((person, (thing + PERSON_SHARE * person) * pooled[:, OBJECT_CHANNELS]), 1)
+
+
+def distinct(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[int]:
+    """Indices of the masks ``(K, h, w)`` that stay when every object keeps its best one, by falling score."""
+    common = intersections(masks, masks)
+    areas = common.diagonal()
+    iou = common / np.maximum(areas[:, None] + areas[None] - common, 1)
+    inside = common / np.maximum(np.minimum(areas[:, None], areas[None]), 1)
+    same = classes[:, None] == classes[None]
+    duplicate = (iou > ANY_CLASS_IOU) | (same & ((iou > SAME_CLASS_IOU) | (inside > CONTAINED)))
+    kept: list[int] = []
+    for k in np.argsort(-scores, kind='stable'):
+        if not duplicate[k, kept].any():
+            kept.append(int(k))
+    return kept
+
+
+def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Colours of the upper and the lower half of a mask as a unit vector ``(128,)`` float32.
+
+    ``image (h, w, 3)`` uint8 and ``mask (h, w)`` have one size. Each half is a histogram of 4x4x4 RGB bins under a
+    square root, so that the dot product of two signatures is their Bhattacharyya coefficient: 1 for equal colours.
+    """
+    rows, columns = np.nonzero(mask)
+    bins = image[rows, columns].astype(np.int64) >> 6
+    lower = rows > rows.mean()
+    index = (bins[:, 0] * 4 + bins[:, 1]) * 4 + bins[:, 2] + 64 * lower
+    histogram = np.bincount(index, minlength=128).astype(np.float32)
+    return np.sqrt(histogram / histogram.sum())
+
+
+def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor, semantic: Tensor | None,
+           image: np.ndarray, geometry: MaskGeometry, min_score: float, allowed: np.ndarray,
+           ) -> list[Detection]:
+    """The distinct objects of a frame whose score reaches ``min_score``, by falling score.
+
+    ``probabilities (Q, classes + 1)`` end with no-object; ``masks_of`` gives the mask logits ``(K, h, w)`` of a
+    vector of query indices; ``embeddings (Q, D)``; ``semantic (21, h', w')`` where the model has it; ``image`` is
+    the source, uint8 RGB; ``allowed`` a boolean per user-visible class. Tensors are float32 on the CPU.
+    """
+    # no score exceeds the probability of being anything at all, so this loses nothing
+    something = 1 - probabilities[:, -1]
+    queries = torch.nonzero(something >= min_score)[:, 0]
+    queries = queries[something[queries].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
+    if not len(queries):
+        return []
+    logits = masks_of(queries)
+    if semantic is None:
+        class_scores = probabilities[queries, :-1]
+    else:
+        class_scores = name_objects(probabilities[queries], logits, semantic)
+    class_scores = (class_scores * mask_quality(logits)[:, None]).numpy() * allowed
+    rows, columns = geometry.content_cells
+    masks = (logits[:, :rows, :columns] > 0).numpy()
+    scores = class_scores.max(1)
+    good = np.flatnonzero((scores >= min_score) & (masks.sum((1, 2)) >= MIN_CELLS))
+    good = good[distinct(masks[good], scores[good], class_scores[good].argmax(1))]
+    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA) if len(good) else image
+    detections = []
+    for k in good:
+        full = full_size_mask(logits[k], geometry)
+        if full is None:
+            continue
+        box, mask = full
+        query = int(queries[k])
+        detections.append(Detection(
+            query, class_scores[k], masks[k], embeddings[query].numpy(), colour_signature(small, masks[k]), box,
+            int(np.count_nonzero(mask)), encode_runs(mask)))
+    return detections

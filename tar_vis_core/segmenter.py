@@ -1,0 +1,202 @@
+"""The one door: an image and a stream's state in, tracked instances out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tar_vis_core.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
+from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
+from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.models.masked_decoder import ROUTINGS, DecoderOutput
+from tar_vis_core.models.presets import PRESETS
+from tar_vis_core.models.video_model import Features, VideoInstanceModel
+from tar_vis_core.postprocess import Detection, detect
+from tar_vis_core.preprocess import check_image, resized, small_grey
+from tar_vis_core.state import TemporalState
+from tar_vis_core.weights import packaged_weights
+from tar_vis_core.weights.loading import load_model
+
+# A track goes on down to this part of the score threshold; a new one needs all of it.
+CONTINUE_SHARE = 0.5
+
+__all__ = ['SegmenterOptions', 'TemporalState', 'VideoSegmenter']
+
+
+@dataclass(frozen=True)
+class SegmenterOptions:
+    """What may change between frames. Raises ValueError that says which value is wrong and what is expected."""
+
+    routing: str = 'adaptive'           # 'adaptive' (TAR), 'full' (all layers) or 'fixed' (the first few)
+    fixed_layers: int = 3               # layers that 'fixed' executes, from 1
+    score_threshold: float = 0.4        # 0..1: a new track needs this score, a known one half of it
+    max_instances: int = 20             # reported per frame at most, from 1
+    class_filter: tuple[str, ...] = ()  # report these classes only; empty: all
+    input_short_side: int = 0           # pixels of the network input's shorter edge, 32..1333; 0: the preset's
+    skip_bias: float = 0.0              # added to the routers' skip score: above 0 skips more, below 0 less
+    reset_gap_s: float = 2.0            # a longer gap between stamps resets the state; 0: never
+    grace_frames: int = 15              # frames that a track may be out of sight and still keep its id, from 0
+
+    def __post_init__(self) -> None:
+        if self.routing not in ROUTINGS:
+            raise ValueError(unknown_name('routing', self.routing, ROUTINGS))
+        _whole('fixed_layers', self.fixed_layers, 1)
+        _number('score_threshold', self.score_threshold, 0, 1)
+        _whole('max_instances', self.max_instances, 1)
+        if isinstance(self.class_filter, str) or not all(isinstance(name, str) for name in self.class_filter):
+            raise ValueError(f'class_filter is {self.class_filter!r}, expected a sequence of class names')
+        object.__setattr__(self, 'class_filter', tuple(self.class_filter))
+        if self.input_short_side != 0:
+            _whole('input_short_side', self.input_short_side, 32, 1333, ' (0 for the preset\'s)')
+        _number('skip_bias', self.skip_bias, -math.inf, math.inf)
+        _number('reset_gap_s', self.reset_gap_s, 0, math.inf, ' (0 for never)')
+        _whole('grace_frames', self.grace_frames, 0)
+
+
+def _number(name: str, value: float, low: float, high: float, hint: str = '') -> None:
+    numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not numeric or not math.isfinite(value) or not low <= value <= high:
+        limits = [text for text, bound in ((f'>= {low}', low), (f'<= {high}', high)) if math.isfinite(bound)]
+        raise ValueError(f'{name} is {value!r}, expected a number {" and ".join(limits) or "that is finite"}{hint}')
+
+
+def _whole(name: str, value: int, low: int, high: float = math.inf, hint: str = '') -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
+        limit = f'>= {low}' + (f' and <= {high}' if math.isfinite(high) else '')
+        raise ValueError(f'{name} is {value!r}, expected a whole number {limit}{hint}')
+
+
+class VideoSegmenter:
+    """Online video instance segmentation. Stateless between frames: one serves many streams with a state each.
+
+    Not to be stepped from two threads at once.
+    """
+
+    def __init__(self, preset: str = 'nano', weights: str | Path | None = None, device: str = 'auto',
+                 precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0):
+        """``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's CPU threads for the whole process.
+
+        Raises ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
+        ValueError (unknown preset or precision, an option out of range).
+        """
+        if preset not in PRESETS:
+            raise ValueError(unknown_name('preset', preset, PRESETS))
+        place, dtype = pick_device(device), pick_precision(precision)
+        _whole('threads', threads, 0)
+        if threads:
+            torch.set_num_threads(threads)
+        model = load_model(preset, packaged_weights(preset) if weights is None else weights)
+        self._set_up(model, place, dtype, options)
+
+    @classmethod
+    def from_model(cls, model: VideoInstanceModel, device: str = 'auto', precision: str = 'float32',
+                   options: SegmenterOptions | None = None) -> VideoSegmenter:
+        """A segmenter around a model that is already made."""
+        segmenter = cls.__new__(cls)
+        segmenter._set_up(model, pick_device(device), pick_precision(precision), options)
+        return segmenter
+
+    def _set_up(self, model: VideoInstanceModel, device: torch.device, dtype: torch.dtype,
+                options: SegmenterOptions | None) -> None:
+        self.model, self.device, self.dtype = model.eval().to(device), device, dtype
+        self.class_names: tuple[str, ...] = model.config.class_names
+        self.num_layers: int = model.config.decoder_layers
+        if options is None:
+            options = SegmenterOptions(routing='adaptive' if model.config.routing else 'full')
+        self.options = options
+
+    @property
+    def options(self) -> SegmenterOptions:
+        """May be assigned between frames; the next step follows it. ValueError where it does not fit the model."""
+        return self._options
+
+    @options.setter
+    def options(self, options: SegmenterOptions) -> None:
+        if options.routing == 'adaptive' and not self.model.config.routing:
+            raise ValueError("routing is 'adaptive', but these weights hold no routers; expected 'full' or 'fixed'")
+        if options.routing == 'fixed':
+            _whole('fixed_layers', options.fixed_layers, 1, self.num_layers)
+        for name in options.class_filter:
+            if name not in self.class_names:
+                raise ValueError('class_filter: ' + unknown_name('class', name, self.class_names))
+        self._options = options
+        self._allowed = np.array([not options.class_filter or name in options.class_filter
+                                  for name in self.class_names])
+
+    def new_state(self) -> TemporalState:
+        """The state of a stream that has not begun."""
+        return TemporalState()
+
+    def reset(self, state: TemporalState, reason: str) -> None:
+        """Forgets a stream's past at once; its next result says ``requested: <reason>`` and has a new epoch."""
+        state.reset(f'requested: {reason}')
+
+    def warm_up(self, height: int, width: int) -> None:
+        """Two steps on an image of that size, so that the first real frame finds everything allocated."""
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        state = self.new_state()
+        for _ in range(2):
+            self.step(image, state)
+
+    @torch.inference_mode()
+    def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None) -> FrameResult:
+        """Segments and tracks the next frame of a stream; changes ``state``.
+
+        ``image`` is uint8 RGB ``(H, W, 3)``, ``stamp_s`` its time in seconds where known. Raises ValueError for
+        another image or a stamp that is not finite, before ``state`` is touched.
+        """
+        image = check_image(image)
+        if stamp_s is not None:
+            _number('stamp_s', stamp_s, -math.inf, math.inf)
+        options, size = self._options, image.shape[:2]
+        clock = StageClock(self.device)
+        reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s)
+        small = small_grey(image)
+        frame = resized(image, options.input_short_side or self.model.config.short_side)
+        with compute_context(self.device, self.dtype):
+            images = self.model.normalize(frame.to(self.device))
+            preprocess = clock.lap()
+            features = self.model.encode(images)
+            encoder = clock.lap()
+            out = self.model.decode(features, state.previous_queries, options.routing, options.fixed_layers,
+                                    options.skip_bias)
+            decoder = clock.lap()
+            geometry = MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], frame.shape[-2:], size)
+            detections, finite = self._detect(image, features, out, geometry)
+        masks = clock.lap()
+        identities = state.identities
+        identities.grace_frames = options.grace_frames
+        tracks = identities.update(
+            detections, state.match_slots(out.embeddings[0].float()), options.score_threshold,
+            options.max_instances, elapsed_s, *size)
+        instances = [identities.instance(track, status, self.class_names) for track, status in tracks
+                     if self._allowed[track.class_id] or status != TrackStatus.LOST]
+        state.previous_queries = out.queries
+        mse, index, epoch = state.frame_mse(small), state.frame_index, state.epoch
+        state.frame_index += 1
+        if not finite:  # it would poison all frames to come
+            state.reset('the network gave numbers that are not finite')
+        tracker = clock.lap()
+        times = StageTimes(preprocess, encoder, decoder, masks, tracker, clock.total())
+        return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason)
+
+    def _detect(self, image: np.ndarray, features: Features, out: DecoderOutput,
+                geometry: MaskGeometry) -> tuple[list[Detection], bool]:
+        """The frame's detections, none where the network's numbers are not finite, and whether they are."""
+        probabilities = out.logits[0].float().softmax(-1).cpu()
+        if not torch.isfinite(probabilities).all():
+            return [], False
+
+        def masks_of(queries: torch.Tensor) -> torch.Tensor:
+            chosen = out.mask_embeddings[:, queries.to(self.device)]
+            return self.model.mask_logits(chosen, features.mask_features)[0].float().cpu()
+
+        named = self.model.config.semantic_classes
+        semantic = features.semantic[0].float().cpu() if named else None
+        options = self._options
+        return detect(probabilities, masks_of, out.embeddings[0].float().cpu(), semantic, image, geometry,
+                      CONTINUE_SHARE * options.score_threshold, self._allowed), True

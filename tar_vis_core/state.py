@@ -1,0 +1,76 @@
+"""All that lives between the frames of one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from tar_vis_core.tracking.identity import IdentityTracker
+from tar_vis_core.tracking.matching import match_embeddings
+
+# Time between frames that come without stamps; it only gives velocities a unit.
+NOMINAL_INTERVAL_S = 1 / 15
+
+
+@dataclass
+class TemporalState:
+    """The memory of one stream, of constant size. Made by ``VideoSegmenter.new_state``, changed by ``step``."""
+
+    # The last frame's decoder output (1, Q, D), before the norm and in the decoder's own slot order: what the
+    # Synchronizer and the Routers read. The tracker must never permute it, or slots and their positions part.
+    previous_queries: Tensor | None = None
+    # The last frame's normed queries (Q, D) in the tracker's order: what the next frame is matched against.
+    tracker_embeddings: Tensor | None = None
+    # Tracks and their ids; starts anew at a reset, so ids begin at 1 again.
+    identities: IdentityTracker = field(default_factory=IdentityTracker)
+    # The last frame in grey, about 64 pixels wide: for the inter-frame mean squared error.
+    small_frame: np.ndarray | None = None
+    # Index of the next frame since the last reset.
+    frame_index: int = 0
+    # Rises by one at every reset: (epoch, track id) never comes twice in a stream.
+    epoch: int = 0
+    # (height, width) of the source; another size resets.
+    image_size: tuple[int, int] | None = None
+    # Stamp of the last frame in seconds, None where it came without one.
+    last_stamp_s: float | None = None
+    # Why the state was reset since the last frame; the next frame reports it.
+    reset_reason: str = ''
+
+    def reset(self, reason: str) -> None:
+        """Forgets everything but the epoch, which rises."""
+        self.__init__(epoch=self.epoch + 1, reset_reason=reason)  # type: ignore[misc]
+
+    def begin_frame(self, size: tuple[int, int], stamp_s: float | None, reset_gap_s: float) -> tuple[str, float]:
+        """Resets where the stream has a break; gives the reset's reason ('' for none) and the seconds since the last
+        frame."""
+        elapsed = NOMINAL_INTERVAL_S
+        if stamp_s is not None and self.last_stamp_s is not None:
+            elapsed = stamp_s - self.last_stamp_s
+        if self.image_size not in (None, size):
+            (h0, w0), (h, w) = self.image_size, size
+            self.reset(f'image size changed from {w0}x{h0} to {w}x{h}')
+        elif elapsed < 0:
+            self.reset(f'stamp went back by {-elapsed:.3f} s')
+        elif elapsed > reset_gap_s > 0:
+            self.reset(f'gap of {elapsed:.3f} s')
+        reason, self.reset_reason = self.reset_reason, ''
+        self.image_size, self.last_stamp_s = size, stamp_s
+        return reason, elapsed
+
+    def match_slots(self, embeddings: Tensor) -> np.ndarray:
+        """The tracker's slot of every decoder query ``(Q,)`` (MinVIS matching), and remembers the frame in its order.
+        """
+        slots = np.arange(len(embeddings))
+        if self.tracker_embeddings is not None:
+            indices = match_embeddings(self.tracker_embeddings, embeddings)
+            slots[indices.cpu().numpy()] = np.arange(len(embeddings))
+            embeddings = embeddings[indices]
+        self.tracker_embeddings = embeddings
+        return slots
+
+    def frame_mse(self, small: np.ndarray) -> float:
+        """Mean squared difference to the last small frame, squared grey levels; NaN for the first; remembers it."""
+        before, self.small_frame = self.small_frame, small
+        return float('nan') if before is None else float(np.square(small - before).mean())
