@@ -1,0 +1,60 @@
+"""Every test process gets a DDS domain, a DDS profile and at most two threads, before ROS or torch load."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tar_vis_ros.dds import use_shared_memory_profile
+
+
+def _claim_domain():
+    """Set a ROS_DOMAIN_ID that no other test process of this machine has.
+
+    1 to 101 are the domains whose ports lie below Linux's ephemeral ones, and 0 is where everybody else
+    is. The lock on a file says that a domain is taken; it goes with the process, however that ends.
+    Gives the open file, which must live as long as the process.
+    """
+    folder = Path(tempfile.gettempdir()) / f'tar_vis_ros_domains_{os.getuid()}'
+    folder.mkdir(exist_ok=True)
+    for attempt in range(101):
+        domain = 1 + (os.getpid() + attempt) % 101
+        lock = open(folder / str(domain), 'w')  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        os.environ['ROS_DOMAIN_ID'] = str(domain)
+        return lock
+    raise RuntimeError(f'all 101 DDS domains are taken by test processes (locks in {folder})')
+
+
+def _at_most_two_threads() -> None:
+    for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
+        asked = os.environ.get(variable, '')
+        os.environ[variable] = str(min(int(asked), 2) if asked.isdigit() and int(asked) else 2)
+
+
+_DOMAIN = _claim_domain()
+_at_most_two_threads()
+use_shared_memory_profile()
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'   # nothing of a test leaves this machine
+os.environ['RCUTILS_COLORIZED_OUTPUT'] = '0'
+
+
+@pytest.fixture
+def ros_env(tmp_path: Path) -> dict[str, str]:
+    """Environment for a child process: this process's domain, profile and threads, logs in ``tmp_path``.
+
+    The ROS wheels re-execute Python once to set LD_LIBRARY_PATH and say so in
+    _ROS_WHEELS_BOOTSTRAP_COMPLETE: a child keeps both or neither.
+    """
+    env = dict(os.environ, ROS_LOG_DIR=str(tmp_path / 'ros_log'), PYTHONUNBUFFERED='1')
+    if '_ROS_WHEELS_BOOTSTRAP_COMPLETE' not in env or 'LD_LIBRARY_PATH' not in env:
+        env.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)
+    return env
