@@ -126,6 +126,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises :class:`WeightsError`; no code of the file runs.
     """
     path = Path(path)
+    if path.suffix == '.safetensors':
+        raise WeightsError(f'{path} is safetensors already; expected an official .pth or .pkl checkpoint')
     with reading(path):
         content = _read_torch(path) if _is_torch(path) else _read_pickle(path)
     if isinstance(content, Mapping) and isinstance(content.get('model'), Mapping):
