@@ -189,14 +189,15 @@ class CocoDataset(Dataset):
     """
 
     def __init__(self, json_paths: Sequence[str | Path] | str | Path, size: tuple[int, int] = (256, 384), *,
-                 augment: bool = True, seed: int = 0, copy_paste: float = 0.4, min_pixels: int = 40,
-                 max_instances: int = 40, skip_image_ids: Container[int] = ()) -> None:
+                 augment: bool = True, seed: int = 0, copy_paste: float = 0.4, lookalikes: float = 0.03,
+                 min_pixels: int = 40, max_instances: int = 40, skip_image_ids: Container[int] = ()) -> None:
         if isinstance(json_paths, (str, Path)):
             json_paths = [json_paths]
         self.records = [record for path in json_paths for record in load_coco(path, skip_image_ids=skip_image_ids)]
         if not self.records:
             raise DataError(f'no image in {", ".join(map(str, json_paths))}')
         self.augment, self.seed, self.copy_paste = augment, seed, copy_paste
+        self.lookalikes = lookalikes
         self.min_pixels, self.max_instances = min_pixels, max_instances
         self._shared = torch.tensor([0, *size]).share_memory_()      # epoch, height, width
         self.set_size(*size)
@@ -252,17 +253,21 @@ class CocoDataset(Dataset):
             image = scene.image
             if rng.random() < 0.8:
                 image = cv2.transform(image, tf.random_colours(rng))
-            scene.image = tf.degrade(rng, image)
+            scene.image = tf.Degradation.draw(rng).apply(rng, image)
         else:
             scene = tf.warp_scene(scene, tf.fit_view(scene.size, size), size)
         return tf.to_sample(tf.drop_small(scene, self.min_pixels, self.max_instances))
 
     def paste_random(self, rng: np.random.Generator, scene: Scene) -> Scene:
-        """Lay one to three instances of another image over the scene, sometimes behind its own instances."""
+        """Lay one to three instances of another image over the scene, sometimes behind its own instances.
+
+        With odds ``lookalikes`` the same ones many times over: a crowd that only position tells apart.
+        """
         donor = self.draw_donor(rng)
         if donor is None:
             return scene
-        for _ in range(1 + int(rng.random() < 0.35)):
+        copies = int(rng.integers(3, 8)) if rng.random() < self.lookalikes else 1 + int(rng.random() < 0.35)
+        for _ in range(copies):
             placed = tf.warp_scene(donor, tf.random_placement(rng, donor, scene.size), scene.size)
             scene = tf.paste(scene, placed, behind=rng.random() < 0.3)
         return scene

@@ -50,6 +50,7 @@ class Sample:
     masks: torch.Tensor      # (n, h, w) bool
     labels: torch.Tensor     # (n,) int64, PERSON or OBJECT
     trusted: torch.Tensor    # (n,) bool, False for a machine-made mask
+    valid: torch.Tensor      # (n,) bool, False in a clip's frame that does not show the instance (its mask is empty)
     ignore: torch.Tensor     # (h, w) bool: an unmatched query in here is not charged as no-object
     semantic: torch.Tensor   # (h, w) uint8 Pascal VOC index, 0 background, 255 unknown
     exhaustive: bool         # False: only persons are labelled, an unmatched object may be real
@@ -134,15 +135,18 @@ def fit_view(source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     return scaling(scale, scale)
 
 
-def random_view(rng: np.random.Generator, scene: Scene, size: tuple[int, int]) -> np.ndarray:
+def random_view(rng: np.random.Generator, scene: Scene, size: tuple[int, int], fill: bool = False) -> np.ndarray:
     """A random crop, scale, mirror and mild turn from ``scene`` to a canvas ``size``.
 
     Scale 1 puts the short side of the image on the short side of the canvas, which is what inference does. Three
-    draws in four stay at 0.8 to 1.5; the others zoom out (small persons) or in (large ones).
+    draws in four stay at 0.8 to 1.5; the others zoom out (small persons) or in (large ones). ``fill`` never shows
+    padding (but where the view is turned).
     """
     (height, width), (h, w) = size, scene.size
     low, high = ((0.8, 1.5), (0.4, 0.8), (1.5, 2.5))[rng.choice(3, p=(0.76, 0.14, 0.10))]
     scale = min(size) / min(h, w) * math.exp(rng.uniform(math.log(low), math.log(high)))
+    if fill:
+        scale = max(scale, 1.09 * max(height / h, width / w))
     stretch = math.exp(rng.uniform(-0.08, 0.08))
     sx, sy = scale * stretch, scale / stretch
     matrix = scaling(sx, sy)
@@ -214,22 +218,40 @@ def random_colours(rng: np.random.Generator, strength: float = 1.0) -> np.ndarra
     return np.concatenate([linear, np.full((3, 1), 128 * (1 - contrast) + brightness)], 1)
 
 
-def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Now and then what a cheap camera does: defocus or motion blur, sensor noise, hard compression."""
-    if rng.random() < 0.12:
-        if rng.random() < 0.5:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.6))
-        else:
+@dataclass(frozen=True)
+class Degradation:
+    """What a cheap camera does to a picture; the frames of a clip share it, the noise is new in each."""
+
+    defocus: float = 0.0                 # sigma of a Gaussian, pixels
+    smear: tuple[int, int] = (1, 1)      # box of motion blur, pixels
+    noise: int = 0                       # amplitude in grey levels
+    quality: int = 0                     # of JPEG compression; 0 = none
+
+    @staticmethod
+    def draw(rng: np.random.Generator) -> Degradation:
+        """Mostly none; one picture in eight is blurred, one in eight noisy, one in twelve compressed hard."""
+        defocus, smear = 0.0, (1, 1)
+        if rng.random() < 0.06:
+            defocus = rng.uniform(0.5, 1.6)
+        elif rng.random() < 0.06:
             length = int(rng.integers(3, 8))
-            image = cv2.blur(image, (length, 1) if rng.random() < 0.7 else (1, length))
-    if rng.random() < 0.12:
-        grain = rng.integers(-128, 128, image.shape, np.int8).astype(np.int16)
-        level = 1 << int(rng.integers(2, 5))                 # amplitude 4 to 16 grey levels
-        image = np.clip(image + (grain * level >> 7), 0, 255).astype(np.uint8)
-    if rng.random() < 0.08:
-        quality = int(rng.integers(25, 75))
-        image = cv2.imdecode(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
-    return image
+            smear = (length, 1) if rng.random() < 0.7 else (1, length)
+        noise = 1 << int(rng.integers(2, 5)) if rng.random() < 0.12 else 0
+        return Degradation(defocus, smear, noise, int(rng.integers(25, 75)) if rng.random() < 0.08 else 0)
+
+    def apply(self, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+        """The degraded image, ``(h, w, 3)`` uint8."""
+        if self.defocus:
+            image = cv2.GaussianBlur(image, (0, 0), self.defocus)
+        if self.smear != (1, 1):
+            image = cv2.blur(image, self.smear)
+        if self.noise:
+            grain = rng.integers(-128, 128, image.shape, np.int8).astype(np.int16)
+            image = np.clip(image + (grain * self.noise >> 7), 0, 255).astype(np.uint8)
+        if self.quality:
+            encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
+            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        return image
 
 
 def drop_small(scene: Scene, min_pixels: int, max_instances: int) -> Scene:
@@ -260,5 +282,6 @@ def to_sample(scene: Scene) -> Sample:
     return Sample(
         image=torch.from_numpy(np.ascontiguousarray(scene.image.transpose(2, 0, 1))),
         masks=torch.from_numpy(scene.masks), labels=torch.from_numpy(scene.labels),
-        trusted=torch.from_numpy(scene.trusted), ignore=torch.from_numpy(scene.ignore),
+        trusted=torch.from_numpy(scene.trusted),
+        valid=torch.from_numpy(scene.masks.any((1, 2))), ignore=torch.from_numpy(scene.ignore),
         semantic=torch.from_numpy(semantic_map(scene)), exhaustive=scene.exhaustive)

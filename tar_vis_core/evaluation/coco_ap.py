@@ -83,8 +83,8 @@ def evaluate(predict: Callable[[np.ndarray], Iterable[Prediction]], json_path: s
 
     Parameters
     ----------
-    predict: takes an image ``(h, w, 3)`` uint8 RGB, gives (score, category name, mask ``(h, w)`` bool) of each instance.
-        Names are COCO's or Pascal VOC's; names that are not evaluated are left out.
+    predict: takes an image ``(h, w, 3)`` uint8 RGB, gives (score, category name, mask ``(h, w)`` bool) of each
+        instance. Names are COCO's or Pascal VOC's; names that are not evaluated are left out.
     json_path: the COCO file, or records of :func:`tar_vis_core.data.coco.load_coco`.
     categories: which to evaluate; ``'voc'`` among them stands for the 20 Pascal VOC classes that occur in the file.
     image_ids: only these images.
