@@ -1,0 +1,260 @@
+"""``tar-vis-video``: publishes a video file, a folder of images, a camera or the built-in photographs as images.
+
+Every option is a command line flag and a ROS parameter; both come from the table OPTIONS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import rclpy
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.duration import Duration
+from rclpy.exceptions import InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
+from rclpy.utilities import remove_ros_args
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from tar_vis_ros.dds import use_shared_memory_profile
+from tar_vis_ros.frames import PHOTOGRAPHS, Frame, FrameReader, SourceError, open_frames, play
+from tar_vis_ros.image_conversion import array_to_image
+
+SETTLE_S = 0.5     # after the subscribers are matched: their side of the match may come later than ours
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: a parameter of the node and a flag of the command line."""
+
+    name: str
+    default: str | bool | int | float
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    live: bool = False       # may change while frames are being published
+
+    def checked(self, value: Any) -> Any:
+        """``value`` in the type of the default; raises SourceError with one line where it does not fit."""
+        kind = type(self.default)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, kind) and (whole or kind is not int):
+            good = value
+        elif kind in (float, str) and whole:     # rate:=10 and source:=0 say what they mean
+            good = kind(value)
+        else:
+            names = {float: 'a number', int: 'a whole number', bool: 'true or false', str: 'text'}
+            raise SourceError(f'{self.name}: expected {names[kind]}, got {value!r}')
+        if self.choices and good not in self.choices:
+            raise SourceError(f'{self.name}: expected one of {", ".join(self.choices)}, got {good!r}')
+        if self.low is not None and not (self.low <= good <= self.high):
+            raise SourceError(f'{self.name}: expected {self.low} to {self.high}, got {good}')
+        return good
+
+    def descriptor(self) -> ParameterDescriptor:
+        """What ``ros2 param describe`` shows."""
+        out = ParameterDescriptor(description=self.help, read_only=not self.live, dynamic_typing=True)
+        if self.choices:
+            out.additional_constraints = f'one of {", ".join(self.choices)}'
+        if self.low is not None and isinstance(self.default, float):
+            out.floating_point_range = [FloatingPointRange(from_value=float(self.low), to_value=float(self.high))]
+        elif self.low is not None:
+            out.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high))]
+        return out
+
+
+OPTIONS = (
+    Option('source', PHOTOGRAPHS, 'a video file, an image, a folder of images, a camera (0 or /dev/video0), or '
+                                  f"'{PHOTOGRAPHS}': a simulated camera over scikit-image's photographs"),
+    Option('rate', 0.0, "images per second, 0 = the source's own; every frame of a file is sent, "
+                        'a camera is thinned out', 0.0, 240.0, live=True),
+    Option('loop', False, 'start again after the last frame'),
+    Option('frames', 0, 'end after this many frames, 0 = all', 0, 2**31 - 1),
+    Option('width', 0, 'scale the images to this width in pixels with their aspect kept, 0 = as they are', 0, 16384),
+    Option('wait_for_subscribers', 0, 'send the first frame when this many subscribers are matched', 0, 1000),
+    Option('stamps', 'clock', 'clock: the time of sending; source: the start plus the position in the source, growing '
+                              'over loops; restart: the same, but back to the start at each loop',
+           choices=('clock', 'source', 'restart')),
+    Option('frame_id', 'camera', 'frame_id of the images'),
+    Option('follow', '', 'a topic of InstanceMaskArray: send the next frame when the last one is answered there'),
+    Option('follow_timeout_s', 5.0, 'go on after this many seconds without an answer', 0.1, 3600.0),
+    Option('depth', 5, 'images that the publisher keeps for a slow reliable subscriber', 1, 100),
+    Option('reliable', True, 'offer reliable delivery (best effort subscribers are served either way)'),
+    Option('seed', 0, "varies the camera motion over the photographs", 0, 2**31 - 1),
+)
+
+
+class VideoSource(Node):
+    """Publishes ``image`` (rgb8) until the source ends."""
+
+    def __init__(self, overrides: dict[str, Any] | None = None, **kwargs):
+        parameters = [Parameter(name, value=value) for name, value in (overrides or {}).items()]
+        super().__init__('tar_vis_video', parameter_overrides=parameters, **kwargs)
+        for option in OPTIONS:
+            setattr(self, option.name, self._declare(option))
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._stamp_answered: tuple[int, int] = (0, 0)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self)
+        self._images = self.create_publisher(Image, 'image', QoSProfile(
+            depth=self.depth,
+            reliability=ReliabilityPolicy.RELIABLE if self.reliable else ReliabilityPolicy.BEST_EFFORT))
+        self._start: Time | None = None
+        if self.follow:
+            from tar_vis_ros.msg import InstanceMaskArray
+            self.create_subscription(InstanceMaskArray, self.follow, self._on_answer, 10)
+
+    def run(self) -> int:
+        """Open the source, send its frames and give their number; raises SourceError."""
+        with open_frames(self.source, self.rate, self.width, self.seed) as reader:
+            self._wait_for_subscribers()
+            length = f'{reader.count} frames, ' if reader.count else ''
+            self.get_logger().info(f'publishing {reader.name} ({length}{self.rate or reader.fps:.4g} per second) '
+                                   f'on {self._images.topic_name}')
+            began = time.monotonic()
+            sent = self._send_all(reader)
+            seconds = time.monotonic() - began
+            if reader.count and not self.loop and sent < min(reader.count, self.frames or reader.count):
+                self.get_logger().warning(f'{reader.name} says {reader.count} frames, but {sent} could be read')
+        self._images.wait_for_all_acked(Duration(seconds=2))
+        self.get_logger().info(f'sent {sent} frames in {seconds:.1f} s ({sent / max(seconds, 1e-9):.2f} per second)')
+        return sent
+
+    def _send_all(self, reader: FrameReader) -> int:
+        due, sent, last = time.monotonic(), 0, None
+        for frame in play(reader, self.loop, self.frames, self.width):
+            self._spin_until(due if not reader.live else 0.0)
+            if self.follow and last is not None:
+                self._wait_for_answer(last)
+            message = self._message(frame)
+            if not self.context.ok():
+                raise ExternalShutdownException
+            self._images.publish(message)
+            sent += 1
+            last = message.header.stamp
+            if reader.live:
+                reader.rate = self.rate
+            due = max(due + 1.0 / (self.rate or reader.fps), time.monotonic())    # late: go on, no burst
+        if self.follow and last is not None:
+            self._wait_for_answer(last)
+        return sent
+
+    def _message(self, frame: Frame) -> Image:
+        now = self.get_clock().now()
+        self._start = self._start or now
+        if self.stamps != 'clock':
+            position_s = frame.position_s if self.stamps == 'source' else frame.pass_position_s
+            now = self._start + Duration(nanoseconds=round(position_s * 1e9))
+        return array_to_image(frame.image, 'rgb8', Header(stamp=now.to_msg(), frame_id=self.frame_id))
+
+    def _wait_for_subscribers(self) -> None:
+        def missing() -> str:
+            if self._images.get_subscription_count() < self.wait_for_subscribers:
+                return f'{self.wait_for_subscribers} subscriber(s) of {self._images.topic_name}'
+            return f'a publisher of {self.follow}' if self.follow and not self.count_publishers(self.follow) else ''
+        text = missing()
+        if text:
+            self.get_logger().info(f'waiting for {text}')
+        while missing():
+            self._executor.spin_once(timeout_sec=0.05)
+        if self.wait_for_subscribers or self.follow:
+            self._spin_until(time.monotonic() + SETTLE_S)
+
+    def _wait_for_answer(self, stamp: Any) -> None:
+        until = time.monotonic() + self.follow_timeout_s
+        while self._stamp_answered != (stamp.sec, stamp.nanosec):
+            left = until - time.monotonic()
+            if left <= 0:
+                self.get_logger().warning(f'no answer on {self.follow} within {self.follow_timeout_s:g} s: going on')
+                return
+            self._executor.spin_once(timeout_sec=left)
+
+    def _spin_until(self, due: float) -> None:
+        self._executor.spin_once(timeout_sec=0)
+        while (left := due - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left)
+
+    def _on_answer(self, answer: Any) -> None:
+        self._stamp_answered = (answer.header.stamp.sec, answer.header.stamp.nanosec)
+
+    def _declare(self, option: Option) -> Any:
+        try:
+            return option.checked(self.declare_parameter(option.name, option.default, option.descriptor()).value)
+        except InvalidParameterValueException as error:
+            got = str(error).partition('(')[2].partition(')')[0]
+            raise SourceError(f'{option.name}: expected {option.low} to {option.high}, got {got}') from None
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        table = {option.name: option for option in OPTIONS if option.live}
+        try:
+            values = {p.name: table[p.name].checked(p.value) for p in parameters if p.name in table}
+        except SourceError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        for name, value in values.items():
+            setattr(self, name, value)
+        return SetParametersResult(successful=True)
+
+
+def command_line(arguments: list[str]) -> dict[str, Any]:
+    """The options that a command line sets, by parameter name."""
+    parser = argparse.ArgumentParser(
+        prog='tar-vis-video', argument_default=argparse.SUPPRESS,
+        description='Publish a video file, a folder of images, a camera or the built-in photographs on the ROS topic '
+                    "'image'. What follows --ros-args goes to ROS (remaps, parameters).")
+    for option in OPTIONS:
+        text = option.help.replace('%', '%%')
+        flag = '--' + option.name.replace('_', '-')
+        if option.name == 'source':
+            parser.add_argument('source', nargs='?', metavar='SOURCE', help=text)
+            parser.add_argument('--camera', dest='source', metavar='N', help='the same as the source N, a camera')
+        elif isinstance(option.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag, type=type(option.default), choices=option.choices or None,
+                                metavar=None if option.choices else option.name.rsplit('_', 1)[-1].upper(),
+                                help=f'{text} (default: {option.default})' if option.default != '' else text)
+    values = vars(parser.parse_args(arguments))
+    for option in OPTIONS:
+        if option.name in values:
+            option.checked(values[option.name])
+    return values
+
+
+def main(args: list[str] | None = None) -> int:
+    """Send all frames; gives 0, or 1 with one line on stderr."""
+    arguments = list(sys.argv if args is None else ['tar-vis-video', *args])
+    node = None
+    try:
+        values = command_line(remove_ros_args(arguments)[1:])
+        use_shared_memory_profile()
+        rclpy.init(args=arguments)
+        node = VideoSource(values)
+        node.run()
+    except SourceError as error:
+        print(f'tar-vis-video: {error}', file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except Exception:
+        if rclpy.ok():      # else the context ended under a call, as SIGTERM makes it: no error
+            raise
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)    # launch repeats the signal
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
