@@ -1,0 +1,117 @@
+"""Mask AP: perfect answers score 1, wrong ones less, and nothing is charged where the truth is not known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from tar_vis_core.data.coco import DataError, ImageRecord, load_coco
+from tar_vis_core.evaluation.coco_ap import evaluate
+
+from coco_files import HEIGHT, WIDTH, ellipse, rle_of, write_coco
+
+
+class Answers:
+    """A predictor that knows the truth: image after image, changed by ``change(score, name, mask)``."""
+
+    def __init__(self, records: list[ImageRecord], change=lambda *row: [row]) -> None:
+        self.records, self.change = iter(records), change
+
+    def __call__(self, image: np.ndarray) -> list[tuple[float, str, np.ndarray]]:
+        record = next(self.records)
+        assert image.shape == (record.height, record.width, 3) and image.dtype == np.uint8
+        rows = [(0.9, a.category, coco_mask.decode(a.rle).astype(bool)) for a in record.annotations if not a.crowd]
+        return [new for row in rows for new in self.change(*row)]
+
+
+def run(path: Path, change=lambda *row: [row], **options):
+    records = load_coco(path)
+    return evaluate(Answers(records, change), records, progress=False, **options)
+
+
+def test_perfect_answers_score_one(tmp_path):
+    result = run(write_coco(tmp_path), categories=('person', 'voc'))
+    assert [c.name for c in result.categories] == ['person', 'cat']
+    for category in result.categories:
+        assert category.images == category.instances == 3
+        assert (category.ap, category.ap50, category.ap75, category.recall) == pytest.approx((1, 1, 1, 1))
+        assert math.isnan(category.large), 'no instance is that large'
+    assert result.mean_ap() == pytest.approx(1.0)
+    assert str(result).splitlines()[1].split() == 'person 3 3 100.0 100.0 100.0 - 100.0 - 100.0'.split()
+
+
+def test_no_answers_score_zero(tmp_path):
+    result = evaluate(lambda image: [], write_coco(tmp_path), progress=False)
+    assert result.person.ap == 0.0 and result.person.recall == 0.0
+    with pytest.raises(KeyError, match="'cat' was not evaluated, only person"):
+        result['cat']
+
+
+def test_a_half_right_mask_counts_at_low_overlap_only(tmp_path):
+    def shave(score, name, mask):
+        columns = np.flatnonzero(mask.any(0))
+        mask = mask.copy()
+        mask[:, columns[int(len(columns) * 0.7)]:] = False
+        return [(score, name, mask)]
+    person = run(write_coco(tmp_path), shave).person
+    assert person.ap50 == pytest.approx(1.0) and person.ap75 == 0.0 and 0 < person.ap < 1
+
+
+def test_a_confident_false_answer_costs_precision(tmp_path):
+    elsewhere = np.zeros((HEIGHT, WIDTH), bool)
+    elsewhere[:8, :8] = True
+    person = run(write_coco(tmp_path), lambda *row: [row, (0.99, 'person', elsewhere)]).person
+    assert 0.2 < person.ap50 < 0.8
+    quiet = run(write_coco(tmp_path), lambda *row: [row, (0.1, 'person', elsewhere)]).person
+    assert quiet.ap50 == 1.0
+
+
+def test_answers_inside_a_crowd_are_not_charged(tmp_path):
+    region = np.zeros((HEIGHT, WIDTH), bool)
+    region[:20, :40] = True
+    crowd = {'id': 99, 'image_id': 1, 'category_id': 1, 'iscrowd': 1, 'segmentation': rle_of(region)}
+    records = load_coco(write_coco(tmp_path, extra=(crowd,)))
+    for place, expected in ((ellipse(10, 8, 5, 4), 1.0), (ellipse(60, 80, 5, 4), 0.75)):
+        truth = Answers(records)
+        surplus = iter([[(0.99, 'person', place)]])          # on the first image only
+        result = evaluate(lambda image: truth(image) + next(surplus, []), records, progress=False)
+        assert result.person.ap == pytest.approx(expected, abs=0.005)
+
+
+def test_images_that_label_only_persons_count_for_persons_only(tmp_path):
+    path = write_coco(tmp_path, annotated='person')
+    result = run(path, categories=('person', 'cat'))
+    assert result.person.ap == pytest.approx(1.0)
+    assert result['cat'].images == 0 and math.isnan(result['cat'].ap)
+    assert [c.name for c in run(path, categories='voc').categories] == ['person']
+
+
+def test_pascal_names_are_understood_and_other_names_left_out(tmp_path):
+    tv = {'id': 99, 'image_id': 1, 'category_id': 72, 'iscrowd': 0, 'segmentation': rle_of(ellipse(60, 80, 12, 9))}
+    path = write_coco(tmp_path, extra=(tv,))
+
+    def rename(score, name, mask):
+        return [(score, {'tv': 'tvmonitor', 'cat': 'no such name'}.get(name, name), mask)]
+    result = run(path, rename, categories=('tvmonitor', 'cat'))
+    assert result['tv'].ap == pytest.approx(1.0) and result['cat'].ap == 0.0
+
+
+def test_only_the_chosen_images_are_seen(tmp_path):
+    path = write_coco(tmp_path)
+    records = [r for r in load_coco(path) if r.id == 2]
+    result = evaluate(Answers(records), path, image_ids={2}, progress=False)
+    assert result.images == result.person.instances == 1 and result.person.ap == pytest.approx(1.0)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'shape \(4, 5\), the image is \(96, 128\)'):
+        run(write_coco(tmp_path), lambda score, name, mask: [(score, name, np.ones((4, 5), bool))])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match='nothing.json'):
+        evaluate(lambda image: [], tmp_path / 'nothing.json', progress=False)
