@@ -34,7 +34,7 @@ def ament_prefixes() -> list[Path]:
 
 
 class BuildModules(build_py):
-    """Python modules, and config/ beside them, where tar_vis_ros/dds.py looks for it."""
+    """Python modules, and config/ beside them, where tar_vis_ros/resources.py looks for it."""
 
     def run(self) -> None:
         super().run()

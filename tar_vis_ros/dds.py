@@ -11,27 +11,14 @@ import os
 import sys
 from pathlib import Path
 
+from tar_vis_ros.resources import config_file
+
 # The first is read by Fast DDS 2 (Humble, Jazzy), the second by Fast DDS 3 (Kilted).
 PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 
 _SHARED_MEMORY = Path('/dev/shm')
 _MIB = 1 << 20
 _PROCESSES = 6   # source, node, viewer, recorder, and two more: each has a segment of its own
-
-
-def config_file(name: str) -> Path:
-    """Path of a file of ``config/``, found without the ament index.
-
-    pip and colcon installations hold the folder beside this module, an editable
-    installation has it in the checkout. Raises FileNotFoundError naming both.
-    """
-    package = Path(__file__).absolute().parent
-    places = [package / 'config' / name, package.parent / 'config' / name]
-    for place in places:
-        if place.is_file():
-            return place
-    raise FileNotFoundError(
-        f'{name} of tar_vis_ros is not at {places[0]} nor at {places[1]}: install the package again')
 
 
 def shared_memory_profile(folder: Path = _SHARED_MEMORY) -> Path | None:
