@@ -59,21 +59,73 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
         """``query, value (N, S, D)``, ``reference (S, 2)``; gives ``(N, S, D)``."""
         n, s, _ = query.shape
+        n, s, _ = query.shape
         offsets = self.sampling_offsets(query).view(n, s, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).view(n, s, self.heads, self.levels * self.points).softmax(-1)
-        values = self.value_proj(value).transpose(1, 2).split([h * w for h, w in shapes], -1)
-        sampled = []
-        for level, ((h, w), v) in enumerate(zip(shapes, values, strict=True)):
-            # grid_sample wants -1..1 with align_corners False: 2 * (reference + offset / size) - 1
-            scale = offsets.new_tensor((2.0 / w, 2.0 / h))
-            grid = offsets[:, :, :, level] * scale + (2 * reference - 1)[None, :, None, None]
-            grid = grid.transpose(1, 2).flatten(0, 1)
-            v = v.reshape(n * self.heads, -1, h, w)
-            sampled.append(F.grid_sample(v, grid.to(v.dtype), 'bilinear', 'zeros', align_corners=False))
-        stacked = torch.cat(sampled, -1)                              # (N*heads, d, S, levels*points)
-        weights = weights.transpose(1, 2).reshape(n * self.heads, 1, s, -1)
-        out = (stacked * weights).sum(-1).view(n, -1, s)
-        return self.output_proj(out.transpose(1, 2))
+        weights = self.attention_weights(query).view(n, s, self.heads, -1).softmax(-1).view(offsets.shape[:-1])
+        # measured on CPUs: gathering rows is two to three times as fast forwards, grid_sample is backwards
+        gather = query.device.type == 'cpu' and not torch.is_grad_enabled()
+        sample = sample_by_rows if gather else sample_by_grid
+        return self.output_proj(sample(self.value_proj(value), offsets, weights, reference, shapes))
+
+
+def sample_by_grid(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+    """Weighted bilinear samples through ``grid_sample``, zero outside.
+
+    ``value (N, S, D)``, ``offsets (N, S, heads, levels, points, 2)`` in cells of their level, ``weights`` of the same
+    shape without the last axis, ``reference (S, 2)``; gives ``(N, S, D)``.
+    """
+    n, s, heads = offsets.shape[:3]
+    values = value.transpose(1, 2).split([h * w for h, w in shapes], -1)
+    sampled = []
+    for level, ((h, w), v) in enumerate(zip(shapes, values, strict=True)):
+        # grid_sample wants -1..1 with align_corners False: 2 * (reference + offset / size) - 1
+        scale = offsets.new_tensor((2.0 / w, 2.0 / h))
+        grid = offsets[:, :, :, level] * scale + (2 * reference - 1)[None, :, None, None]
+        grid = grid.transpose(1, 2).flatten(0, 1)
+        v = v.reshape(n * heads, -1, h, w)
+        sampled.append(F.grid_sample(v, grid.to(v.dtype), 'bilinear', 'zeros', align_corners=False))
+    stacked = torch.cat(sampled, -1)                              # (N*heads, d, S, levels*points)
+    weights = weights.flatten(3).transpose(1, 2).reshape(n * heads, s, -1)
+    return torch.einsum('bdsk,bsk->bds', stacked, weights).reshape(n, -1, s).transpose(1, 2)
+
+
+def sample_by_rows(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+    """The same as :func:`sample_by_grid`: four corners a sample, all gathered as rows of one table.
+
+    A bag is the weighted sum of ``levels * points * 4`` rows of ``D / heads`` channels, which lie together in memory.
+    """
+    n, s, heads = offsets.shape[:3]
+    size, first, slot = _row_constants(shapes, n, heads, value.device)
+    position = reference[:, None, None, None] * size[:, None] + (offsets - 0.5)
+    corner = position.floor()
+    fraction = position - corner
+    rows, parts = [], []
+    w, h = size[:, 0, None], size[:, 1, None]
+    for dy in (0, 1):
+        y = corner[..., 1] + dy
+        wy = (fraction[..., 1] if dy else 1 - fraction[..., 1]) * weights
+        wy = wy * ((y >= 0) & (y < h))
+        y = y.clamp(min=0).minimum(h - 1) * w + first
+        for dx in (0, 1):
+            x = corner[..., 0] + dx
+            wx = fraction[..., 0] if dx else 1 - fraction[..., 0]
+            parts.append(wy * wx * ((x >= 0) & (x < w)))
+            x = x.clamp(min=0).minimum(w - 1)
+            rows.append((y + x).int() * heads + slot)
+    rows_, parts_ = torch.stack(rows, -1).view(n * s * heads, -1), torch.stack(parts, -1).view(n * s * heads, -1)
+    table = value.reshape(n * s * heads, -1)
+    return F.embedding_bag(rows_, table, per_sample_weights=parts_.to(table.dtype), mode='sum').view(n, s, -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _row_constants(shapes: Shapes, n: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Level sizes (w, h), first cell of each level, and the row offset of each (frame, head)."""
+    size = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)
+    cells = [h * w for h, w in shapes]
+    first = torch.tensor([[sum(cells[:i])] for i in range(len(cells))], dtype=torch.float32, device=device)
+    frame = torch.arange(n, dtype=torch.int32, device=device)[:, None, None, None, None] * (sum(cells) * heads)
+    slot = frame + torch.arange(heads, dtype=torch.int32, device=device)[:, None, None]
+    return size, first, slot
 
 
 class EncoderLayer(nn.Module):

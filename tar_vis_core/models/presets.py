@@ -33,6 +33,7 @@ class ModelConfig:
     pixel_mean: tuple[float, float, float]  # RGB, 0..255
     pixel_std: tuple[float, float, float]
     heads: int = 8
+    encoder_heads: int = 8
     decoder_layers: int = 9
     warmup_layers: int = 1                  # M^s of the paper
     separable: bool = False                 # depthwise-separable FPN convolution
@@ -45,7 +46,7 @@ PRESETS = {c.name: c for c in (
     ModelConfig(
         name='nano', backbone='mobilenetv2', classes=2,
         class_names=('person', *(n for n in VOC[1:] if n != 'person')),
-        dim=128, queries=50, decoder_ffn=512, encoder_layers=2, encoder_ffn=256, short_side=256, separable=True,
+        dim=128, queries=50, decoder_ffn=512, encoder_layers=1, encoder_ffn=512, encoder_heads=4, short_side=256, separable=True,
         pixel_mean=(127.5, 127.5, 127.5), pixel_std=(127.5, 127.5, 127.5), semantic_classes=True),
     ModelConfig(
         name='minvis_r50', backbone='resnet50', classes=40, class_names=YOUTUBE_VIS_2019,

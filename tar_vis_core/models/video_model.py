@@ -35,7 +35,7 @@ class VideoInstanceModel(nn.Module):
         self.config = config
         self.backbone = MobileNetV2() if config.backbone == 'mobilenetv2' else ResNet50()
         self.pixel_decoder = PixelDecoder(
-            self.backbone.channels, config.dim, config.encoder_layers, config.heads, ffn=config.encoder_ffn,
+            self.backbone.channels, config.dim, config.encoder_layers, config.encoder_heads, ffn=config.encoder_ffn,
             separable=config.separable)
         self.decoder = MaskedDecoder(
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,

@@ -83,7 +83,7 @@ class MobileNetV2(nn.Module):
         found = [self.stem]
         for block in self.blocks:
             found += [c for c in (block.expand, block.depthwise, block.project) if c is not None]
-        return [*found, self.image_pool, self.aspp, self.fuse, self.semantic]
+        return [*found, self.aspp, self.image_pool, self.fuse, self.semantic]
 
     def load_deeplab(self, path: str | Path) -> None:
         """Start from a DeepLabV3 file whose tensors are named ``conv00.weight`` .. in execution order."""
