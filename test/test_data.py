@@ -10,7 +10,9 @@ from pycocotools import mask as coco_mask
 
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.coco import CocoDataset, DataError, compressed_total, load_coco, to_rle
-from tar_vis_core.data.pseudo_video import Mover, PseudoVideoDataset, collate_clips, draw_path, render_clip
+from tar_vis_core.data.pseudo_video import (
+    Mover, PseudoVideoDataset, align_clip, collate_clips, draw_path, render_clip,
+)
 from tar_vis_core.data.sampling import ShardSampler, collate
 
 from coco_files import COLOURS, HEIGHT, WIDTH, edit, ellipse, rle_of, write_coco
@@ -208,6 +210,27 @@ def test_clip_masks_follow_the_picture_and_keep_their_order():
         assert len(clip) == 4 and all(len(frame.masks) == 3 for frame in clip)
         for frame in clip:
             assert_painted(frame.image, frame.masks)
+
+
+def test_a_mover_moves_while_the_camera_rests():
+    scene, donor = painted_scene(2), painted_scene(3).select(np.array([2]))
+    path = [tf.translation(9 * index, 12) for index in range(3)]
+    clip = render_clip(scene, np.eye(3), [np.eye(3)] * 3, [Mover(donor, np.eye(3), path)], scene.size)
+    boxes = [tf.mask_box(frame.masks[2]) for frame in clip]
+    assert [box[0] - boxes[0][0] for box in boxes] == [0, 9, 18]
+    assert all(np.array_equal(frame.masks[0] | frame.masks[2], scene.masks[0] | frame.masks[2]) for frame in clip)
+
+
+def test_too_small_in_one_frame_is_empty_and_ignored_there_only():
+    frames = [painted_scene(3), painted_scene(3), painted_scene(3)]
+    frames[1].masks[0] = False
+    frames[1].masks[0, 5, :9] = True
+    for frame in frames:
+        frame.masks[2] = False
+    aligned = align_clip(frames, 40, 10)
+    assert [len(frame.masks) for frame in aligned] == [2, 2, 2], 'what no frame shows is left out'
+    assert not aligned[1].masks[0].any() and aligned[1].ignore[5, :9].all()
+    assert np.array_equal(aligned[2].masks, painted_scene(2).masks) and not aligned[2].ignore.any()
 
 
 def test_no_amplitude_is_a_camera_at_rest():
