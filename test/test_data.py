@@ -6,16 +6,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from coco_files import COLOURS, HEIGHT, WIDTH, edit, ellipse, rle_of, write_coco
 from pycocotools import mask as coco_mask
 
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.coco import CocoDataset, DataError, compressed_total, load_coco, to_rle
 from tar_vis_core.data.pseudo_video import (
-    Mover, PseudoVideoDataset, align_clip, collate_clips, draw_path, render_clip,
+    Mover,
+    PseudoVideoDataset,
+    align_clip,
+    collate_clips,
+    draw_path,
+    render_clip,
 )
 from tar_vis_core.data.sampling import ShardSampler, collate
 
-from coco_files import COLOURS, HEIGHT, WIDTH, edit, ellipse, rle_of, write_coco
 
 def painted_scene(number: int = 2) -> tf.Scene:
     """A grey picture in which instance ``i`` is painted in ``COLOURS[i]``."""
@@ -270,7 +275,7 @@ def test_clips_collate_frame_by_frame(tmp_path):
 # faulty data
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match='nowhere.json'):
+    with pytest.raises(DataError, match=r'nowhere\.json'):
         load_coco(tmp_path / 'nowhere.json')
     path = write_coco(tmp_path)
     (tmp_path / '2.png').unlink()
