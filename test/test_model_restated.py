@@ -157,17 +157,19 @@ def test_attention_equals_pytorchs(generator):
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_pixel_decoder_equals_loops(generator):
+@pytest.mark.parametrize('gradients', [False, True])  # the deformable attention has a form for each
+def test_pixel_decoder_equals_loops(gradients, generator):
     module = randomize(PixelDecoder((6, 8, 10, 12), dim=DIM, layers=2, heads=HEADS, points=3, ffn=48), generator)
     sizes = ((16, 24), (8, 12), (4, 6), (2, 3))
     maps = [torch.randn(2, c, h, w, generator=generator) for c, (h, w) in zip((6, 8, 10, 12), sizes, strict=True)]
-    mask_features, levels = module(*maps)
-    for n in range(2):
-        plain_features, plain_levels = plain_pixel_decoder(module, [x[n:n + 1] for x in maps])
-        torch.testing.assert_close(mask_features[n:n + 1], plain_features, atol=1e-4, rtol=1e-4)
-        for ours, plain in zip(levels, plain_levels, strict=True):
-            torch.testing.assert_close(ours[n:n + 1], plain, atol=1e-4, rtol=1e-4)
+    with torch.set_grad_enabled(gradients):
+        mask_features, levels = module(*maps)
+    with torch.no_grad():
+        for n in range(2):
+            plain_features, plain_levels = plain_pixel_decoder(module, [x[n:n + 1] for x in maps])
+            torch.testing.assert_close(mask_features[n:n + 1], plain_features, atol=1e-4, rtol=1e-4)
+            for ours, plain in zip(levels, plain_levels, strict=True):
+                torch.testing.assert_close(ours[n:n + 1], plain, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -64,8 +64,8 @@ def sha256_of(path: Path) -> str:
 
 def add_to_manifest(path: Path, preset: str, licence: str, source: str) -> PackagedWeights:
     """Enters a file below this package's folder into the manifest, in place of an entry of the same name."""
-    entry = PackagedWeights(path.stem, find_preset(preset).name, path.resolve().relative_to(FOLDER.resolve()).as_posix(),
-                            sha256_of(path), licence, source)
+    file = path.resolve().relative_to(FOLDER.resolve()).as_posix()
+    entry = PackagedWeights(path.stem, find_preset(preset).name, file, sha256_of(path), licence, source)
     entries = [known for known in manifest() if known.name != entry.name] + [entry]
     (FOLDER / 'manifest.json').write_text(json.dumps({'weights': [asdict(e) for e in entries]}, indent=2) + '\n')
     return entry

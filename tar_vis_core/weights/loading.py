@@ -60,6 +60,11 @@ def load_model(preset: str, path: str | Path) -> VideoInstanceModel:
 
 def read_header(path: str | Path) -> WeightsHeader:
     """Names, shapes and metadata of a safetensors file; :class:`WeightsError` where it cannot be read."""
+    with reading(path), open(path, 'rb') as file:
+        head = file.read(9)  # safetensors: 8 bytes of length, then JSON
+        if head.startswith((b'PK', b'\x80')) and not head.endswith(b'{'):
+            raise WeightsError(f'{path} is a pickled checkpoint, expected safetensors; convert it with '
+                               "'tar-vis weights convert SRC DST'")
     with reading(path), safe_open(path, framework='pt') as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return WeightsHeader(shapes, file.metadata() or {})

@@ -168,7 +168,11 @@ def _read_torch(path: Path) -> Any:
         stand_ins = [(_Inert, name) for name in unknown]
     context = torch.serialization.safe_globals(stand_ins) if stand_ins else contextlib.nullcontext()
     with context:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        try:
+            return torch.load(path, map_location='cpu', weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's own text advises to run the file's code
+            detail = re.search(r'unsupported (global: )?[^\n,]+', str(error), re.IGNORECASE)
+            raise pickle.UnpicklingError(detail[0].rstrip('.') if detail else 'unreadable pickle') from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
