@@ -46,6 +46,14 @@ def decode_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.repeat(values, runs).reshape(height, width)
 
 
+def place_runs(runs: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    """The mask whose ``runs`` fill ``box`` (x, y, width, height) on an image: boolean ``(height, width)``."""
+    x, y, w, h = box
+    full = np.zeros((height, width), bool)
+    full[y:y + h, x:x + w] = decode_runs(runs, h, w)
+    return full
+
+
 @dataclass(frozen=True)
 class Instance:
     """One tracked instance of one frame; boxes and masks are in pixels of the source image."""
@@ -66,10 +74,7 @@ class Instance:
 
     def mask(self, height: int, width: int) -> np.ndarray:
         """The mask on the whole image, boolean ``(height, width)``."""
-        x, y, w, h = self.box
-        full = np.zeros((height, width), bool)
-        full[y:y + h, x:x + w] = self.crop()
-        return full
+        return place_runs(self.runs, self.box, height, width)
 
 
 @dataclass(frozen=True)

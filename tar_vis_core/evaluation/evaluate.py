@@ -1,0 +1,169 @@
+"""``tar-vis eval``: mask AP on COCO-style stills by number of decoder layers and by routing, with controls.
+
+Temporal routing needs a frame before. On stills that is the picture itself, moved a little: a camera that pans. The
+controls say what a router's choice is worth: all layers, every routable layer skipped, and random gates that execute
+as often as the router does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tar_vis_core.data.coco import load_coco
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate
+from tar_vis_core.instances import place_runs
+from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.models.masked_decoder import DecoderOutput
+from tar_vis_core.models.video_model import Features, VideoInstanceModel
+from tar_vis_core.postprocess import detect
+from tar_vis_core.preprocess import resized
+from tar_vis_core.weights import packaged_weights
+from tar_vis_core.weights.loading import load_model
+
+MIN_SCORE = 0.01
+PAN = 0.02               # of the width: the largest move between the two frames of a still
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of decoding and its result."""
+
+    name: str
+    executed: float      # layers per frame, mean
+    result: CocoResult
+
+
+def frame_before(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture moved by up to :data:`PAN` of its width in both directions, edges mirrored."""
+    h, w = image.shape[:2]
+    dx, dy = rng.uniform(-PAN, PAN, 2) * w
+    return cv2.warpAffine(image, np.array([[1, 0, dx], [0, 1, dy]]), (w, h), borderMode=cv2.BORDER_REFLECT_101)
+
+
+def to_predictions(model: VideoInstanceModel, image: np.ndarray, features: Features, out: DecoderOutput,
+                   geometry: MaskGeometry) -> list[Prediction]:
+    """Everything that the decoder says above :data:`MIN_SCORE`, with the segmenter's own scores and duplicates."""
+    names = model.config.class_names
+    semantic = features.semantic[0] if model.config.semantic_classes else None
+    found = detect(
+        out.logits[0].softmax(-1),
+        lambda queries: model.mask_logits(out.mask_embeddings[:, queries], features.mask_features)[0],
+        out.embeddings[0], semantic, image, geometry, MIN_SCORE, np.ones(len(names), bool))
+    full = []
+    for detection in found:
+        mask = place_runs(detection.runs, detection.box, *image.shape[:2])
+        # every class that the object may be is a prediction of its own, as in COCO's protocol
+        full += [(float(score), name, mask) for score, name in zip(detection.class_scores, names, strict=True)
+                 if score >= MIN_SCORE]
+    return full
+
+
+@torch.inference_mode()
+def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, Callable], short_side: int,
+                      categories: tuple[str, ...]) -> list[Row]:
+    """AP of each way of decoding, images encoded once. A way takes (features, previous queries), gives the output."""
+    answers: dict[str, list[list[Prediction]]] = {name: [] for name in ways}
+    executed = {name: 0 for name in ways}
+    for number, record in enumerate(tqdm(records, desc='images', unit='image')):
+        image = record.image()
+        both = []
+        for frame in (frame_before(image, np.random.default_rng(number)), image):
+            small = resized(frame, short_side)
+            images = model.normalize(small)
+            both.append(model.encode(images))
+        previous = model.decode(both[0]).queries
+        geometry = MaskGeometry(both[1].mask_features.shape[-2:], images.shape[-2:], small.shape[-2:], image.shape[:2])
+        for name, way in ways.items():
+            out = way(both[1], previous)
+            executed[name] += out.trace.executed_layers
+            answers[name].append(to_predictions(model, image, both[1], out, geometry))
+    rows = []
+    for name, predictions in answers.items():
+        queue = iter(predictions)
+        result = evaluate(lambda image, queue=queue: next(queue), records, categories=categories, progress=False)
+        rows.append(Row(name, executed[name] / max(1, len(records)), result))
+    return rows
+
+
+def ways_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict[str, Callable]:
+    """The decodings to compare: the first k layers, and TAR with its controls."""
+    def fixed(k: int) -> Callable:
+        return lambda features, previous: model.decode(features, routing='fixed', fixed_layers=k)
+
+    ways = {f'first {k}': fixed(k) for k in layers}
+    if not routing:
+        return ways
+    rng = np.random.default_rng(0)
+    rate: list[float] = []
+
+    def adaptive(features: Features, previous: torch.Tensor) -> DecoderOutput:
+        out = model.decode(features, previous, 'adaptive')
+        rate.append(np.mean(out.trace.executed[model.config.warmup_layers:]))
+        return out
+
+    def random_gates(features: Features, previous: torch.Tensor) -> DecoderOutput:
+        decoder, share = model.decoder, float(np.mean(rate))
+        decoder.execute_probability = lambda x, p, layer, bias: list(      # shadows the method for this one call
+            (rng.random(len(decoder.layers) - layer) < share).astype(float))
+        try:
+            return model.decode(features, previous, 'adaptive')
+        finally:
+            del decoder.execute_probability
+
+    def biased(bias: float) -> Callable:
+        return lambda features, previous: model.decode(features, previous, 'adaptive', skip_bias=bias)
+
+    return {**ways, 'TAR': adaptive, 'TAR, all executed': biased(-math.inf), 'TAR, all skipped': biased(math.inf),
+            'TAR, random gates': random_gates}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``tar-vis eval --data COCO.json``."""
+    parser = argparse.ArgumentParser(prog='tar-vis eval', description=__doc__.split('\n\n')[0])
+    parser.add_argument('--data', type=Path, required=True, help='COCO annotation file; images lie beside it')
+    parser.add_argument('--preset', default='nano')
+    parser.add_argument('--weights', type=Path, help="safetensors file; the preset's packaged weights by default")
+    parser.add_argument('--layers', type=int, nargs='*', default=[0, 1, 3, 6, 9], help='first k layers to evaluate')
+    parser.add_argument('--no-routing', action='store_true', help='leave out TAR and its controls')
+    parser.add_argument('--short-side', type=int, default=0, help="input size; 0 for the preset's")
+    parser.add_argument('--categories', nargs='+', default=['person'], help="COCO names; 'voc' for the 20 VOC classes")
+    parser.add_argument('--json', type=Path, help='write the figures here, too')
+    args = parser.parse_args(argv)
+    try:
+        model = load_model(args.preset, args.weights or packaged_weights(args.preset))
+        records = load_coco(args.data, preload=False)
+        ways = ways_of(model, args.layers, model.config.routing and not args.no_routing)
+        rows = evaluate_routings(model, records, ways, args.short_side or model.config.short_side,
+                                 tuple(args.categories))
+    except (TarVisError, ValueError) as error:
+        print(f'tar-vis eval: {error}', file=sys.stderr)
+        return 1
+    print(f'\n{args.data.name}: {len(records)} images; person masks, percent')
+    print(f'{"decoding":<20}{"layers":>8}{"AP":>8}{"AP50":>8}{"AP75":>8}{"small":>8}{"medium":>8}{"large":>8}')
+    for row in rows:
+        first = row.result.categories[0]
+        cells = (first.ap, first.ap50, first.ap75, first.small, first.medium, first.large)
+        print(f'{row.name:<20}{row.executed:>8.2f}' + ''.join(f'{100 * v:>8.1f}' for v in cells))
+    if len(rows[-1].result.categories) > 1:
+        for row in rows:
+            print(f'\n{row.name}\n{row.result}')
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + '\n')
+        print(f'figures: {args.json}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
