@@ -20,6 +20,7 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 NAME = 'tar_vis_ros'
+DATA_KINDS = ('json', 'md', 'safetensors', 'toml', 'yaml')   # the same as in CMakeLists.txt
 
 
 def ament_prefixes() -> list[Path]:
@@ -103,7 +104,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['tar_vis_core*', 'tar_vis_ros*'], exclude=['tar_vis_ros.msg*']),
-    package_data={'tar_vis_core.weights': ['files/*.safetensors', 'files/*.json', 'files/*.md']},
+    package_data={'': [f'{folder}*.{kind}' for folder in ('', 'files/', 'recipes/') for kind in DATA_KINDS]},
     data_files=[],
     cmdclass={'build_py': BuildModules, 'build_ext': BuildInterfaces},
     distclass=PlatformDistribution,
