@@ -13,12 +13,13 @@ from torch import Tensor
 
 from tar_vis_core.instances import encode_runs
 from tar_vis_core.masks import MaskGeometry, full_size_mask, intersections
+from tar_vis_core.models.presets import VOC
 
 MAX_CANDIDATES = 64        # masks evaluated per frame at most, best first
 MIN_CELLS = 3              # a mask of fewer stride-4 pixels is noise
 # Pascal VOC channels (0 is background) of the classes that follow 'person' in a semantic model's class names
-PERSON_CHANNEL = 15
-OBJECT_CHANNELS = [c for c in range(1, 21) if c != PERSON_CHANNEL]
+PERSON_CHANNEL = VOC.index('person')
+OBJECT_CHANNELS = [c for c in range(1, len(VOC)) if c != PERSON_CHANNEL]
 # How much of the person probability counts as objectness of another class: the decoder learned 'person' from far
 # more examples than 'object' and gives it to animals too; the semantic head then tells them apart.
 PERSON_SHARE = 0.25

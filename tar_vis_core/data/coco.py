@@ -22,10 +22,7 @@ from torch.utils.data import Dataset
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.errors import TarVisError
-
-CLASS_NAMES = ('person', 'object')
-VOC_NAMES = ('background', 'airplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
-             'dining table', 'dog', 'horse', 'motorcycle', 'person', 'potted plant', 'sheep', 'couch', 'train', 'tv')
+from tar_vis_core.models.presets import VOC
 
 
 class DataError(TarVisError):
@@ -87,7 +84,7 @@ class ImageRecord:
 
 def voc_index(category: str) -> int:
     """Pascal VOC index of a COCO category name; 0 where it is none of the 20."""
-    return VOC_NAMES.index(category) if category in VOC_NAMES[1:] else 0
+    return VOC.index(category) if category in VOC[1:] else 0
 
 
 def to_rle(segmentation: list | dict, height: int, width: int) -> dict:

@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from tar_vis_core.data.coco import VOC_NAMES, ImageRecord, load_coco
+from tar_vis_core.data.coco import ImageRecord, load_coco
+from tar_vis_core.models.presets import VOC
 
 Prediction = tuple[float, str, np.ndarray]     # score, category name, mask (h, w) bool at the image's size
 
@@ -115,7 +116,7 @@ def expand_categories(categories: Sequence[str], records: Sequence[ImageRecord])
     occurring = {a.category for r in records for a in r.annotations if r.exhaustive or a.category == 'person'}
     names: list[str] = []
     for name in categories:
-        names += [n for n in VOC_NAMES[1:] if n in occurring] if name == 'voc' else [VOC_TO_COCO.get(name, name)]
+        names += [n for n in VOC[1:] if n in occurring] if name == 'voc' else [VOC_TO_COCO.get(name, name)]
     return list(dict.fromkeys(names))
 
 
