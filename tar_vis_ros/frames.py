@@ -134,14 +134,10 @@ class CameraReader(FrameReader):
     live = True
 
     def __init__(self, device: str, rate: float = 0.0, width: int = 0):
-        path = f'/dev/video{device}' if device.isdigit() else device
+        path = camera_path(device)
         self.name = path
         self.rate = rate
         self._due = 0.0
-        if not Path(path).exists():
-            raise SourceError(f'there is no camera {path} ({_cameras_here()})')
-        if not os.access(path, os.R_OK | os.W_OK):
-            raise SourceError(f'no permission to open {path}: add your user to the group that owns it (often video)')
         with quiet_stderr():
             number = re.fullmatch(r'/dev/video(\d+)', path)
             self._capture = cv2.VideoCapture(int(number.group(1)) if number else path, cv2.CAP_V4L2)
@@ -174,6 +170,16 @@ class CameraReader(FrameReader):
 
     def close(self) -> None:
         self._capture.release()
+
+
+def camera_path(device: str) -> str:
+    """The device file of a camera given as ``0`` or ``/dev/video0``; SourceError where it cannot be opened."""
+    path = f'/dev/video{device}' if device.isdigit() else device
+    if not Path(path).exists():
+        raise SourceError(f'there is no camera {path} ({_cameras_here()})')
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise SourceError(f'no permission to open {path}: add your user to the group that owns it (often video)')
+    return path
 
 
 def open_frames(source: str, rate: float = 0.0, width: int = 0, seed: int = 0) -> FrameReader:
