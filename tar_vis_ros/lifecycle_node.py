@@ -23,6 +23,7 @@ from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_ros import parameters
+from tar_vis_ros.arrivals import Arrivals
 from tar_vis_ros.health import Health
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
 from tar_vis_ros.parameters import FIELDS, ParameterError, Settings
@@ -59,6 +60,7 @@ class TarVisNode(Node):
         self._pipeline: Pipeline | None = None
         self._configured = Settings()      # what the pipeline was built with
         self._images = None
+        self._arrivals = Arrivals()
         self._health = Health()
         self._mistakes, remarks = parameters.declare(self)
         for line in self._mistakes.values():
@@ -120,7 +122,8 @@ class TarVisNode(Node):
     def on_activate(self, state: State) -> TransitionCallbackReturn:
         self._health.activated()
         self._pipeline.start()
-        self._images = self.create_subscription(Image, 'image', self._pipeline.put, IMAGE_QOS)
+        self._arrivals = Arrivals()
+        self._images = self.create_subscription(Image, 'image', self._on_image, IMAGE_QOS)
         self.get_logger().info(f'waiting for images on {self._images.topic_name}')
         return super().on_activate(state)
 
@@ -212,7 +215,11 @@ class TarVisNode(Node):
         for parameter in changed:
             self._mistakes.pop(parameter.name, None)
 
-    # Services and diagnostics
+    # Images, services and diagnostics
+
+    def _on_image(self, image: Image, info: dict) -> None:
+        self._pipeline.put(image, self._arrivals.arrived(info),
+                           self._arrivals.missed(info, self._images.get_publisher_count()))
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._pipeline is not None

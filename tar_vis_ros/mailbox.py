@@ -18,13 +18,17 @@ class Mailbox(Generic[Item]):
         self._replaced = 0
         self._closed = False
 
-    def put(self, item: Item) -> None:
-        """Leaves the item for the consumer. Never waits. Nothing happens after :meth:`close`."""
+    def put(self, item: Item, missed: int = 0) -> None:
+        """Leaves the item for the consumer. Never waits. Nothing happens after :meth:`close`.
+
+        ``missed`` items before it did not come this far; they count as replaced.
+        """
         with self._changed:
             if self._closed:
                 return
             if self._item is not None:
                 self._replaced += 1
+            self._replaced += missed
             self._item = item
             self._changed.notify()
 
@@ -55,9 +59,9 @@ class Worker(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, item: Item) -> None:
-        """Leaves an item for the thread; an older one that it has not begun is dropped."""
-        self._mailbox.put(item)
+    def put(self, item: Item, missed: int = 0) -> None:
+        """Leaves an item for the thread; an older one that it has not begun is dropped. See :meth:`Mailbox.put`."""
+        self._mailbox.put(item, missed)
 
     def stop(self) -> None:
         """Lets the call in progress finish and ends the thread."""

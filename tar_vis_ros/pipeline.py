@@ -61,11 +61,14 @@ class Pipeline:
             self._worker.stop()
             self._worker = None
 
-    def put(self, image: Image) -> None:
-        """Leaves an image for the thread; one that waits still is dropped for it."""
+    def put(self, image: Image, arrived: float, missed: int) -> None:
+        """Leaves an image for the thread; one that waits still is dropped for it.
+
+        ``arrived`` is on the clock of ``time.perf_counter``; ``missed`` images before it were lost on the way.
+        """
         self._health.image_arrived()
         if self._worker is not None:
-            self._worker.put((image, time.perf_counter()))
+            self._worker.put((image, arrived), missed)
 
     def set_options(self, options) -> None:
         """``options`` (SegmenterOptions) hold from the next frame on. ValueError where they do not fit the model."""
