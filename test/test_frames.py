@@ -118,11 +118,15 @@ def test_a_missing_camera_names_those_that_exist():
 
 
 def test_a_file_that_ends_early_gives_the_frames_before(tmp_path):
-    whole = write_video(tmp_path / 'whole.avi', 30).read_bytes()
+    writer = cv2.VideoWriter(str(tmp_path / 'whole.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10, (64, 48))
+    for picture in np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8):
+        writer.write(picture)
+    writer.release()
+    whole = (tmp_path / 'whole.avi').read_bytes()
     short = tmp_path / 'short.avi'
     short.write_bytes(whole[:len(whole) // 2])
     with VideoFileReader(short) as reader:
-        assert 1 <= len(list(play(reader))) < 30
+        assert 5 <= len(list(play(reader))) < 30
 
 
 def test_photographs_are_the_same_for_a_seed_and_differ_between_seeds():
@@ -136,11 +140,11 @@ def test_photographs_are_the_same_for_a_seed_and_differ_between_seeds():
 
 def test_photographs_move_rest_and_change():
     with PhotographReader() as reader:
-        images = [frame.image for frame in play(reader)]
+        images = [frame.image[::3, ::3].astype(np.float32) for frame in play(reader)]
         assert len(images) == reader.count == round(photographs.SECONDS * photographs.FPS) * len(photographs.SCENES)
         assert 20 <= len(images) / reader.fps <= 28
-    assert {image.shape for image in images} == {(480, 640, 3)}
-    changes = np.array([np.mean((a.astype(np.float32) - b) ** 2) for a, b in pairwise(images)])
+    assert {image.shape for image in images} == {(160, 214, 3)}
+    changes = np.array([np.mean((a - b) ** 2) for a, b in pairwise(images)])
     per = round(photographs.SECONDS * photographs.FPS)
     for start in range(0, len(images), per):
         rest = changes[start + 24:start + 38]
