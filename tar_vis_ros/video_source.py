@@ -14,6 +14,7 @@ from typing import Any
 
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -87,7 +88,7 @@ OPTIONS = (
            choices=('clock', 'source', 'restart')),
     Option('frame_id', 'camera', 'frame_id of the images'),
     Option('follow', '', 'a topic of InstanceMaskArray: send the next frame when the last one is answered there'),
-    Option('follow_timeout_s', 5.0, 'go on after this many seconds without an answer', 0.1, 3600.0),
+    Option('follow_timeout_s', 5.0, 'go on after this many seconds without an answer, at most', 0.1, 3600.0),
     Option('depth', 5, 'images that the publisher keeps for a slow reliable subscriber', 1, 100),
     Option('reliable', True, 'offer reliable delivery (best effort subscribers are served either way)'),
     Option('seed', 0, "varies the camera motion over the photographs", 0, 2**31 - 1),
@@ -104,6 +105,7 @@ class VideoSource(Node):
             setattr(self, option.name, self._declare(option))
         self.add_on_set_parameters_callback(self._on_parameters)
         self._stamp_answered: tuple[int, int] = (0, 0)
+        self._slowest_s = 0.0    # of the answers so far
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self)
         self._images = self.create_publisher(Image, 'image', QoSProfile(
@@ -171,13 +173,18 @@ class VideoSource(Node):
             self._spin_until(time.monotonic() + SETTLE_S)
 
     def _wait_for_answer(self, stamp: Any) -> None:
-        until = time.monotonic() + self.follow_timeout_s
+        began = time.monotonic()
+        # A lost image must not cost the whole patience once it is known how long an answer takes.
+        patience = self.follow_timeout_s
+        if self._slowest_s:
+            patience = min(patience, max(1.0, 8 * self._slowest_s))
         while self._stamp_answered != (stamp.sec, stamp.nanosec):
-            left = until - time.monotonic()
+            left = began + patience - time.monotonic()
             if left <= 0:
-                self.get_logger().warning(f'no answer on {self.follow} within {self.follow_timeout_s:g} s: going on')
+                self.get_logger().warning(f'no answer on {self.follow} within {patience:.1f} s: going on')
                 return
             self._executor.spin_once(timeout_sec=left)
+        self._slowest_s = max(self._slowest_s, time.monotonic() - began)
 
     def _spin_until(self, due: float) -> None:
         self._executor.spin_once(timeout_sec=0)
@@ -240,14 +247,15 @@ def main(args: list[str] | None = None) -> int:
         rclpy.init(args=arguments)
         node = VideoSource(values)
         node.run()
-    except SourceError as error:
-        print(f'tar-vis-video: {error}', file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except Exception:
-        if rclpy.ok():      # else the context ended under a call, as SIGTERM makes it: no error
+    except Exception as error:
+        if node is not None and not rclpy.ok():
+            return 0            # the context ended under a call, as SIGTERM makes it: no error
+        if not isinstance(error, (SourceError, RCLError, UnknownROSArgsError)):
             raise
+        print(f'tar-vis-video: {" ".join(str(error).split())}', file=sys.stderr)
+        return 1
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)    # launch repeats the signal
         if node is not None:
