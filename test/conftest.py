@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from building import colcon_build, copy_source
 
 from tar_vis_ros.dds import use_shared_memory_profile
 
@@ -58,3 +59,25 @@ def ros_env(tmp_path: Path) -> dict[str, str]:
     if '_ROS_WHEELS_BOOTSTRAP_COMPLETE' not in env or 'LD_LIBRARY_PATH' not in env:
         env.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)
     return env
+
+
+@pytest.fixture(scope='session')
+def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source tree, in the folder src/tar_vis_ros of a workspace of its own."""
+    target = tmp_path_factory.mktemp('workspace') / 'src' / 'tar_vis_ros'
+    copy_source(target)
+    return target
+
+
+@pytest.fixture(scope='session')
+def colcon_variables(source_copy: Path) -> dict[str, str]:
+    """What sourcing a colcon build of the package sets; HERE is its install folder."""
+    pytest.importorskip('colcon_ros', reason='colcon is not installed')
+    workspace = source_copy.parents[1]
+    return dict(colcon_build(workspace), HERE=str(workspace / 'install/tar_vis_ros'))
+
+
+@pytest.fixture
+def colcon_env(ros_env: dict[str, str], colcon_variables: dict[str, str]) -> dict[str, str]:
+    """Environment for a child process with the colcon build sourced; HERE is its install folder."""
+    return {**ros_env, **colcon_variables}

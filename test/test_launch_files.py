@@ -1,0 +1,264 @@
+"""Launch files name what exists, describe their arguments, and stay thin; where launch_ros is installed they run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import signal
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import cv2
+import pytest
+import yaml
+from building import ROOT, BuiltProcess
+
+pytest.importorskip('rclpy')
+
+from node_process import Client, nano_weights, picture
+
+from tar_vis_ros import parameters
+from tar_vis_ros.msg import InstanceMaskArray
+from tar_vis_ros.video_source import OPTIONS
+
+FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
+MAY_IMPORT = {'launch', 'launch_ros', 'lifecycle_msgs', 'tar_vis_ros'}
+FOREIGN = {('rqt_image_view', 'rqt_image_view')}    # shown only when asked for, as its argument says
+by_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+
+
+def calls(tree: ast.AST, *names: str) -> list[ast.Call]:
+    """The calls of functions and classes of these names."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)
+            and getattr(node.func, 'id', getattr(node.func, 'attr', '')) in names]
+
+
+def keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def texts(tree: ast.AST | None) -> list[str]:
+    """Every text constant in an expression."""
+    return [] if tree is None else [
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), path.name)
+
+
+def assigned(tree: ast.Module, name: str) -> ast.expr | None:
+    """What a name of the module stands for."""
+    values = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == name]
+    return values[0] if values else None
+
+
+def declared(path: Path) -> set[str]:
+    """Launch arguments of a file and of the files that it includes."""
+    tree, names = parse(path), set()
+    for call in calls(tree, 'DeclareLaunchArgument'):
+        names |= set(texts(call.args[0])) or set(overrides(tree))
+    for included in calls(tree, 'IncludeLaunchDescription'):
+        for name in texts(included):
+            names |= declared(path.parent / name)
+    return names
+
+
+def overrides(tree: ast.Module) -> dict[str, str]:
+    value = assigned(tree, 'OVERRIDES')
+    return {} if value is None else ast.literal_eval(value)
+
+
+def console_scripts() -> dict[str, str]:
+    """Console scripts of setup.py: name to 'module:function'."""
+    return dict(re.findall(r"'([\w-]+) = ([\w.]+:\w+)'", (ROOT / 'setup.py').read_text()))
+
+
+def test_there_are_launch_files():
+    assert {path.name for path in FILES} >= {'camera.launch.py', 'video.launch.py'}
+
+
+@by_file
+def test_launch_files_are_thin(path):
+    tree = parse(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            assert {module.partition('.')[0] for module in modules} <= MAY_IMPORT
+    assert not calls(tree, 'eval', 'exec', 'compile', '__import__', 'open', 'system', 'ExecuteProcess')
+    assert len(path.read_text().splitlines()) < 120
+
+
+@by_file
+def test_every_argument_is_described_and_has_a_default(path):
+    found = calls(parse(path), 'DeclareLaunchArgument')
+    assert found
+    for call in found:
+        given = keywords(call)
+        assert 'default_value' in given
+        assert len(' '.join(texts(given['description']))) > 10, ast.unparse(call)
+
+
+@by_file
+def test_configurations_that_are_read_are_declared(path):
+    names = {name for call in calls(parse(path), 'LaunchConfiguration') for name in texts(call)}
+    assert names - declared(path) == set()
+
+
+@by_file
+def test_executables_are_installed_and_lead_to_a_main(path):
+    programs = re.search(r'install\(PROGRAMS (.*?) DESTINATION lib/', (ROOT / 'CMakeLists.txt').read_text())
+    installed = {Path(program).name for program in programs[1].split()}
+    for call in calls(parse(path), 'Node', 'LifecycleNode'):
+        given = keywords(call)
+        package, executable = given['package'].value, given['executable'].value
+        if (package, executable) in FOREIGN:
+            assert 'condition' in given, 'what may not be installed is started only when asked for'
+            continue
+        assert package == ElementTree.parse(ROOT / 'package.xml').findtext('name')
+        assert executable in installed
+        module, = re.findall(r'^from ([\w.]+) import main$', (ROOT / 'scripts' / executable).read_text(), re.MULTILINE)
+        assert f'{module}:main' == console_scripts()[executable.replace('_', '-')]
+
+
+def test_console_scripts_lead_to_functions():
+    assert set(console_scripts()) == {'tar-vis', 'tar-vis-node', 'tar-vis-video', 'tar-vis-demo'}
+    for target in console_scripts().values():
+        module, _, function = target.partition(':')
+        source = ROOT / Path(*module.split('.')).with_suffix('.py')
+        assert function in {node.name for node in parse(source).body if isinstance(node, ast.FunctionDef)}
+
+
+@by_file
+def test_files_that_are_named_exist(path):
+    tree = parse(path)
+    for call in calls(tree, 'config_file'):
+        for name in texts(call):
+            assert (ROOT / 'config' / name).is_file()
+    for call in calls(tree, 'IncludeLaunchDescription'):
+        for name in texts(call):
+            assert (ROOT / 'launch' / name).is_file()
+
+
+@by_file
+def test_remapped_topics_are_those_of_the_programs(path):
+    tree = parse(path)
+    topics = {text for program in (ROOT / 'tar_vis_ros').glob('*.py')
+              for made in calls(parse(program), 'create_subscription', 'create_publisher') for text in texts(made)}
+    for call in calls(tree, 'Node', 'LifecycleNode'):
+        for pair in getattr(keywords(call).get('remappings'), 'elts', []):
+            pair = assigned(tree, pair.id) if isinstance(pair, ast.Name) else pair
+            assert pair.elts[0].value in topics
+
+
+@by_file
+def test_parameters_that_are_set_exist(path):
+    tree = parse(path)
+    known = {'tar_vis_node': set(parameters.FIELDS), 'tar_vis_video': {option.name for option in OPTIONS}}
+    assert set(overrides(tree)) <= known['tar_vis_node']
+    for call in calls(tree, 'Node', 'LifecycleNode'):
+        given = keywords(call)
+        for entry in getattr(given.get('parameters'), 'elts', []):
+            if isinstance(entry, ast.Dict):
+                assert {key.value for key in entry.keys} <= known[given['executable'].value]
+
+
+def test_parameter_file_shows_every_parameter_with_its_default():
+    shown = yaml.safe_load((ROOT / 'config/tar_vis.yaml').read_text())['/**']['ros__parameters']
+    defaults = {name: field.default for name, field in parameters.FIELDS.items()
+                if not parameters.specification(name).read_only}
+    assert {name: parameters.check(name, value) for name, value in shown.items()} == defaults
+    assert list(shown) == list(defaults), 'in the order of the table'
+
+
+# From here on with the real launch and launch_ros: with apt ROS, or where PYTHONPATH has them.
+
+LAUNCH = '''
+import sys
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+service = LaunchService(argv=sys.argv[2:])
+arguments = [tuple(argument.split(':=', 1)) for argument in sys.argv[2:]]
+service.include_launch_description(LaunchDescription([
+    IncludeLaunchDescription(PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments)]))
+sys.exit(service.run())
+'''
+
+
+@pytest.fixture
+def launch(request, tmp_path):
+    """Function that launches an installed launch file; gives the launch process and a client of its node."""
+    pytest.importorskip('launch_ros')
+    colcon_env = request.getfixturevalue('colcon_env')    # only now: it builds
+    opened = []
+
+    def start(name: str, **arguments: str) -> tuple[BuiltProcess, Client]:
+        path = Path(colcon_env['HERE']) / 'share/tar_vis_ros/launch' / name
+        process = BuiltProcess([sys.executable, '-c', LAUNCH, str(path),
+                                *(f'{key}:={value}' for key, value in arguments.items())],
+                               colcon_env, tmp_path, 'tar_vis')
+        opened.append(process)
+        opened.append(client := Client(process))
+        return process, client
+
+    yield start
+    for one in reversed(opened):
+        one.close()
+
+
+def end(process: BuiltProcess) -> None:
+    process.signal(signal.SIGINT)
+    process.wait()
+    assert 'process has died' not in process.output, process.output
+    assert 'Traceback' not in process.output, process.output
+
+
+def test_camera_launch_brings_images_to_instances(launch, tmp_path):
+    process, client = launch('camera.launch.py', camera='photographs', device='cpu', weights=nano_weights(tmp_path))
+    answers: list[InstanceMaskArray] = []
+    client.node.create_subscription(InstanceMaskArray, '/tar_vis/instances', answers.append, 10)
+    client.until(lambda: len(answers) > 1, 'answers')
+    assert client.state == 'active'
+    assert answers[0].header.frame_id == 'camera' and answers[0].width > 0
+    end(process)
+
+
+def test_camera_launch_without_a_camera_takes_a_topic(launch, tmp_path):
+    process, client = launch('camera.launch.py', image_topic='/somewhere/image', weights=nano_weights(tmp_path))
+    client.until(lambda: client.node.count_subscribers('/somewhere/image') == 1, 'subscriber')
+    assert client.node.count_publishers('/somewhere/image') == 0
+    end(process)
+
+
+def test_wrong_weights_path_leaves_the_node_up_and_unconfigured(launch):
+    process, client = launch('camera.launch.py', weights='/no/such/file.safetensors')
+    client.until(lambda: '/no/such/file.safetensors' in process.output, 'complaint')
+    assert client.state == 'unconfigured'
+    client.spin(1.0)
+    assert client.state == 'unconfigured', process.output
+    assert process.running
+    end(process)
+
+
+def test_without_autostart_the_node_waits_to_be_told(launch):
+    process, client = launch('camera.launch.py', autostart='false')
+    assert client.state == 'unconfigured'
+    client.spin(1.0)
+    assert client.state == 'unconfigured', process.output
+    end(process)
+
+
+def test_video_launch_ends_with_the_video(launch, tmp_path):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for index in range(4):
+        cv2.imwrite(str(folder / f'{index}.png'), picture(shift=index))
+    process, client = launch('video.launch.py', video=str(folder), rate='5', weights=nano_weights(tmp_path))
+    answers: list[InstanceMaskArray] = []
+    client.node.create_subscription(InstanceMaskArray, '/tar_vis/instances', answers.append, 10)
+    client.until(lambda: not process.running, 'end of the launch')
+    assert answers
+    assert process.wait() == 0, process.output
+    assert 'sent 4 frames' in process.output
