@@ -254,7 +254,8 @@ def main(args: list[str] | None = None) -> int:
             return 0            # the context ended under a call, as SIGTERM makes it: no error
         if not isinstance(error, (SourceError, RCLError, UnknownROSArgsError)):
             raise
-        print(f'tar-vis-video: {" ".join(str(error).split())}', file=sys.stderr)
+        what = 'unknown ROS arguments: ' if isinstance(error, UnknownROSArgsError) else ''
+        print(f'tar-vis-video: {what}{" ".join(str(error).split())}', file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)    # launch repeats the signal
