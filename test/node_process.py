@@ -28,7 +28,7 @@ from tar_vis_ros.codec import decode_result
 from tar_vis_ros.image_conversion import array_to_image
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
 
-PATIENCE_S = 60.0   # a deadline for what takes a second on an idle machine
+PATIENCE_S = 120.0   # a deadline for what takes a second on an idle machine
 
 
 class NodeProcess:
