@@ -80,8 +80,8 @@ def test_the_seeds_above_cover_runs_of_skips_and_of_executions(decoder):
         mask_features, levels, previous = a_frame(seed)
         patterns.add(decoder(mask_features, levels, previous, 'adaptive').trace.executed)
     assert len(patterns) > 5
-    assert any((False, False) == p[i:i + 2] for p in patterns for i in range(LAYERS))
-    assert any((True, True) == p[i:i + 2] for p in patterns for i in range(1, LAYERS))
+    assert any(p[i:i + 2] == (False, False) for p in patterns for i in range(LAYERS))
+    assert any(p[i:i + 2] == (True, True) for p in patterns for i in range(1, LAYERS))
 
 
 @torch.inference_mode()

@@ -75,7 +75,7 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
                       categories: tuple[str, ...]) -> list[Row]:
     """AP of each way of decoding, images encoded once. A way takes (features, previous queries), gives the output."""
     answers: dict[str, list[list[Prediction]]] = {name: [] for name in ways}
-    executed = {name: 0 for name in ways}
+    executed = dict.fromkeys(ways, 0)
     for number, record in enumerate(tqdm(records, desc='images', unit='image')):
         image = record.image()
         both = []

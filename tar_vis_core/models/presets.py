@@ -46,8 +46,8 @@ PRESETS = {c.name: c for c in (
     ModelConfig(
         name='nano', backbone='mobilenetv2', classes=2,
         class_names=('person', *(n for n in VOC[1:] if n != 'person')),
-        dim=128, queries=50, decoder_ffn=512, encoder_layers=1, encoder_ffn=512, encoder_heads=4, short_side=256, separable=True,
-        pixel_mean=(127.5, 127.5, 127.5), pixel_std=(127.5, 127.5, 127.5), semantic_classes=True),
+        dim=128, queries=50, decoder_ffn=512, encoder_layers=1, encoder_ffn=512, encoder_heads=4, short_side=256,
+        separable=True, pixel_mean=(127.5, 127.5, 127.5), pixel_std=(127.5, 127.5, 127.5), semantic_classes=True),
     ModelConfig(
         name='minvis_r50', backbone='resnet50', classes=40, class_names=YOUTUBE_VIS_2019,
         dim=256, queries=100, decoder_ffn=2048, encoder_layers=6, encoder_ffn=1024, short_side=360,

@@ -6,6 +6,7 @@ import argparse
 import csv
 import math
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -40,9 +41,9 @@ def parameter_groups(model: VideoInstanceModel, recipe: Recipe) -> list[dict]:
                 else 'plain' if parameter.ndim < 2 or 'embed' in name.rsplit('.', 1)[-1] or '.bias' in name
                 else 'decay')
         groups[kind].append(parameter)
-    return [dict(params=groups['backbone'], factor=recipe.backbone_lr, weight_decay=0.0),
-            dict(params=groups['plain'], factor=1.0, weight_decay=0.0),
-            dict(params=groups['decay'], factor=1.0, weight_decay=recipe.weight_decay)]
+    return [{'params': groups['backbone'], 'factor': recipe.backbone_lr, 'weight_decay': 0.0},
+            {'params': groups['plain'], 'factor': 1.0, 'weight_decay': 0.0},
+            {'params': groups['decay'], 'factor': 1.0, 'weight_decay': recipe.weight_decay}]
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:
@@ -204,7 +205,8 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault('MALLOC_MMAP_MAX_', '0')
         os.environ.setdefault('MALLOC_TRIM_THRESHOLD_', str(1 << 36))
         if recipe.processes > 1:
-            mp.spawn(train_worker, (recipe, args), recipe.processes)
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # an orderly end takes the workers along
+            mp.spawn(train_worker, (recipe, args), recipe.processes, daemon=True)
         else:
             train_worker(0, recipe, args)
     except TarVisError as error:
