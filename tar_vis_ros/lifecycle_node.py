@@ -18,6 +18,7 @@ from rclpy.lifecycle import Node, State, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
@@ -68,7 +69,6 @@ class TarVisNode(Node):
         for line in remarks:
             self.get_logger().warning(line)
         self.add_on_set_parameters_callback(self._check_change)
-        self.add_post_set_parameters_callback(self._forget_mistakes)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -123,7 +123,9 @@ class TarVisNode(Node):
         self._health.activated()
         self._pipeline.start()
         self._arrivals = Arrivals()
-        self._images = self.create_subscription(Image, 'image', self._on_image, IMAGE_QOS)
+        told = hasattr(Subscription, 'CallbackType')   # rclpy of Humble tells nothing of a message but its contents
+        self._images = self.create_subscription(
+            Image, 'image', self._on_image if told else lambda image: self._on_image(image, {}), IMAGE_QOS)
         self.get_logger().info(f'waiting for images on {self._images.topic_name}')
         return super().on_activate(state)
 
@@ -209,17 +211,15 @@ class TarVisNode(Node):
                 self._pipeline.set_options(live_options(self._configured, settings))
         except ValueError as error:   # ParameterError is one
             return SetParametersResult(successful=False, reason=one_line(error))
-        return SetParametersResult(successful=True)
-
-    def _forget_mistakes(self, changed: Sequence[Parameter]) -> None:
         for parameter in changed:
             self._mistakes.pop(parameter.name, None)
+        return SetParametersResult(successful=True)
 
     # Images, services and diagnostics
 
     def _on_image(self, image: Image, info: dict) -> None:
-        self._pipeline.put(image, self._arrivals.arrived(info),
-                           self._arrivals.missed(info, self._images.get_publisher_count()))
+        missed = self._arrivals.missed(info, self._images.get_publisher_count()) if info else 0
+        self._pipeline.put(image, self._arrivals.arrived(info), missed)
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._pipeline is not None
