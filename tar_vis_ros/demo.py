@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,16 +195,18 @@ def summary_table(sent: int, frames: list[FrameSummary], routing: str) -> list[t
     latency = np.array([frame.latency_ms for frame in frames])
     step = np.array([frame.total_ms for frame in frames])
     layers = np.array([sum(frame.executed) for frame in frames])
-    tracks = {(frame.track_epoch, *track) for frame in frames for track in frame.tracks}
-    numbers = {(epoch, number) for epoch, number, _ in tracks}
-    names = Counter(name for _, _, name in tracks)
-    classes = ', '.join(f'{count} {name}' for name, count in names.most_common(8))
+    names: dict[tuple[int, int], Counter] = defaultdict(Counter)    # a track's class may waver: its commonest counts
+    for frame in frames:
+        for number, name in frame.tracks:
+            names[frame.track_epoch, number][name] += 1
+    per_class = Counter(counter.most_common(1)[0][0] for counter in names.values())
+    classes = ', '.join(f'{count} {name}' for name, count in per_class.most_common(8))
     resets = sum(bool(frame.reset_reason) for frame in frames)
     rows = [
         ('frames sent', f'{sent}'),
         ('frames processed', f'{len(frames)}'),
         ('frames dropped', f'{max(0, sent - len(frames))}  ({sum(f.dropped for f in frames)} replaced by a newer one)'),
-        ('tracks', f'{len(numbers)}' + (f'  ({classes})' if classes else '')),
+        ('tracks', f'{len(names)}' + (f'  ({classes})' if classes else '')),
         ('executed layers, mean', f'{layers.mean():.2f} of {len(frames[0].executed)}  (routing: {routing})'),
         ('latency', f'p50 {np.percentile(latency, 50):.0f} ms, p95 {np.percentile(latency, 95):.0f} ms'),
         ('model step', f'p50 {np.percentile(step, 50):.0f} ms, p95 {np.percentile(step, 95):.0f} ms'),

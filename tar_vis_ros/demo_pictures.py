@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tar_vis_ros.frames import VideoFileReader
 from tar_vis_ros.recorder import FrameSummary
 
 SHEET_FRAMES, SHEET_COLUMNS = 12, 4
+CAPTION_LETTERS = 48
 LABELLED_RESETS = 5     # more would cover the curve
 EXECUTED, SKIPPED, LINE, RESET = '#1b6b72', '#e3e6e8', '#20323a', '#c2452d'
 
@@ -38,10 +40,8 @@ def contact_sheet(video: Path, frames: Sequence[FrameSummary], out: Path, title:
     for axis, index in zip(axes.flat, chosen):
         frame = frames[index]
         axis.imshow(pictures.get(int(index), np.full((3, 4, 3), 255, np.uint8)), interpolation='lanczos')
-        tracks = ', '.join(f'{name} #{number}' for number, name in frame.tracks[:4]) or 'nothing'
-        more = f' and {len(frame.tracks) - 4} more' if len(frame.tracks) > 4 else ''
         axis.set_title(f'frame {index}, {frame.stamp_s - frames[0].stamp_s:.1f} s, '
-                       f'{sum(frame.executed)} of {len(frame.executed)} layers\n{tracks}{more}', fontsize=10)
+                       f'{sum(frame.executed)} of {len(frame.executed)} layers\n{_found(frame)}', fontsize=10)
     figure.suptitle(title, fontsize=13)
     figure.savefig(out, dpi=100)
     plt.close(figure)
@@ -89,6 +89,14 @@ def routing_picture(frames: Sequence[FrameSummary], out: Path, title: str) -> No
     figure.suptitle(title, fontsize=13)
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def _found(frame: FrameSummary) -> str:
+    """What is seen, short enough to stand below one picture: names and ids of a few, else how many of each."""
+    text = ', '.join(f'{name} #{number}' for number, name in frame.tracks) or 'nothing'
+    if len(text) > CAPTION_LETTERS:
+        text = ', '.join(f'{count} {name}' for name, count in Counter(n for _, n in frame.tracks).most_common())
+    return text if len(text) <= CAPTION_LETTERS else text[:CAPTION_LETTERS].rpartition(',')[0] + ', ...'
 
 
 def _pick(video: Path, wanted: set[int]) -> dict[int, np.ndarray]:

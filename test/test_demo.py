@@ -20,12 +20,12 @@ from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus, encode_runs
 from tar_vis_ros.codec import encode_diagnostics, encode_instances
-from tar_vis_ros.demo import main, parse, plan_source
+from tar_vis_ros.demo import main, parse, plan_source, summary_table
 from tar_vis_ros.demo_pictures import contact_sheet, routing_picture
 from tar_vis_ros.frames import open_frames, play
 from tar_vis_ros.image_conversion import array_to_image
 from tar_vis_ros.processes import free_domain
-from tar_vis_ros.recorder import AnsweredFrame, FrameWriter, OverlayVideo, Recorder
+from tar_vis_ros.recorder import AnsweredFrame, FrameSummary, FrameWriter, OverlayVideo, Recorder
 
 PATIENCE_S = 300.0   # a deadline for what takes ten seconds on an idle machine
 RESULTS = ('overlay.mp4', 'sheet.png', 'routing.png', 'instances.jsonl')
@@ -157,6 +157,20 @@ def test_a_missing_source_is_one_line_before_anything_starts(arguments, expected
     error = capsys.readouterr().err
     assert expected in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_the_table_counts_each_track_once_by_its_commonest_class():
+    def frame(*tracks, epoch=0, latency=100.0, layers=3):
+        return FrameSummary(0.0, 0, epoch, tuple(n < layers for n in range(9)), 1.0, latency, 50.0, 1, '', tracks)
+    frames = [frame((1, 'cat'), (2, 'person')), frame((1, 'dog'), (2, 'person')), frame((1, 'dog'), layers=6),
+              frame((1, 'person'), epoch=1, latency=300.0)]
+    table = dict(summary_table(9, frames, 'adaptive'))
+    assert table['frames sent'] == '9'
+    assert table['frames processed'] == '4'
+    assert table['frames dropped'].startswith('5  (4 replaced')
+    assert table['tracks'] == '3  (2 person, 1 dog)'
+    assert table['executed layers, mean'].startswith('3.75 of 9')
+    assert table['latency'] == 'p50 100 ms, p95 270 ms'
 
 
 def test_free_domains_are_valid():
