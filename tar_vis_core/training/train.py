@@ -94,9 +94,10 @@ def batch_losses(model: VideoInstanceModel, clips: list[list], recipe: Recipe, p
         if features.semantic is not None and not recipe.freeze_encoder:
             terms['semantic'] = semantic_loss(features.semantic, targets)
         total = total + total_loss(terms, recipe.loss)
-        log.update({k: float(v) for k, v in terms.items()})
+        log.update({k: float(v.detach()) for k, v in terms.items()})
         if output.execute is not None:
-            log.update(execute_probability=float(output.execute.mean()), executed=float(output.executed.mean()))
+            log.update(execute_probability=float(output.execute.detach().mean()),
+                       executed=float(output.executed.mean()))
             if recipe.budget_weight:
                 total = total + recipe.budget_weight * (output.execute.mean() - recipe.budget_target) ** 2
         previous = output.queries.detach()
@@ -129,7 +130,8 @@ def train_worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
     parameters = [p for g in optimizer.param_groups for p in g['params']]
     log = (args.out / 'log.csv').open('a' if start else 'w', newline='') if rank == 0 else None
     writer, began = None, time.monotonic()
-    progress = tqdm(range(start, recipe.iterations), initial=start, total=recipe.iterations, disable=rank != 0,
+    end = min(args.stop_at or recipe.iterations, recipe.iterations)
+    progress = tqdm(range(start, end), initial=start, total=recipe.iterations, disable=rank != 0,
                     mininterval=5, unit='it', desc=recipe.preset)
     for iteration in progress:
         # everything random is a function of (seed, iteration, process): a resumed run goes on as if never stopped
@@ -151,7 +153,7 @@ def train_worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
         if not torch.isfinite(loss):
             torch.save({'clips': [[asdict(f) for f in c] for c in clips], 'iteration': iteration},
                        args.out / f'non_finite_{rank}.pt')
-            raise TarVisError(f'iteration {iteration}: the loss is {float(loss)}; the batch is in {args.out}')
+            raise TarVisError(f'iteration {iteration}: the loss is {float(loss.detach())}; the batch is in {args.out}')
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if recipe.processes > 1:
@@ -163,7 +165,7 @@ def train_worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
             state = model.state_dict()
             torch._foreach_lerp_(list(ema.values()), [state[k] for k in ema], 1 - decay)
         if rank == 0:
-            terms = dict(iteration=iteration, lr=rate, loss=float(loss), **terms)
+            terms = dict(iteration=iteration, lr=rate, loss=float(loss.detach()), **terms)
             if writer is None:
                 writer = csv.DictWriter(log, terms.keys(), extrasaction='ignore', restval='')
                 if not start:
@@ -171,7 +173,7 @@ def train_worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
             writer.writerow({k: f'{v:.5g}' for k, v in terms.items()})
             progress.set_postfix({k: f'{v:.3g}' for k, v in terms.items() if k not in ('iteration', 'lr')},
                                  refresh=False)
-            if (iteration + 1) % recipe.checkpoint_every == 0 or iteration + 1 == recipe.iterations:
+            if (iteration + 1) % recipe.checkpoint_every == 0 or iteration + 1 == end:
                 log.flush()
                 torch.save({'model': model.state_dict(), 'optimizer': optimizer.state_dict(), 'ema': ema,
                             'iteration': iteration + 1}, checkpoint.with_suffix('.tmp'))
@@ -179,7 +181,7 @@ def train_worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
                 save_tensors({k: v.half() for k, v in ema.items()}, args.out / 'model.safetensors',
                              {'preset': recipe.preset})
     if rank == 0:
-        print(f'{args.out / "model.safetensors"}: {recipe.iterations} iterations, '
+        print(f'{args.out / "model.safetensors"}: {end} of {recipe.iterations} iterations, '
               f'{(time.monotonic() - began) / 60:.1f} minutes')
     if recipe.processes > 1:
         dist.barrier()
@@ -195,6 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--backbone', type=Path, help='start the backbone from this DeepLabV3 MobileNetV2 file')
     parser.add_argument('--init', type=Path, help='start from these weights (safetensors)')
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in --out')
+    parser.add_argument('--stop-at', type=int, metavar='N', help='end after iteration N; go on with --resume')
     parser.add_argument('--set', action='append', metavar='KEY=VALUE', help='change an option of the recipe')
     args = parser.parse_args(argv)
     try:
