@@ -25,6 +25,7 @@ MAX_LOST_TRACKS = 64
 VELOCITY_GAIN = 0.5        # share of the newest measurement in the running velocity
 VELOCITY_DECAY = 0.85      # per frame out of sight: nobody walks on for ever
 APPEARANCE_GAIN = 0.1      # share of the newest frame in the running colours and embedding
+AREA_GAIN = 0.2            # share of the newest frame in the running area
 VOTE_DECAY = 0.9           # of the class votes per frame
 
 
@@ -41,6 +42,7 @@ class Track:
     colours: np.ndarray        # running mean
     centre: np.ndarray         # (x, y) of the box, as predicted for now
     velocity: np.ndarray       # (x, y) per second
+    area: float                # running mean of the mask's area
     sightings: int = 1
     frames_lost: int = 0
 
@@ -56,6 +58,12 @@ def _centre(box: tuple[int, int, int, int]) -> np.ndarray:
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-6) for v in (a, b))
     return a @ b.T
+
+
+def _on_grid(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The mask on a grid of another size, where the network's input size was changed meanwhile."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, mask.shape, strict=True))
+    return mask if mask.shape == shape else mask[rows[:, None], columns]
 
 
 def _shifted(mask: np.ndarray, dx: int, dy: int) -> np.ndarray:
@@ -132,9 +140,9 @@ class IdentityTracker:
         """``(tracks, detections)``; -1 where a pair is impossible."""
         cells = np.array([d.mask for d in detections])
         scale = np.array([cells.shape[2] / width, cells.shape[1] / height])
-        before = np.array([t.detection.mask for t in tracks])
-        moved = np.array([_shifted(t.detection.mask, *np.rint((t.centre - _centre(t.detection.box)) * scale)
-                                   .astype(int)) for t in tracks])
+        before = np.array([_on_grid(t.detection.mask, cells.shape[1:]) for t in tracks])
+        steps = [np.rint((t.centre - _centre(t.detection.box)) * scale).astype(int) for t in tracks]
+        moved = np.array([_shifted(mask, dx, dy) for mask, (dx, dy) in zip(before, steps, strict=True)])
         # unmoved as well: a velocity can be wrong
         overlap = np.maximum(mask_ious(moved, cells), mask_ious(before, cells))
         boxes = [np.array([x.box[2:] for x in items], float) for items in ([t.detection for t in tracks], detections)]
@@ -166,7 +174,9 @@ class IdentityTracker:
         if elapsed_s > 0:
             # track.centre is the prediction: what it missed, spread over the time since the last sighting
             missed = (centre - track.centre) / (elapsed_s * (1 + track.frames_lost))
-            gain = 1.0 if track.sightings == 1 else VELOCITY_GAIN
+            # the centre of what is left of a half hidden object says little of how the object moves
+            whole = min(1.0, detection.area / track.area)
+            gain = 1.0 if track.sightings == 1 else VELOCITY_GAIN * whole ** 2
             track.velocity = track.velocity + gain * missed
         track.centre = centre
         track.detection = detection
@@ -174,13 +184,14 @@ class IdentityTracker:
         track.votes = VOTE_DECAY * track.votes + detection.class_scores
         track.embedding = track.embedding + APPEARANCE_GAIN * (detection.embedding - track.embedding)
         track.colours = track.colours + APPEARANCE_GAIN * (detection.colours - track.colours)
+        track.area += AREA_GAIN * (detection.area - track.area)
         track.sightings += 1
         track.frames_lost = 0
 
     def _start(self, detection: Detection, slots: np.ndarray) -> Track:
         track = Track(self._next_id, self._frame, detection, int(slots[detection.query]),
                       detection.class_scores.copy(), detection.embedding, detection.colours,
-                      _centre(detection.box), np.zeros(2))
+                      _centre(detection.box), np.zeros(2), float(detection.area))
         self._next_id += 1
         self.tracks.append(track)
         return track

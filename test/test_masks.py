@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tar_vis_core.masks import MaskGeometry, full_size_mask, mask_ious
+from tar_vis_core.models.video_model import test_size as resized_size
+
+
+def geometry(height, width, short_side=256):
+    h, w = resized_size(height, width, short_side)
+    padded = h + -h % 32, w + -w % 32
+    return MaskGeometry((padded[0] // 4, padded[1] // 4), padded, (h, w), (height, width))
+
+
+def blobs(shape, seed):
+    """Smooth random logits: a few islands, some across the border."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 1, 6, 6, generator=generator)
+    fine = torch.randn(shape, generator=generator)
+    return F.interpolate(x, shape, mode='bicubic', align_corners=False)[0, 0] * 4 - 2 + 0.3 * fine
+
+
+@pytest.mark.parametrize('size', [(480, 640), (360, 640), (720, 1280), (37, 53), (640, 361), (256, 341), (20, 3000)])
+def test_equals_two_bilinear_resizes_of_the_whole_plane(size):
+    g = geometry(*size)
+    for seed in range(4):
+        logits = blobs(g.logits, seed)
+        x = F.interpolate(logits[None, None], g.padded, mode='bilinear', align_corners=False)
+        x = F.interpolate(x[..., :g.content[0], :g.content[1]], g.source, mode='bilinear', align_corners=False)[0, 0]
+        ours = np.zeros(size, bool)
+        found = full_size_mask(logits, g)
+        if found is None:
+            assert not (x > 0).any()
+            continue
+        (left, top, width, height), crop = found
+        ours[top:top + height, left:left + width] = crop
+        # only where the logit is zero but for rounding may the two differ
+        assert (x[torch.from_numpy(ours) != (x > 0)].abs() < 1e-5).all()
+        assert crop[[0, -1]].any(1).all() and crop[:, [0, -1]].any(0).all(), 'the box is not tight'
+
+
+@pytest.mark.parametrize('place', [(0, 0), (30, 40), (63, 0), (63, 85)])
+def test_a_single_cell_is_found_where_it_is(place):
+    g = geometry(480, 640)
+    logits = torch.full(g.logits, -1.0)
+    logits[place] = 8.0
+    (x, y, w, h), crop = full_size_mask(logits, g)
+    scale = 480 / 256 * 4
+    assert abs(x + w / 2 - (place[1] + 0.5) * scale) < scale
+    assert abs(y + h / 2 - (place[0] + 0.5) * scale) < scale
+    assert crop.any()
+
+
+def test_nothing_positive_gives_nothing():
+    g = geometry(480, 640)
+    assert full_size_mask(torch.full(g.logits, -1.0), g) is None
+
+
+def test_a_mask_in_the_padding_gives_nothing():
+    g = geometry(480, 640)                     # 341 columns of image in 352 of input
+    logits = torch.full(g.logits, -1.0)
+    logits[:, 87] = 1.0
+    assert full_size_mask(logits, g) is None
+    assert g.content_cells == (64, 86)
+
+
+def test_overlaps_are_counted_per_pair():
+    a = np.zeros((2, 4, 4), bool)
+    a[0, :2], a[1, :, :1] = True, True
+    b = np.zeros((3, 4, 4), bool)
+    b[0, :2], b[1, 2:] = True, True
+    assert mask_ious(a, b) == pytest.approx(np.array([[1, 0, 0], [2 / 10, 2 / 10, 0]]))

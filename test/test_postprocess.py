@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+
+from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.postprocess import (
+    MAX_CANDIDATES,
+    OBJECT_CHANNELS,
+    PERSON_CHANNEL,
+    colour_signature,
+    detect,
+    distinct,
+    mask_quality,
+    name_objects,
+)
+
+GEOMETRY = MaskGeometry((16, 24), (64, 96), (60, 90), (120, 180))
+IMAGE = np.random.default_rng(0).integers(0, 256, (120, 180, 3), np.uint8)
+
+
+def block(rows, columns, inside=4.0, shape=(16, 24)):
+    logits = torch.full(shape, -4.0)
+    logits[slice(*rows), slice(*columns)] = inside
+    return logits
+
+
+def find(probabilities, logits, min_score=0.1, semantic=None, allowed=None):
+    probabilities = torch.tensor(probabilities)
+    logits = torch.stack(logits)
+    classes = 20 if semantic is not None else probabilities.shape[1] - 1
+    return detect(probabilities, lambda queries: logits[queries], torch.ones(len(logits), 8), semantic, IMAGE,
+                  GEOMETRY, min_score, np.ones(classes, bool) if allowed is None else np.array(allowed))
+
+
+def test_quality_is_the_mean_probability_of_the_positive_pixels():
+    quality = mask_quality(torch.stack([block((2, 6), (3, 9), 2.0), block((2, 6), (3, 9), 0.1), block((0, 0), (0, 0))]))
+    assert quality.tolist() == pytest.approx([0.8808, 0.5250, 0.0], abs=1e-4)
+
+
+def test_a_sure_mask_beats_a_vague_one_of_equal_class_probability():
+    found = find([[0.8, 0.0, 0.2], [0.8, 0.0, 0.2]], [block((0, 8), (0, 6), 0.05), block((0, 8), (12, 18), 6.0)])
+    assert [d.query for d in found] == [1, 0]
+    assert found[0].score == pytest.approx(0.8, abs=0.01)
+    assert found[1].score == pytest.approx(0.41, abs=0.01)
+
+
+def test_one_object_keeps_its_best_mask():
+    whole, shifted, part = block((2, 12), (4, 10)), block((2, 12), (5, 11)), block((2, 6), (4, 10))
+    elsewhere = block((2, 12), (14, 20))
+    found = find([[0.6, 0.0, 0.4], [0.9, 0.0, 0.1], [0.5, 0.0, 0.5], [0.7, 0.0, 0.3]],
+                 [shifted, whole, part, elsewhere])
+    assert [d.query for d in found] == [1, 3]
+
+
+def test_another_class_may_lie_inside():
+    person, phone = block((2, 14), (4, 14)), block((5, 8), (6, 9))
+    assert len(find([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]], [person, phone])) == 2
+    assert len(find([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], [person, phone])) == 1
+
+
+def test_the_same_pixels_are_not_two_classes():
+    assert len(find([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]], [block((2, 12), (4, 10))] * 2)) == 1
+
+
+def test_distinct_depends_on_scores_not_on_order():
+    masks = np.stack([np.indices((8, 8))[1] < n for n in (4, 5, 6)])
+    assert distinct(masks, np.array([0.5, 0.9, 0.7]), np.zeros(3)) == [1]
+    assert distinct(masks[:0], np.zeros(0), np.zeros(0)) == []
+
+
+def test_masks_boxes_and_areas_are_those_of_the_source():
+    detection, = find([[0.9, 0.0, 0.1]], [block((4, 8), (6, 10))])
+    x, y, w, h = detection.box
+    # 4x4 cells of 4 px, in an image that was halved: 8 source pixels a cell
+    assert (x, y, w, h) == (48, 32, 32, 32)
+    assert detection.runs.sum() == w * h
+    assert detection.area == detection.runs[1::2].sum()
+    assert detection.mask.shape == (15, 23), 'the mask ends where the padding begins'
+
+
+def test_specks_padding_and_low_scores_are_no_detections():
+    assert find([[0.9, 0.0, 0.1]], [block((4, 5), (6, 8))]) == []
+    assert find([[0.9, 0.0, 0.1]], [block((0, 16), (23, 24))]) == []
+    assert find([[0.05, 0.02, 0.93]], [block((4, 8), (6, 10))]) == []
+
+
+def test_a_class_that_is_not_allowed_leaves_the_allowed_ones():
+    probabilities, logits = [[0.6, 0.3, 0.1]], [block((4, 8), (6, 10))]
+    assert find(probabilities, logits)[0].class_id == 0
+    only = find(probabilities, logits, allowed=[False, True])
+    assert only[0].class_id == 1
+    assert only[0].score < 0.3
+    assert find(probabilities, logits, min_score=0.35, allowed=[False, True]) == []
+
+
+def test_only_the_best_candidates_get_a_mask():
+    count = MAX_CANDIDATES + 10
+    probabilities = torch.linspace(0.2, 0.9, count)
+    asked = []
+
+    def masks_of(queries):
+        asked.extend(queries.tolist())
+        return torch.stack([block((4, 8), (6, 10))] * len(queries))
+
+    detect(torch.stack((probabilities, 1 - probabilities), 1), masks_of, torch.ones(count, 8), None, IMAGE, GEOMETRY,
+           0.1, np.ones(1, bool))
+    assert asked == list(range(count - 1, 9, -1))
+
+
+def test_objects_are_named_by_the_semantics_inside_their_mask():
+    semantic = torch.zeros(21, 2, 3)
+    semantic[8, :, 0] = 9.0       # cat on the left
+    semantic[12, :, 2] = 9.0      # dog on the right
+    left, right = block((0, 16), (0, 8)), block((0, 16), (16, 24))
+    scores = name_objects(torch.tensor([[0.05, 0.9, 0.05]] * 2), torch.stack([left, right]), semantic)
+    assert scores.shape == (2, 20)
+    assert scores.argmax(1).tolist() == [1 + OBJECT_CHANNELS.index(8), 1 + OBJECT_CHANNELS.index(12)]
+    assert PERSON_CHANNEL not in OBJECT_CHANNELS
+
+
+def test_a_person_keeps_the_decoders_score_whatever_the_semantics():
+    semantic = torch.zeros(21, 2, 3)
+    scores = name_objects(torch.tensor([[0.9, 0.05, 0.05]]), block((0, 16), (0, 8))[None], semantic)
+    assert scores[0, 0] == pytest.approx(0.9)
+    assert scores[0].argmax() == 0
+
+
+def test_colours_tell_clothes_apart():
+    image = np.zeros((10, 6, 3), np.uint8)
+    image[:5, :3], image[5:, :3] = (200, 30, 30), (30, 30, 200)      # red shirt, blue trousers
+    image[:5, 3:], image[5:, 3:] = (30, 30, 200), (200, 30, 30)      # the other way round
+    left = np.indices((10, 6))[1] < 3
+    a, b = colour_signature(image, left), colour_signature(image, ~left)
+    assert a @ a == pytest.approx(1, abs=1e-6)
+    assert a @ b < 0.2
