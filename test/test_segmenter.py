@@ -178,9 +178,9 @@ def test_a_model_without_routers_runs_all_layers_and_says_why_not_adaptive():
 
 
 def test_an_unknown_preset_or_precision_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown preset 'nanno' .did you mean 'nano'"):
+    with pytest.raises(ValueError, match=r"unknown preset 'nanno' .did you mean 'nano'"):
         VideoSegmenter('nanno')
-    with pytest.raises(ValueError, match="unknown precision 'float61' .did you mean 'float16'"):
+    with pytest.raises(ValueError, match=r"unknown precision 'float61' .did you mean 'float16'"):
         VideoSegmenter('nano', precision='float61')
 
 
