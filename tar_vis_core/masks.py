@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_ONES = np.array([bin(byte).count('1') for byte in range(256)], np.uint8)
+
 
 @dataclass(frozen=True)
 class MaskGeometry:
@@ -87,8 +89,14 @@ def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     words_a, words_b = _packed(a), _packed(b)
     common = np.zeros((len(a), len(b)), np.int64)
     for row, words in zip(common, words_a, strict=True):
-        row[:] = np.bitwise_count(words & words_b).sum(1)
+        row[:] = _count_bits(words & words_b).sum(1)
     return common
+
+
+def _count_bits(words: np.ndarray) -> np.ndarray:
+    if hasattr(np, 'bitwise_count'):  # numpy 2
+        return np.bitwise_count(words)
+    return _ONES[words.view(np.uint8)]
 
 
 def _packed(masks: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tar_vis_core.masks import MaskGeometry, full_size_mask, mask_ious
+from tar_vis_core.masks import MaskGeometry, full_size_mask, intersections, mask_ious
 from tar_vis_core.models.video_model import test_size as resized_size
 
 
@@ -71,3 +71,11 @@ def test_overlaps_are_counted_per_pair():
     b = np.zeros((3, 4, 4), bool)
     b[0, :2], b[1, 2:] = True, True
     assert mask_ious(a, b) == pytest.approx(np.array([[1, 0, 0], [2 / 10, 2 / 10, 0]]))
+
+
+def test_overlaps_do_not_depend_on_how_bits_are_counted(monkeypatch):
+    masks = np.random.default_rng(0).random((5, 13, 17)) < 0.4
+    expected = (masks[:, None] & masks[None]).sum((2, 3))
+    assert np.array_equal(intersections(masks, masks), expected)
+    monkeypatch.delattr(np, 'bitwise_count', raising=False)
+    assert np.array_equal(intersections(masks, masks), expected)
