@@ -30,8 +30,8 @@ from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.frames import PHOTOGRAPHS, camera_path, open_frames
 from tar_vis_ros.dds import use_shared_memory_profile
-from tar_vis_ros.frames import PHOTOGRAPHS, camera_path, open_frames
 from tar_vis_ros.processes import Child, ProcessError, change_state, free_domain
 from tar_vis_ros.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 

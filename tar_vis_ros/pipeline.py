@@ -14,11 +14,11 @@ from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import Image
 
 from tar_vis_core.instances import FrameResult
+from tar_vis_core.overlay import draw_overlay
 from tar_vis_ros.codec import encode_diagnostics, encode_instances, label_image
 from tar_vis_ros.health import Health
 from tar_vis_ros.image_conversion import ImageError, array_to_image, image_to_rgb
 from tar_vis_ros.mailbox import Worker
-from tar_vis_ros.overlay import draw_overlay
 
 
 @dataclass(frozen=True)

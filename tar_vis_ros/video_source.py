@@ -26,8 +26,8 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from tar_vis_core.frames import PHOTOGRAPHS, Frame, FrameReader, SourceError, open_frames, play
 from tar_vis_ros.dds import use_shared_memory_profile
-from tar_vis_ros.frames import PHOTOGRAPHS, Frame, FrameReader, SourceError, open_frames, play
 from tar_vis_ros.image_conversion import array_to_image
 
 SETTLE_S = 0.5     # after the subscribers are matched: their side of the match may come later than ours

@@ -18,14 +18,15 @@ from builtin_interfaces.msg import Time
 from node_process import nano_weights, picture
 from std_msgs.msg import Header
 
+from tar_vis_core.frames import open_frames, play
 from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus, encode_runs
+from tar_vis_core.results import OverlayVideo
 from tar_vis_ros.codec import encode_diagnostics, encode_instances
 from tar_vis_ros.demo import main, parse, plan_source, summary_table
 from tar_vis_ros.demo_pictures import contact_sheet, routing_picture
-from tar_vis_ros.frames import open_frames, play
 from tar_vis_ros.image_conversion import array_to_image
 from tar_vis_ros.processes import free_domain
-from tar_vis_ros.recorder import AnsweredFrame, FrameSummary, FrameWriter, OverlayVideo, Recorder
+from tar_vis_ros.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 
 PATIENCE_S = 300.0   # a deadline for what takes ten seconds on an idle machine
 RESULTS = ('overlay.mp4', 'sheet.png', 'routing.png', 'instances.jsonl')

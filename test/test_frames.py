@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tar_vis_ros import photographs
-from tar_vis_ros.frames import SourceError, VideoFileReader, open_frames, play, resize_to_width
-from tar_vis_ros.photographs import HandHeldCamera, PhotographReader, Scene
+from tar_vis_core import photographs
+from tar_vis_core.frames import SourceError, VideoFileReader, open_frames, play, resize_to_width
+from tar_vis_core.photographs import HandHeldCamera, PhotographReader, Scene
 
 
 def write_images(folder: Path, names: list[str], size: tuple[int, int] = (48, 64)) -> None:

@@ -13,9 +13,9 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from tar_vis_core.instances import TrackStatus
+from tar_vis_core.overlay import draw_overlay
 from tar_vis_ros.codec import label_image
 from tar_vis_ros.image_conversion import image_to_array, image_to_rgb
-from tar_vis_ros.overlay import draw_overlay
 
 LAYERS = 9
 

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip('cv2')
 
 from tar_vis_core.instances import Instance, TrackStatus, encode_runs
-from tar_vis_ros.overlay import draw_overlay, track_colour
+from tar_vis_core.overlay import draw_overlay, track_colour
 
 
 def disc(track_id: int, x: int, y: int, size: int, score: float = 0.9, status=TrackStatus.TRACKED) -> Instance:

@@ -17,7 +17,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from tar_vis_ros.frames import SourceError
+from tar_vis_core.frames import SourceError
 from tar_vis_ros.image_conversion import image_to_rgb
 from tar_vis_ros.msg import InstanceMaskArray
 from tar_vis_ros.video_source import OPTIONS, command_line

@@ -190,7 +190,7 @@ def open_frames(source: str, rate: float = 0.0, width: int = 0, seed: int = 0) -
     photographs' camera motion. Raises SourceError with one line that says what to do.
     """
     if source in ('', PHOTOGRAPHS):
-        from tar_vis_ros.photographs import PhotographReader
+        from tar_vis_core.photographs import PhotographReader
         return PhotographReader(seed=seed)
     if source.isdigit() or source.startswith('/dev/video'):
         return CameraReader(source, rate, width)

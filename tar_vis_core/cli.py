@@ -1,0 +1,124 @@
+"""The command ``tar-vis``: run, train, eval, bench and weights, none of which needs ROS."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tar_vis_core.errors import TarVisError
+
+# Subcommands that parse the rest of the line themselves: module with ``main(argv)``, one line of help.
+ELSEWHERE = {
+    'train': ('tar_vis_core.training.train', 'train a model by a recipe'),
+    'eval': ('tar_vis_core.evaluation.evaluate', 'mask AP on stills, by layers and by routing'),
+    'bench': ('tar_vis_core.evaluation.speed', 'time of the whole step and of its stages'),
+}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it runs; the same words as the node's parameters."""
+    parser.add_argument('--preset', default='nano', help='nano or minvis_r50 (default: nano)')
+    parser.add_argument('--weights', type=Path, help="safetensors file (default: the preset's packaged weights)")
+    parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
+    parser.add_argument('--precision', default='float32', help='float32, float16 or bfloat16')
+    parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: torch's own)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``tar-vis run``: a source of frames through the segmenter, results to a folder."""
+    from tar_vis_core.frames import open_frames, play
+    from tar_vis_core.overlay import draw_overlay
+    from tar_vis_core.results import OverlayVideo, result_line
+    from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+
+    options = SegmenterOptions(routing=args.routing, score_threshold=args.score_threshold)
+    segmenter = VideoSegmenter(args.preset, args.weights, args.device, args.precision, options, args.threads)
+    state, tracks, executed, spent = segmenter.new_state(), set(), [], []
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open_frames(args.source) as reader, (args.out / 'instances.jsonl').open('w') as lines:
+        video = OverlayVideo(args.out / 'overlay.mp4')
+        try:
+            for frame in tqdm(play(reader, limit=args.frames), total=args.frames or reader.count, unit='frame'):
+                began = time.perf_counter()
+                result = segmenter.step(frame.image, state, frame.position_s)
+                spent.append(time.perf_counter() - began)
+                executed.append(result.routing.executed_layers)
+                tracks.update((result.track_epoch, i.track_id) for i in result.instances)
+                lines.write(json.dumps({'position_s': round(frame.position_s, 6), **result_line(result)}) + '\n')
+                video.add(frame.position_s, draw_overlay(frame.image, result.instances))
+        except KeyboardInterrupt:
+            print('interrupted; what was done so far is kept', file=sys.stderr)
+        finally:
+            video.close()
+    if not spent:
+        raise TarVisError(f'{args.source}: no frame was read')
+    print(f'{len(spent)} frames, {len(tracks)} tracks, {np.mean(executed):.2f} of {segmenter.num_layers} layers, '
+          f'{1e3 * np.median(spent):.0f} ms a frame (median)\n{video.path}\n{args.out / "instances.jsonl"}')
+    return 0
+
+
+def weights(args: argparse.Namespace) -> int:
+    """``tar-vis weights list`` and ``tar-vis weights convert``."""
+    from tar_vis_core.weights import manifest
+    from tar_vis_core.weights.official import convert_official
+
+    if args.action == 'list':
+        for entry in manifest():
+            print(f'{entry.name}: preset {entry.preset}, {entry.licence}, sha256 {entry.sha256[:16]}...\n  {entry.path}')
+        return 0
+    done = convert_official(args.source, args.destination, args.preset, tuple(args.class_names))
+    print(f'{done.path}: {done.tensors} tensors, {done.parameters / 1e6:.1f} M parameters, {done.classes} classes; '
+          'no routers, so use routing full or fixed')
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog='tar-vis', description='Online video instance segmentation with TAR.')
+    commands = made.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    running = commands.add_parser('run', help='a video, folder or camera to an overlay video and instances.jsonl')
+    running.add_argument('source', help="video file, folder of images, camera (0), or 'photographs'")
+    running.add_argument('--out', type=Path, default=Path('results'), help='folder for the results (default: results)')
+    running.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
+    running.add_argument('--routing', default='adaptive', help='adaptive, full or fixed')
+    running.add_argument('--score-threshold', type=float, default=0.4, help='score a new track needs (default: 0.4)')
+    add_model_options(running)
+    running.set_defaults(call=run)
+    for name, (_, text) in ELSEWHERE.items():
+        commands.add_parser(name, help=f'{text}; tar-vis {name} --help', add_help=False)
+    kept = commands.add_parser('weights', help='list the packaged weights, convert official ones')
+    actions = kept.add_subparsers(dest='action', required=True, metavar='ACTION')
+    actions.add_parser('list', help='what the package holds')
+    converting = actions.add_parser('convert', help='an official .pth or .pkl checkpoint to safetensors')
+    converting.add_argument('source', type=Path)
+    converting.add_argument('destination', type=Path)
+    converting.add_argument('--preset', default='minvis_r50')
+    converting.add_argument('--class-names', nargs='*', default=[], help="where they are not the preset's (OVIS: 25)")
+    kept.set_defaults(call=weights)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; gives the exit code: 0, 1 after one line about what went wrong, 2 for a wrong command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and words[0] in ELSEWHERE:
+            from importlib import import_module
+
+            return import_module(ELSEWHERE[words[0]][0]).main(words[1:])
+        args = parser().parse_args(words)
+        return args.call(args)
+    except (TarVisError, ValueError, OSError) as error:
+        print(f'tar-vis: {error}', file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
