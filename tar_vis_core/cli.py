@@ -71,7 +71,7 @@ def weights(args: argparse.Namespace) -> int:
 
     if args.action == 'list':
         for entry in manifest():
-            print(f'{entry.name}: preset {entry.preset}, {entry.licence}, sha256 {entry.sha256[:16]}...\n  {entry.path}')
+            print(f'{entry.name}: preset {entry.preset}, {entry.licence}, sha256 {entry.sha256[:16]}\n  {entry.path}')
         return 0
     done = convert_official(args.source, args.destination, args.preset, tuple(args.class_names))
     print(f'{done.path}: {done.tensors} tensors, {done.parameters / 1e6:.1f} M parameters, {done.classes} classes; '

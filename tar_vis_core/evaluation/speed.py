@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
              'precision': args.precision, 'threads': torch.get_num_threads(), 'cores': os.cpu_count(),
              'torch': torch.__version__, 'host': platform.processor() or platform.machine(),
              'options': asdict(SegmenterOptions())}
-    print(f'{args.preset}, {args.size} {args.source}, {segmenter.device}, {args.precision}, {where["threads"]} threads, '
-          f'torch {torch.__version__}; median (p95) ms of {len(images) - WARM_UP} frames')
+    print(f'{args.preset}, {args.size} {args.source}, {segmenter.device}, {args.precision}, '
+          f'{where["threads"]} threads, torch {torch.__version__}; median (p95) ms of {len(images) - WARM_UP} frames')
     print(f'{"routing":<10}' + ''.join(f'{s:>17}' for s in STAGES) + f'{"frames/s":>10}{"layers":>8}{"instances":>11}')
     for routing, figures in found.items():
         cells = ''.join(f'{figures["median_ms"][s]:>9.1f} ({figures["p95_ms"][s]:5.1f})' for s in STAGES)
