@@ -20,9 +20,12 @@ MIN_CELLS = 3              # a mask of fewer stride-4 pixels is noise
 # Pascal VOC channels (0 is background) of the classes that follow 'person' in a semantic model's class names
 PERSON_CHANNEL = VOC.index('person')
 OBJECT_CHANNELS = [c for c in range(1, len(VOC)) if c != PERSON_CHANNEL]
-# How much of the person probability counts as objectness of another class: the decoder learned 'person' from far
-# more examples than 'object' and gives it to animals too; the semantic head then tells them apart.
-PERSON_SHARE = 0.25
+# A person's score is scaled by 1 - PERSON_SEMANTICS where the semantic head sees no person at all, and not at all
+# where it sees nothing else.
+PERSON_SEMANTICS = 0.35
+# A part of a mask that is apart from its largest part is kept only when it is near and not tiny.
+PART_AREA = 0.05           # of the largest part
+PART_GAP = 0.5             # of the root of the largest part's area
 SAME_CLASS_IOU = 0.5       # two masks of one class that overlap more are one object
 ANY_CLASS_IOU = 0.7        # two masks of different classes that overlap more are one object
 CONTAINED = 0.75           # a mask of the same class that lies inside another to this part is a piece of it
@@ -60,13 +63,34 @@ def name_objects(probabilities: Tensor, logits: Tensor, semantic: Tensor) -> Ten
     """Class scores ``(K, 20)`` of a model that tells person from object and names objects by its semantic head.
 
     ``probabilities (K, 3)`` are person, object, no-object; ``logits (K, h, w)`` the masks; ``semantic`` the VOC
-    logits ``(21, h', w')`` of the same padded frame. A person's score is the decoder's own; another class gets the
-    objectness times its semantic probability, pooled inside the mask.
+    logits ``(21, h', w')`` of the same padded frame, pooled inside each mask. A person's score is the decoder's own,
+    lowered where the semantic head disagrees; any other class gets the probability of being something (the decoder
+    gives 'person' to animals, too) times its semantic probability.
     """
     inside = F.interpolate(logits.sigmoid()[:, None], semantic.shape[-2:], mode='area')[:, 0].flatten(1)
     pooled = inside @ semantic.softmax(0).flatten(1).t() / inside.sum(1, keepdim=True).clamp(min=1e-6)
-    person, thing = probabilities[:, 0:1], probabilities[:, 1:2]
-    return torch.cat((person, (thing + PERSON_SHARE * person) * pooled[:, OBJECT_CHANNELS]), 1)
+    agreed = 1 - PERSON_SEMANTICS * (1 - pooled[:, [PERSON_CHANNEL]])
+    something = 1 - probabilities[:, -1:]
+    return torch.cat((probabilities[:, :1] * agreed, something * pooled[:, OBJECT_CHANNELS]), 1)
+
+
+def without_far_parts(logits: Tensor) -> Tensor:
+    """Mask logits ``(h, w)`` whose far or tiny parts are made negative: one query may grasp two things at once.
+
+    An object that something thin divides keeps its parts.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((logits > 0).numpy().astype(np.uint8), connectivity=8)
+    if count <= 2:  # background and one part
+        return logits
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    largest = int(areas.argmax())
+    keep = areas >= PART_AREA * areas[largest]
+    gaps = cv2.distanceTransform((labels != largest).astype(np.uint8), cv2.DIST_L2, 3)
+    for part in np.flatnonzero(keep):
+        keep[part] = gaps[labels == part].min() <= PART_GAP * areas[largest] ** 0.5
+    keep[0] = True
+    return torch.where(torch.from_numpy(keep[labels]), logits, logits.clamp(max=-1))
 
 
 def distinct(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[int]:
@@ -113,7 +137,7 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
     queries = queries[something[queries].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
     if not len(queries):
         return []
-    logits = masks_of(queries)
+    logits = torch.stack([without_far_parts(mask) for mask in masks_of(queries)])
     if semantic is None:
         class_scores = probabilities[queries, :-1]
     else:

@@ -33,7 +33,7 @@ class SegmenterOptions:
 
     routing: str = 'adaptive'           # 'adaptive' (TAR), 'full' (all layers) or 'fixed' (the first few)
     fixed_layers: int = 3               # layers that 'fixed' executes, from 1
-    score_threshold: float = 0.4        # 0..1: a new track needs this score, a known one half of it
+    score_threshold: float = 0.6        # 0..1: a new track needs this score, a known one half of it
     max_instances: int = 20             # reported per frame at most, from 1
     class_filter: tuple[str, ...] = ()  # report these classes only; empty: all
     input_short_side: int = 0           # pixels of the network input's shorter edge, 32..1333; 0: the preset's

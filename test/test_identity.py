@@ -72,6 +72,13 @@ def test_a_jump_of_most_of_the_width_keeps_the_id_from_the_first_step(share):
         assert ids(seen) == {1}, k
 
 
+def test_who_enters_the_picture_keeps_the_id_while_the_mask_grows():
+    tracker = IdentityTracker()
+    for x, y, w, h in ((208, 440, 88, 78), (300, 361, 176, 237), (350, 300, 167, 300), (367, 290, 139, 336)):
+        seen = see(tracker, Person((x, y), size=(w, h), look=1), elapsed=0.4)
+        assert ids(seen) == {1}
+
+
 def test_two_who_walk_side_by_side_do_not_swap():
     tracker = IdentityTracker()
     for k in range(8):

@@ -7,11 +7,13 @@ from tar_vis_core.postprocess import (
     MAX_CANDIDATES,
     OBJECT_CHANNELS,
     PERSON_CHANNEL,
+    PERSON_SEMANTICS,
     colour_signature,
     detect,
     distinct,
     mask_quality,
     name_objects,
+    without_far_parts,
 )
 
 GEOMETRY = MaskGeometry((16, 24), (64, 96), (60, 90), (120, 180))
@@ -118,11 +120,35 @@ def test_objects_are_named_by_the_semantics_inside_their_mask():
     assert PERSON_CHANNEL not in OBJECT_CHANNELS
 
 
-def test_a_person_keeps_the_decoders_score_whatever_the_semantics():
+def test_a_person_that_the_semantics_do_not_see_scores_lower_but_counts():
     semantic = torch.zeros(21, 2, 3)
-    scores = name_objects(torch.tensor([[0.9, 0.05, 0.05]]), block((0, 16), (0, 8))[None], semantic)
-    assert scores[0, 0] == pytest.approx(0.9)
-    assert scores[0].argmax() == 0
+    semantic[PERSON_CHANNEL, :, 0] = 20.0
+    semantic[0, :, 1:] = 20.0
+    logits = torch.stack([block((0, 16), (0, 8), 20.0), block((0, 16), (16, 24), 20.0)])
+    logits[logits < 0] = -20.0
+    scores = name_objects(torch.tensor([[0.9, 0.05, 0.05]] * 2), logits, semantic)
+    assert scores[:, 0].tolist() == pytest.approx([0.9, 0.9 * (1 - PERSON_SEMANTICS)], abs=1e-3)
+    assert scores.argmax(1).tolist() == [0, 0]
+
+
+def test_an_animal_that_the_decoder_calls_a_person_is_named_by_the_semantics():
+    semantic = torch.zeros(21, 2, 3)
+    semantic[12] = 9.0
+    scores = name_objects(torch.tensor([[0.8, 0.1, 0.1]]), block((0, 16), (0, 8))[None], semantic)
+    assert scores[0].argmax() == 1 + OBJECT_CHANNELS.index(12)
+
+
+def test_parts_that_are_far_or_tiny_go_and_near_ones_stay():
+    logits = block((2, 12), (2, 8))
+    logits[2:12, 10:12] = 4.0      # beyond a thin gap
+    logits[14, 0] = 4.0            # near, but a speck
+    logits[4:10, 20:24] = 4.0      # far
+    kept = without_far_parts(logits) > 0
+    assert kept[2:12, 2:8].all() and kept[2:12, 10:12].all()
+    assert kept.sum() == 10 * 8
+    whole = block((2, 12), (2, 8))
+    assert without_far_parts(whole) is whole
+    assert not (without_far_parts(block((0, 0), (0, 0))) > 0).any()
 
 
 def test_colours_tell_clothes_apart():

@@ -18,7 +18,8 @@ from tar_vis_core.postprocess import Detection
 
 # Similarity is a weighted sum of terms in 0..1; together the weights are 1.
 OVERLAP, NEARNESS, COLOURS, SIZE, EMBEDDING, SLOT, CLASS = 0.30, 0.25, 0.20, 0.05, 0.05, 0.05, 0.10
-MIN_SIMILARITY = 0.40
+MIN_SIMILARITY = 0.30           # for a track seen in the frame before
+MIN_SIMILARITY_LOST = 0.40      # for one that is lost: someone else may have come
 # Farthest jump of the centre from the predicted one, in object sizes; it widens while an object is out of sight.
 REACH, REACH_PER_FRAME, MAX_REACH = 0.9, 0.1, 1.8
 MAX_LOST_TRACKS = 64
@@ -146,9 +147,8 @@ class IdentityTracker:
         # unmoved as well: a velocity can be wrong
         overlap = np.maximum(mask_ious(moved, cells), mask_ious(before, cells))
         boxes = [np.array([x.box[2:] for x in items], float) for items in ([t.detection for t in tracks], detections)]
-        size = np.sqrt(boxes[0][:, None] * boxes[1][None])
-        # a tall person moves by its width, not by its height: size in between, the same in both directions
-        size = size.mean(-1)
+        # the larger of both: who enters the picture grows from frame to frame
+        size = np.maximum(boxes[0][:, None], boxes[1][None]).mean(-1)
         centres = np.array([_centre(d.box) for d in detections])
         predicted = np.array([t.centre for t in tracks])
         distance = np.linalg.norm(predicted[:, None] - centres[None], axis=-1) / size
@@ -166,7 +166,8 @@ class IdentityTracker:
                 np.array([t.embedding for t in tracks]), np.array([d.embedding for d in detections])), 0, 1)
             + SLOT * same_slot
             + CLASS * _cosines(votes, scores))
-        possible = (similarity >= MIN_SIMILARITY) & ((distance <= reach) | (overlap > 0.2))
+        least = np.array([MIN_SIMILARITY_LOST if t.frames_lost else MIN_SIMILARITY for t in tracks])[:, None]
+        possible = (similarity >= least) & ((distance <= reach) | (overlap > 0.2))
         return np.where(possible, similarity, -1)
 
     def _see(self, track: Track, detection: Detection, slots: np.ndarray, elapsed_s: float) -> None:
