@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import xml.etree.ElementTree as ElementTree
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
@@ -51,6 +52,11 @@ class BuildInterfaces(build_ext):
         if not prefixes or os.environ.get('TAR_VIS_SKIP_INTERFACES'):
             print('no ament installation: messages are not built', file=sys.stderr)
             return
+        if find_spec('ament_package') is None:
+            sys.exit('tar_vis_ros: the messages are built with the ROS of this environment, which pip hides: '
+                     'use pip install --no-build-isolation, or set TAR_VIS_SKIP_INTERFACES=1 for the library alone')
+        if shutil.which('cmake') is None:
+            sys.exit('tar_vis_ros: cmake is not installed; run: sudo apt-get install -y python3-dev cmake g++ make')
         temp = Path(self.build_temp).resolve() / NAME
         stage = temp / 'install'
         shutil.rmtree(stage, ignore_errors=True)
