@@ -75,7 +75,9 @@ def test_matching_finds_the_right_queries_at_each_depth():
 def test_a_frame_without_instances_works():
     empty = Target(torch.zeros(0, *SIZE), torch.zeros(0, dtype=torch.long), torch.zeros(SIZE), True, torch.zeros(1, 1))
     logits = torch.zeros(5, 3, requires_grad=True)
-    loss = total_loss(losses_of(empty, logits, torch.zeros(5, *SIZE)), W)
+    terms = losses_of(empty, logits, torch.zeros(5, *SIZE))
+    assert all(v.ndim == 0 for v in terms.values())   # tensors, although nothing was matched
+    loss = total_loss(terms, W)
     loss.backward()
     assert math.isfinite(float(loss.detach())) and logits.grad[:, 2].max() < 0
 

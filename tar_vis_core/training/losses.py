@@ -84,7 +84,7 @@ def class_loss(logits: Tensor, labels: Tensor, matched: Tensor, ignored: Tensor,
 
 def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_features: Tensor, targets: list[Target],
                weights: LossWeights, phase: tuple[int, int] = (0, 0)) -> dict[str, Tensor]:
-    """Losses summed over depths, averaged as Mask2Former does; a dict of the unweighted terms.
+    """Losses summed over depths, averaged as Mask2Former does; a dict of the unweighted terms, scalars.
 
     ``logits, mask_embeddings``: one ``(B, Q, .)`` per depth; ``mask_features (B, D, h, w)``. Matching looks at every
     second cell of the stride-4 grid, from ``phase``; the losses at all of them.
@@ -92,7 +92,7 @@ def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_feature
     depth_logits = torch.stack(logits, 1).float()            # (B, M, Q, C + 1)
     embeddings = torch.stack(mask_embeddings, 1).float()     # (B, M, Q, D)
     depths, count = depth_logits.shape[1], max(1, sum(len(t.labels) for t in targets))
-    terms = {'class': 0.0, 'mask': 0.0, 'dice': 0.0}
+    terms = {name: mask_features.new_zeros((), dtype=torch.float32) for name in ('class', 'mask', 'dice')}
     class_sum, class_weight = 0.0, 0.0
     for features, target, z, e in zip(mask_features.float().unbind(), targets, depth_logits.unbind(),
                                       embeddings.unbind(), strict=True):
