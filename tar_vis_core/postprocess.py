@@ -26,6 +26,7 @@ PERSON_SEMANTICS = 0.35
 # A part of a mask that is apart from its largest part is kept only when it is near and not tiny.
 PART_AREA = 0.05           # of the largest part
 PART_GAP = 0.5             # of the root of the largest part's area
+NEAR = 0.6                 # of the least score: what a mask with all its parts must reach to be looked at further
 SAME_CLASS_IOU = 0.5       # two masks of one class that overlap more are one object
 ANY_CLASS_IOU = 0.7        # two masks of different classes that overlap more are one object
 CONTAINED = 0.75           # a mask of the same class that lies inside another to this part is a piece of it
@@ -72,6 +73,12 @@ def name_objects(probabilities: Tensor, logits: Tensor, semantic: Tensor) -> Ten
     agreed = 1 - PERSON_SEMANTICS * (1 - pooled[:, [PERSON_CHANNEL]])
     something = 1 - probabilities[:, -1:]
     return torch.cat((probabilities[:, :1] * agreed, something * pooled[:, OBJECT_CHANNELS]), 1)
+
+
+def scores_of(probabilities: Tensor, logits: Tensor, semantic: Tensor | None) -> Tensor:
+    """Class scores ``(K, classes)`` of queries with masks ``(K, h, w)``: class probability times mask quality."""
+    named = probabilities[:, :-1] if semantic is None else name_objects(probabilities, logits, semantic)
+    return named * mask_quality(logits)[:, None]
 
 
 def without_far_parts(logits: Tensor) -> Tensor:
@@ -137,12 +144,13 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
     queries = queries[something[queries].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
     if not len(queries):
         return []
-    logits = torch.stack([without_far_parts(mask) for mask in masks_of(queries)])
-    if semantic is None:
-        class_scores = probabilities[queries, :-1]
-    else:
-        class_scores = name_objects(probabilities[queries], logits, semantic)
-    class_scores = (class_scores * mask_quality(logits)[:, None]).numpy() * allowed
+    logits = masks_of(queries)
+    # looking for parts takes longer than scoring: only where the mask as it is comes near
+    near = scores_of(probabilities[queries], logits, semantic).max(1).values >= NEAR * min_score
+    if not near.any():
+        return []
+    queries, logits = queries[near], torch.stack([without_far_parts(mask) for mask in logits[near]])
+    class_scores = scores_of(probabilities[queries], logits, semantic).numpy() * allowed
     rows, columns = geometry.content_cells
     masks = (logits[:, :rows, :columns] > 0).numpy()
     scores = class_scores.max(1)
