@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from tar_vis_core.results import OverlayVideo, result_line
     from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
-    options = SegmenterOptions(routing=args.routing, score_threshold=args.score_threshold)
+    given = {name: getattr(args, name) for name in ('routing', 'score_threshold') if getattr(args, name) is not None}
+    options = SegmenterOptions(**given)
     segmenter = VideoSegmenter(args.preset, args.weights, args.device, args.precision, options, args.threads)
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
     args.out.mkdir(parents=True, exist_ok=True)
@@ -87,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument('source', help="video file, folder of images, camera (0), or 'photographs'")
     running.add_argument('--out', type=Path, default=Path('results'), help='folder for the results (default: results)')
     running.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
-    running.add_argument('--routing', default='adaptive', help='adaptive, full or fixed')
-    running.add_argument('--score-threshold', type=float, default=0.4, help='score a new track needs (default: 0.4)')
+    running.add_argument('--routing', help='adaptive (default), full or fixed')
+    running.add_argument('--score-threshold', type=float, help='score that a new track needs, 0 to 1')
     add_model_options(running)
     running.set_defaults(call=run)
     for name, (_, text) in ELSEWHERE.items():

@@ -70,7 +70,7 @@ class Settings:
     skip_bias: float = _parameter(
         0.0, "added to the routers' skip score: above 0 skips more layers, below 0 fewer", low=-100, high=100)
     score_threshold: float = _parameter(
-        0.4, 'score that a new track needs; a known one goes on with half of it', low=0, high=1)
+        0.6, 'score that a new track needs; a known one goes on with half of it', low=0, high=1)
     max_instances: int = _parameter(20, 'instances reported per image at most', low=1, high=1000)
     class_filter: tuple[str, ...] = _parameter((), 'class names to report; empty: all')
     grace_frames: int = _parameter(
