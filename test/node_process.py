@@ -60,6 +60,11 @@ class NodeProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def mapped_files(self) -> str:
+        """What the process has mapped into its memory, libraries among it (Linux)."""
+        return Path(f'/proc/{self._process.pid}/maps').read_text()
+
     def wait_for_line(self, word: str, since: str = '') -> str:
         """The first line with ``word``, once it is there."""
         wait_until(lambda: self.lines(word, since) or not self.running, f'{word!r} in the log', self)

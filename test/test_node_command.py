@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 pytest.importorskip('tar_vis_core.segmenter')
-from node_process import PATIENCE_S, Client, NodeProcess, nano_weights, picture
+from node_process import PATIENCE_S, Client, NodeProcess, nano_weights, picture, wait_until
 
 from tar_vis_ros.parameters import FIELDS
 
@@ -101,6 +101,19 @@ def test_a_signal_ends_the_active_node_quietly(tmp_path, number):
         process.end()
     assert 'Traceback' not in process.output
     assert not process.lines('[ERROR]') and not process.lines('rror')
+
+
+def test_an_interrupt_while_the_model_is_loaded_ends_it_quietly(tmp_path):
+    process = NodeProcess(tmp_path, 'interrupted_node', weights=nano_weights(tmp_path) or "''", autostart='true')
+    wait_until(lambda: 'libtorch' in process.mapped_files, 'torch in the node', process)
+    assert process.end(signal.SIGINT) == 0
+    assert not process.output
+
+
+def test_an_interrupt_that_went_through_exec_is_no_failure():
+    code = ('import sys; from tar_vis_ros import node; node._run = lambda arguments: exec("raise KeyboardInterrupt"); '
+            'sys.exit(node.main([]))')
+    assert subprocess.run([sys.executable, '-c', code], env=dict(os.environ), check=False).returncode == 0
 
 
 def test_autostart_that_fails_leaves_the_node_up(tmp_path):
