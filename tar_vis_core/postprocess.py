@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.instances import encode_runs
-from tar_vis_core.masks import MaskGeometry, full_size_mask, intersections
+from tar_vis_core.masks import MaskGeometry, full_size_mask
 from tar_vis_core.models.presets import VOC
+from tar_vis_core.overlaps import distinct, shared_out, without_claimed_parts, without_far_parts
 
 MAX_CANDIDATES = 64        # masks evaluated per frame at most, best first
 MIN_CELLS = 3              # a mask of fewer stride-4 pixels is noise
@@ -23,13 +24,7 @@ OBJECT_CHANNELS = [c for c in range(1, len(VOC)) if c != PERSON_CHANNEL]
 # A person's score is scaled by 1 - PERSON_SEMANTICS where the semantic head sees no person at all, and not at all
 # where it sees nothing else.
 PERSON_SEMANTICS = 0.35
-# A part of a mask that is apart from its largest part is kept only when it is near and not tiny.
-PART_AREA = 0.05           # of the largest part
-PART_GAP = 0.5             # of the root of the largest part's area
 NEAR = 0.6                 # of the least score: what a mask with all its parts must reach to be looked at further
-SAME_CLASS_IOU = 0.5       # two masks of one class that overlap more are one object
-ANY_CLASS_IOU = 0.7        # two masks of different classes that overlap more are one object
-CONTAINED = 0.75           # a mask of the same class that lies inside another to this part is a piece of it
 
 
 @dataclass
@@ -81,40 +76,6 @@ def scores_of(probabilities: Tensor, logits: Tensor, semantic: Tensor | None) ->
     return named * mask_quality(logits)[:, None]
 
 
-def without_far_parts(logits: Tensor) -> Tensor:
-    """Mask logits ``(h, w)`` whose far or tiny parts are made negative: one query may grasp two things at once.
-
-    An object that something thin divides keeps its parts.
-    """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((logits > 0).numpy().astype(np.uint8), connectivity=8)
-    if count <= 2:  # background and one part
-        return logits
-    areas = stats[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0
-    largest = int(areas.argmax())
-    keep = areas >= PART_AREA * areas[largest]
-    gaps = cv2.distanceTransform((labels != largest).astype(np.uint8), cv2.DIST_L2, 3)
-    for part in np.flatnonzero(keep):
-        keep[part] = gaps[labels == part].min() <= PART_GAP * areas[largest] ** 0.5
-    keep[0] = True
-    return torch.where(torch.from_numpy(keep[labels]), logits, logits.clamp(max=-1))
-
-
-def distinct(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[int]:
-    """Indices of the masks ``(K, h, w)`` that stay when every object keeps its best one, by falling score."""
-    common = intersections(masks, masks)
-    areas = common.diagonal()
-    iou = common / np.maximum(areas[:, None] + areas[None] - common, 1)
-    inside = common / np.maximum(np.minimum(areas[:, None], areas[None]), 1)
-    same = classes[:, None] == classes[None]
-    duplicate = (iou > ANY_CLASS_IOU) | (same & ((iou > SAME_CLASS_IOU) | (inside > CONTAINED)))
-    kept: list[int] = []
-    for k in np.argsort(-scores, kind='stable'):
-        if not duplicate[k, kept].any():
-            kept.append(int(k))
-    return kept
-
-
 def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Colours of the upper and the lower half of a mask as a unit vector ``(128,)`` float32.
 
@@ -129,6 +90,26 @@ def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.sqrt(histogram / histogram.sum())
 
 
+def candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], semantic: Tensor | None,
+               min_score: float, allowed: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Queries ``(K,)`` that may reach ``min_score``, their masks in near and unclaimed parts, their class scores."""
+    # no score exceeds the probability of being anything at all, so this loses nothing
+    something = 1 - probabilities[:, -1]
+    queries = torch.nonzero(something >= min_score)[:, 0]
+    queries = queries[something[queries].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
+    if not len(queries):
+        return queries, torch.zeros(0, 0, 0), np.zeros((0, len(allowed)), np.float32)
+    logits = masks_of(queries)
+    # looking for parts takes longer than scoring: only where the mask as it is comes near
+    near = scores_of(probabilities[queries], logits, semantic).max(1).values >= NEAR * min_score
+    queries, logits = queries[near], logits[near]
+    if len(queries):
+        logits = torch.stack([without_far_parts(mask) for mask in logits])
+        scores = scores_of(probabilities[queries], logits, semantic).numpy()
+        logits = without_claimed_parts(logits, scores.max(1), scores.argmax(1))
+    return queries, logits, scores_of(probabilities[queries], logits, semantic).numpy() * allowed
+
+
 def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor, semantic: Tensor | None,
            image: np.ndarray, geometry: MaskGeometry, min_score: float, allowed: np.ndarray,
            ) -> list[Detection]:
@@ -138,33 +119,25 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
     vector of query indices; ``embeddings (Q, D)``; ``semantic (21, h', w')`` where the model has it; ``image`` is
     the source, uint8 RGB; ``allowed`` a boolean per user-visible class. Tensors are float32 on the CPU.
     """
-    # no score exceeds the probability of being anything at all, so this loses nothing
-    something = 1 - probabilities[:, -1]
-    queries = torch.nonzero(something >= min_score)[:, 0]
-    queries = queries[something[queries].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
-    if not len(queries):
+    queries, logits, class_scores = candidates(probabilities, masks_of, semantic, min_score, allowed)
+    good = np.flatnonzero(class_scores.max(1) >= min_score)
+    if not good.size:
         return []
-    logits = masks_of(queries)
-    # looking for parts takes longer than scoring: only where the mask as it is comes near
-    near = scores_of(probabilities[queries], logits, semantic).max(1).values >= NEAR * min_score
-    if not near.any():
-        return []
-    queries, logits = queries[near], torch.stack([without_far_parts(mask) for mask in logits[near]])
-    class_scores = scores_of(probabilities[queries], logits, semantic).numpy() * allowed
     rows, columns = geometry.content_cells
     masks = (logits[:, :rows, :columns] > 0).numpy()
-    scores = class_scores.max(1)
-    good = np.flatnonzero((scores >= min_score) & (masks.sum((1, 2)) >= MIN_CELLS))
-    good = good[distinct(masks[good], scores[good], class_scores[good].argmax(1))]
-    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA) if len(good) else image
+    good = good[masks[good].sum((1, 2)) >= MIN_CELLS]
+    good = good[distinct(masks[good], class_scores[good].max(1), class_scores[good].argmax(1))]
+    logits = shared_out(logits[good], class_scores[good].max(1), class_scores[good].argmax(1))
+    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     detections = []
-    for k in good:
-        full = full_size_mask(logits[k], geometry)
-        if full is None:
+    for k, mask_logits in zip(good, logits, strict=True):
+        cells = (mask_logits[:rows, :columns] > 0).numpy()
+        full = full_size_mask(mask_logits, geometry)
+        if full is None or cells.sum() < MIN_CELLS:
             continue
         box, mask = full
         query = int(queries[k])
         detections.append(Detection(
-            query, class_scores[k], masks[k], embeddings[query].numpy(), colour_signature(small, masks[k]), box,
+            query, class_scores[k], cells, embeddings[query].numpy(), colour_signature(small, cells), box,
             int(np.count_nonzero(mask)), encode_runs(mask)))
     return detections

@@ -10,10 +10,8 @@ from tar_vis_core.postprocess import (
     PERSON_SEMANTICS,
     colour_signature,
     detect,
-    distinct,
     mask_quality,
     name_objects,
-    without_far_parts,
 )
 
 GEOMETRY = MaskGeometry((16, 24), (64, 96), (60, 90), (120, 180))
@@ -62,12 +60,6 @@ def test_another_class_may_lie_inside():
 
 def test_the_same_pixels_are_not_two_classes():
     assert len(find([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]], [block((2, 12), (4, 10))] * 2)) == 1
-
-
-def test_distinct_depends_on_scores_not_on_order():
-    masks = np.stack([np.indices((8, 8))[1] < n for n in (4, 5, 6)])
-    assert distinct(masks, np.array([0.5, 0.9, 0.7]), np.zeros(3)) == [1]
-    assert distinct(masks[:0], np.zeros(0), np.zeros(0)) == []
 
 
 def test_masks_boxes_and_areas_are_those_of_the_source():
@@ -136,19 +128,6 @@ def test_an_animal_that_the_decoder_calls_a_person_is_named_by_the_semantics():
     semantic[12] = 9.0
     scores = name_objects(torch.tensor([[0.8, 0.1, 0.1]]), block((0, 16), (0, 8))[None], semantic)
     assert scores[0].argmax() == 1 + OBJECT_CHANNELS.index(12)
-
-
-def test_parts_that_are_far_or_tiny_go_and_near_ones_stay():
-    logits = block((2, 12), (2, 8))
-    logits[2:12, 10:12] = 4.0      # beyond a thin gap
-    logits[14, 0] = 4.0            # near, but a speck
-    logits[4:10, 20:24] = 4.0      # far
-    kept = without_far_parts(logits) > 0
-    assert kept[2:12, 2:8].all() and kept[2:12, 10:12].all()
-    assert kept.sum() == 10 * 8
-    whole = block((2, 12), (2, 8))
-    assert without_far_parts(whole) is whole
-    assert not (without_far_parts(block((0, 0), (0, 0))) > 0).any()
 
 
 def test_colours_tell_clothes_apart():
