@@ -71,7 +71,7 @@ class BuiltProcess:
         self._output = folder / f'{name}.log'
         with self._output.open('w') as out:
             # a group of its own, so that a signal reaches what launch has started as Ctrl+C does
-            self._process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT,
+            self._process = subprocess.Popen(command, env=env, cwd=folder, stdout=out, stderr=subprocess.STDOUT,
                                              start_new_session=True)
 
     @property
