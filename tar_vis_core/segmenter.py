@@ -38,6 +38,7 @@ class SegmenterOptions:
     class_filter: tuple[str, ...] = ()  # report these classes only; empty: all
     input_short_side: int = 0           # pixels of the network input's shorter edge, 32..1333; 0: the preset's
     skip_bias: float = 0.0              # added to the routers' skip score: above 0 skips more, below 0 less
+    refresh_frames: int = 10            # with 'adaptive', a plain pass of all layers so often; 0: first frame only
     reset_gap_s: float = 2.0            # a longer gap between stamps resets the state; 0: never
     grace_frames: int = 15              # frames that a track may be out of sight and still keep its id, from 0
 
@@ -53,6 +54,7 @@ class SegmenterOptions:
         if self.input_short_side != 0:
             _whole('input_short_side', self.input_short_side, 32, 1333, ' (0 for the preset\'s)')
         _number('skip_bias', self.skip_bias, -math.inf, math.inf)
+        _whole('refresh_frames', self.refresh_frames, 0)
         _number('reset_gap_s', self.reset_gap_s, 0, math.inf, ' (0 for never)')
         _whole('grace_frames', self.grace_frames, 0)
 
@@ -162,7 +164,7 @@ class VideoSegmenter:
             preprocess = clock.lap()
             features = self.model.encode(images)
             encoder = clock.lap()
-            out = self.model.decode(features, state.previous_queries, options.routing, options.fixed_layers,
+            out = self.model.decode(features, self._previous(state), options.routing, options.fixed_layers,
                                     options.skip_bias)
             decoder = clock.lap()
             geometry = MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], frame.shape[-2:], size)
@@ -183,6 +185,15 @@ class VideoSegmenter:
         tracker = clock.lap()
         times = StageTimes(preprocess, encoder, decoder, masks, tracker, clock.total())
         return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason)
+
+    def _previous(self, state: TemporalState) -> torch.Tensor | None:
+        """The last frame's queries, or None where this frame is decoded plainly.
+
+        The synchronized queries are a recurrence. It is trained on clips of a few frames, and over hundreds its errors
+        add up until an object is missed; a plain pass now and then renews them. The paper has none (``0``).
+        """
+        every = self._options.refresh_frames
+        return None if every and state.frame_index % every == 0 else state.previous_queries
 
     def _detect(self, image: np.ndarray, features: Features, out: DecoderOutput,
                 geometry: MaskGeometry) -> tuple[list[Detection], bool]:

@@ -61,6 +61,7 @@ def _run(arguments: list[str]) -> int:
             raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)   # rclpy's own handler must not meet a context that goes down
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

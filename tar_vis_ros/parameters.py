@@ -69,6 +69,9 @@ class Settings:
                                    high=max(preset.decoder_layers for preset in PRESETS.values()))
     skip_bias: float = _parameter(
         0.0, "added to the routers' skip score: above 0 skips more layers, below 0 fewer", low=-100, high=100)
+    refresh_frames: int = _parameter(
+        10, 'with adaptive, so often a plain pass of all layers renews the queries; 0: only at first',
+        low=0, high=100000)
     score_threshold: float = _parameter(
         0.6, 'score that a new track needs; a known one goes on with half of it', low=0, high=1)
     max_instances: int = _parameter(20, 'instances reported per image at most', low=1, high=1000)

@@ -259,6 +259,7 @@ def main(args: list[str] | None = None) -> int:
         return 1
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)    # launch repeats the signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)   # rclpy's own handler must not meet a context that goes down
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

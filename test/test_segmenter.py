@@ -232,3 +232,11 @@ def test_the_network_can_be_trained_after_it_was_stepped():
         loss = model.supervised(model.encode(images)).mask_embeddings[-1].sum()
     loss.backward()
     assert model.decoder.query_embed.grad is not None
+
+
+@pytest.mark.parametrize(('every', 'plain'), [(3, [0, 3, 6]), (0, [0]), (1, list(range(8)))])
+def test_a_plain_pass_renews_the_queries_every_so_many_frames(every, plain):
+    segmenter = tiny_segmenter(refresh_frames=every)
+    state = segmenter.new_state()
+    traces = [segmenter.step(picture(k), state).routing for k in range(8)]
+    assert [k for k, t in enumerate(traces) if np.isnan(t.execute_probability).all()] == plain
