@@ -23,6 +23,7 @@ CLAIM_SCORE = 0.3          # of this mask's score
 SAME_CLASS_IOU = 0.5       # two masks of one class that overlap more are one object
 ANY_CLASS_IOU = 0.7        # two masks of different classes that overlap more are one object
 CONTAINED = 0.75           # a mask of the same class that lies inside another to this part is a piece of it
+WHOLE_SCORE = 0.5          # of a piece's score: what the whole that holds it must have
 COMPARABLE = 0.7           # two scores with at least this ratio: the surer mask takes the pixel, otherwise the score
 
 
@@ -73,6 +74,23 @@ def without_claimed_parts(logits: Tensor, scores: np.ndarray, classes: np.ndarra
                 if (common > CLAIM_IOU * union).any():
                     out[k] = without(out[k], labels == part)
     return torch.stack(out)
+
+
+def absorb_pieces(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """New scores ``(K,)``: a piece that lies in a larger mask of its class hands its score to the whole and gets 0.
+
+    For objects named by what is seen inside them: an eye is as surely 'cat' as the cat is. ``masks (K, h, w)``.
+    """
+    common = intersections(masks, masks)
+    areas = common.diagonal()
+    out = scores.copy()
+    for k in np.argsort(areas, kind='stable'):               # small ones first: a piece of a piece goes all the way
+        holds = (areas > areas[k]) & (common[k] > CONTAINED * areas[k]) & (classes == classes[k])
+        wholes = np.flatnonzero(holds & (scores >= WHOLE_SCORE * out[k]))
+        if wholes.size:
+            whole = wholes[scores[wholes].argmax()]
+            out[whole], out[k] = max(out[whole], out[k]), 0.0
+    return out
 
 
 def distinct(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[int]:

@@ -14,12 +14,13 @@ from torch import Tensor
 from tar_vis_core.instances import encode_runs
 from tar_vis_core.masks import MaskGeometry, full_size_mask
 from tar_vis_core.models.presets import VOC
-from tar_vis_core.overlaps import distinct, shared_out, without_claimed_parts, without_far_parts
+from tar_vis_core.overlaps import absorb_pieces, distinct, shared_out, without_claimed_parts, without_far_parts
 
 MAX_CANDIDATES = 64        # masks evaluated per frame at most, best first
 MIN_CELLS = 3              # a mask of fewer stride-4 pixels is noise
 # Pascal VOC channels (0 is background) of the classes that follow 'person' in a semantic model's class names
 PERSON_CHANNEL = VOC.index('person')
+PERSON = 0                 # its place among those class names
 OBJECT_CHANNELS = [c for c in range(1, len(VOC)) if c != PERSON_CHANNEL]
 # A person's score is scaled by 1 - PERSON_SEMANTICS where the semantic head sees no person at all, and not at all
 # where it sees nothing else.
@@ -126,6 +127,12 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
     rows, columns = geometry.content_cells
     masks = (logits[:, :rows, :columns] > 0).numpy()
     good = good[masks[good].sum((1, 2)) >= MIN_CELLS]
+    if semantic is not None:
+        classes = class_scores.argmax(1)
+        objects = good[classes[good] != PERSON]
+        class_scores[objects, classes[objects]] = absorb_pieces(
+            masks[objects], class_scores[objects].max(1), classes[objects])
+        good = good[class_scores[good].max(1) >= min_score]
     good = good[distinct(masks[good], class_scores[good].max(1), class_scores[good].argmax(1))]
     logits = shared_out(logits[good], class_scores[good].max(1), class_scores[good].argmax(1))
     small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from tar_vis_core.overlaps import distinct, shared_out, without_claimed_parts, without_far_parts
+from tar_vis_core.overlaps import absorb_pieces, distinct, shared_out, without_claimed_parts, without_far_parts
 
 
 def block(rows, columns, inside=4.0, shape=(16, 24)):
@@ -72,3 +72,22 @@ def test_masks_of_two_classes_may_overlap():
     logits = torch.stack([block((0, 10), (0, 10), 2.0), block((0, 10), (8, 18), 5.0)])
     assert torch.equal(shared_out(logits, np.array([0.9, 0.9]), np.array([0, 1])), logits)
     assert shared_out(logits[:0], np.zeros(0), np.zeros(0)).shape == (0, 16, 24)
+
+
+def test_a_piece_hands_its_score_to_the_whole_of_its_class():
+    masks = np.zeros((4, 20, 20), bool)
+    masks[0, 5:8, 5:8] = True            # an eye
+    masks[1, 2:18, 2:18] = True          # the cat
+    masks[2, 6:7, 6:7] = True            # a piece of the eye
+    masks[3, 10:12, 10:12] = True        # another class
+    scores = np.array([0.7, 0.5, 0.6, 0.6], np.float32)
+    absorbed = absorb_pieces(masks, scores, np.array([1, 1, 1, 2]))
+    np.testing.assert_allclose(absorbed, [0, 0.7, 0, 0.6])
+
+
+def test_a_whole_that_is_hardly_believed_takes_nothing():
+    masks = np.zeros((2, 20, 20), bool)
+    masks[0, 5:8, 5:8] = True
+    masks[1, 2:18, 2:18] = True
+    scores = np.array([0.9, 0.2], np.float32)
+    np.testing.assert_allclose(absorb_pieces(masks, scores, np.array([1, 1])), scores)
