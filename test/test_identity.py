@@ -130,6 +130,14 @@ def test_a_flicker_of_the_class_breaks_neither_id_nor_name():
         assert [(i.track_id, i.class_name) for i in seen] == [(1, 'dog')], k
 
 
+def test_another_class_in_other_colours_at_the_same_place_is_another_object():
+    tracker = IdentityTracker()
+    for _ in range(5):
+        see(tracker, Person((300, 240), label=0, look=1))
+    after_a_cut = see(tracker, Person((300, 240), label=2, look=2))
+    assert ids(after_a_cut) == {2} and ids(after_a_cut, lost=True) == {1}
+
+
 def test_a_low_score_continues_a_track_but_starts_none():
     tracker = IdentityTracker()
     assert see(tracker, Person((200, 240), score=0.4)) == []

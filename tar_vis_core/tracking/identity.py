@@ -19,6 +19,9 @@ from tar_vis_core.postprocess import Detection
 # Similarity is a weighted sum of terms in 0..1; together the weights are 1.
 OVERLAP, NEARNESS, COLOURS, SIZE, EMBEDDING, SLOT, CLASS = 0.30, 0.25, 0.20, 0.05, 0.05, 0.05, 0.10
 MIN_SIMILARITY = 0.30           # for a track seen in the frame before
+# Below both cosines it is another object: a cat does not go on as the person who was there before a cut. One of them
+# alone may flicker.
+MIN_CLASS_AGREEMENT, MIN_COLOUR_AGREEMENT = 0.15, 0.8
 MIN_SIMILARITY_LOST = 0.40      # for one that is lost: someone else may have come
 # Farthest jump of the centre from the predicted one, in object sizes; it widens while an object is out of sight.
 REACH, REACH_PER_FRAME, MAX_REACH = 0.9, 0.1, 1.8
@@ -157,17 +160,20 @@ class IdentityTracker:
         ratio = np.minimum.outer(areas[0], areas[1]) / np.maximum.outer(areas[0], areas[1])
         votes, scores = (np.array(v) for v in ([t.votes for t in tracks], [d.class_scores for d in detections]))
         same_slot = np.array([t.slot for t in tracks])[:, None] == slots[[d.query for d in detections]][None]
+        agreement = _cosines(votes, scores)
+        colours = _cosines(np.array([t.colours for t in tracks]), np.array([d.colours for d in detections]))
+        another = (agreement < MIN_CLASS_AGREEMENT) & (colours < MIN_COLOUR_AGREEMENT)
         similarity = (
             OVERLAP * overlap
             + NEARNESS * np.clip(1 - distance / reach, 0, 1)
-            + COLOURS * _cosines(np.array([t.colours for t in tracks]), np.array([d.colours for d in detections]))
+            + COLOURS * colours
             + SIZE * np.sqrt(ratio)
             + EMBEDDING * np.clip(_cosines(
                 np.array([t.embedding for t in tracks]), np.array([d.embedding for d in detections])), 0, 1)
             + SLOT * same_slot
-            + CLASS * _cosines(votes, scores))
+            + CLASS * agreement)
         least = np.array([MIN_SIMILARITY_LOST if t.frames_lost else MIN_SIMILARITY for t in tracks])[:, None]
-        possible = (similarity >= least) & ((distance <= reach) | (overlap > 0.2))
+        possible = (similarity >= least) & ~another & ((distance <= reach) | (overlap > 0.2))
         return np.where(possible, similarity, -1)
 
     def _see(self, track: Track, detection: Detection, slots: np.ndarray, elapsed_s: float) -> None:
