@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Frame:
     pass_position_s: float   # seconds since the first frame of this pass; 0 again after a loop
 
 
-class FrameReader:
+class FrameReader(ABC):
     """What every reader offers; a reader is a context manager that closes what it opened."""
 
     name: str = ''
@@ -47,15 +48,15 @@ class FrameReader:
     count: int | None = None     # frames in one pass, where the source says so
     live: bool = False           # a camera: it sets the pace and cannot be rewound
 
+    @abstractmethod
     def read(self) -> np.ndarray | None:
         """The next image, uint8 RGB ``(H, W, 3)``, or None after the last one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rewind(self) -> None:
         """Start again at the first frame."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to free)
         """Free the file or the camera."""
 
     def __enter__(self) -> FrameReader:
