@@ -1,7 +1,7 @@
 """From mask logits at stride 4 to masks at the source image's size, computed only where a mask can be.
 
 The reference resizes twice, bilinear without antialiasing: stride 4 to the padded network input, crop the padding,
-then to the source image (SPEC of MinVIS, section 5). Both resizes and the crop are linear and act on each axis alone,
+then to the source image (the inference of MinVIS). Both resizes and the crop are linear and act on each axis alone,
 so together they are one small matrix per axis: ``full = R_y @ logits @ R_x.T``. Its weights are never negative, hence
 an output pixel can be positive only where one of the few stride-4 pixels that it reads is positive. Evaluating just
 the rows and columns around a mask's positive pixels is therefore exact, not an approximation.

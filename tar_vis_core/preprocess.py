@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tar_vis_core.models.video_model import test_size
+from tar_vis_core.models.video_model import input_size
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)   # luma of ITU-R BT.601
 
@@ -30,7 +30,7 @@ def resized(image: np.ndarray, short_side: int) -> Tensor:
     """uint8 RGB ``(H, W, 3)`` to uint8 ``(1, 3, h, w)`` whose shorter edge is ``short_side`` (longer at most 1333)."""
     # torch may not be given memory that numpy holds read-only
     x = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
-    size = test_size(image.shape[0], image.shape[1], short_side)
+    size = input_size(image.shape[0], image.shape[1], short_side)
     if size == tuple(image.shape[:2]):
         return x
     # antialiased as the models' training images are

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from tar_vis_core.masks import MaskGeometry, full_size_mask, intersections, mask_ious
-from tar_vis_core.models.video_model import test_size as resized_size
+from tar_vis_core.models.video_model import input_size
 
 
 def geometry(height, width, short_side=256):
-    h, w = resized_size(height, width, short_side)
+    h, w = input_size(height, width, short_side)
     padded = h + -h % 32, w + -w % 32
     return MaskGeometry((padded[0] // 4, padded[1] // 4), padded, (h, w), (height, width))
 

@@ -1,4 +1,4 @@
-"""The fast modules equal a deliberately plain restatement of SPEC sections 3 and 4, on tiny random cases."""
+"""The fast modules equal a deliberately plain restatement of both decoders, on tiny random cases."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""From per-frame outputs to the instances of a whole video: MinVIS inference (SPEC section 5, items 2 to 6)."""
+"""From per-frame outputs to the instances of a whole video: the inference of MinVIS (Huang et al. 2022)."""
 
 from __future__ import annotations
 

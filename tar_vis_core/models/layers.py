@@ -16,7 +16,7 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     """Normalised 2-D sine position encoding of a map, ``(dim, height, width)``.
 
     The first half of the channels encodes y, the second x; positions count from 1 and are scaled to 2 pi
-    (DETR; SPEC of MinVIS: temperature 10000). It depends on the size alone, so it is computed once per size.
+    (DETR, temperature 10000). It depends on the size alone, so it is computed once per size.
     """
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=device)

@@ -72,7 +72,7 @@ class VideoInstanceModel(nn.Module):
         return torch.einsum('nkd,ndhw->nkhw', mask_embeddings, mask_features)
 
 
-def test_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+def input_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Size (height, width) of an image whose shorter edge becomes ``short_side``, the longer at most 1333."""
     scale = short_side / min(height, width)
     if max(height, width) * scale > MAX_LONG_SIDE:

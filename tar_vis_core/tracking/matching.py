@@ -1,4 +1,4 @@
-"""Tracking by query matching: MinVIS (SPEC section 5, item 2)."""
+"""Tracking by query matching, as MinVIS does it (Huang et al. 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Official MinVIS checkpoints into this project's safetensors (SPEC sections 9 and 16).
+"""Official MinVIS checkpoints into this project's safetensors.
 
 A checkpoint is a pickle, and a pickle is a program. Nothing of it runs here: tensors, arrays and plain containers
 are rebuilt, every other object that a file names is replaced by an inert stand-in or refused.
@@ -109,7 +109,7 @@ def rename(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]
 
 
 def modernize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of old files in their later form; names that are in it already stay (module version 2, SPEC 9.3)."""
+    """Names of old files in their later form; names that are in it already stay (module version 2 of Mask2Former)."""
     wrapped = bool(state) and all(name.startswith('module.') for name in state)
     modern = {}
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""ResNet-50 with frozen batch norm, the trunk of the official R50 checkpoints (SPEC section 2.1)."""
+"""ResNet-50 with frozen batch norm, the trunk of the official R50 checkpoints (He et al. 2016)."""
 
 from __future__ import annotations
 
