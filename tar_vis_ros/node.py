@@ -39,6 +39,7 @@ def _run(arguments: list[str]) -> int:
 
     from tar_vis_ros.dds import use_shared_memory_profile
     from tar_vis_ros.lifecycle_node import TarVisNode
+    from tar_vis_ros.shutdown import shut_down
     from tar_vis_ros.usage import parse_arguments
 
     try:
@@ -60,11 +61,7 @@ def _run(arguments: list[str]) -> int:
         if rclpy.ok():   # else SIGTERM took the context away under a call
             raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)   # rclpy's own handler must not meet a context that goes down
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+        shut_down(node)
     return 0
 
 

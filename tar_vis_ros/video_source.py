@@ -6,7 +6,6 @@ Every option is a command line flag and a ROS parameter; both come from the tabl
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from std_msgs.msg import Header
 from tar_vis_core.frames import PHOTOGRAPHS, Frame, FrameReader, SourceError, open_frames, play
 from tar_vis_ros.dds import use_shared_memory_profile
 from tar_vis_ros.image_conversion import array_to_image
+from tar_vis_ros.shutdown import shut_down
 
 SETTLE_S = 0.5     # after the subscribers are matched: their side of the match may come later than ours
 
@@ -258,11 +258,7 @@ def main(args: list[str] | None = None) -> int:
         print(f'tar-vis-video: {what}{" ".join(str(error).split())}', file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)    # launch repeats the signal
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)   # rclpy's own handler must not meet a context that goes down
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+        shut_down(node)
     return 0
 
 
