@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tar_vis_core.instances import encode_runs
 from tar_vis_core.masks import MaskGeometry, full_size_mask
-from tar_vis_core.models.presets import VOC
+from tar_vis_core.models.class_sets import VOC
 from tar_vis_core.overlaps import absorb_pieces, distinct, shared_out, without_claimed_parts, without_far_parts
 
 MAX_CANDIDATES = 64        # masks evaluated per frame at most, best first

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.models.presets import VOC
+from tar_vis_core.models.class_sets import VOC
 
 
 class DataError(TarVisError):

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from tar_vis_core.data.coco import ImageRecord, load_coco
-from tar_vis_core.models.presets import VOC
+from tar_vis_core.models.class_sets import VOC
 
 Prediction = tuple[float, str, np.ndarray]     # score, category name, mask (h, w) bool at the image's size
 

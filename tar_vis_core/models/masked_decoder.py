@@ -26,10 +26,21 @@ class DecoderOutput:
     """What the decoder says of each frame."""
 
     queries: Tensor          # (N, Q, D) after the last layer, before the norm: the next frame's ``previous``
-    embeddings: Tensor       # (N, Q, D) normed queries: what trackers match
+    normed: Tensor           # (N, Q, D) after the norm
+    reid: Tensor | None      # (N, Q, D) re-identification embeddings, where the decoder has that head
     logits: Tensor           # (N, Q, classes + 1), the last column is no-object
     mask_embeddings: Tensor  # (N, Q, D): their product with the mask features gives mask logits
     trace: RoutingTrace
+
+    @property
+    def embeddings(self) -> Tensor:
+        """What trackers match: ``normed``, followed by ``reid`` where there is one, ``(N, Q, D or 2 D)``."""
+        return self.normed if self.reid is None else torch.cat((self.normed, self.reid), -1)
+
+    @property
+    def raw_embeddings(self) -> Tensor:
+        """The same with the queries before the norm."""
+        return self.queries if self.reid is None else torch.cat((self.queries, self.reid), -1)
 
 
 @dataclass
@@ -88,7 +99,7 @@ class MaskedDecoder(nn.Module):
     """``layers`` decoder layers over three levels in turn, shared heads, and TAR where ``routing`` is set."""
 
     def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
-                 warmup_layers: int = 1, routing: bool = True):
+                 warmup_layers: int = 1, routing: bool = True, reid: bool = False):
         super().__init__()
         self.warmup_layers = warmup_layers
         self.query_feat = nn.Parameter(torch.randn(queries, dim))
@@ -98,6 +109,7 @@ class MaskedDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(dim)
         self.class_embed = nn.Linear(dim, classes + 1)
         self.mask_embed = MLP(dim, dim, dim, 3)
+        self.reid_embed = MLP(dim, dim, dim, 3) if reid else None   # of CTVIS and DVIS++
         self.synchronizer = Synchronizer(dim, heads) if routing else None
         self.routers = Routers(layers - warmup_layers, dim) if routing else None
 
@@ -146,7 +158,8 @@ class MaskedDecoder(nn.Module):
                     i += 1
         normed = self.decoder_norm(x)
         trace = RoutingTrace(tuple(executed), probability)
-        return DecoderOutput(x, normed, self.class_embed(normed), self.mask_embed(normed), trace)
+        reid = None if self.reid_embed is None else self.reid_embed(normed)
+        return DecoderOutput(x, normed, reid, self.class_embed(normed), self.mask_embed(normed), trace)
 
     def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0) -> list[float]:
         """Probabilities that the routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""

@@ -1,58 +1,64 @@
-"""Named model configurations."""
+"""Named model configurations: a model family on a backbone, sized as published."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 
-YOUTUBE_VIS_2019 = (
-    'person', 'giant panda', 'lizard', 'parrot', 'skateboard', 'sedan', 'ape', 'dog', 'snake', 'monkey', 'hand',
-    'rabbit', 'duck', 'cat', 'cow', 'fish', 'train', 'horse', 'turtle', 'bear', 'motorbike', 'giraffe', 'leopard',
-    'fox', 'deer', 'owl', 'surfboard', 'airplane', 'truck', 'zebra', 'tiger', 'elephant', 'snowboard', 'boat', 'shark',
-    'mouse', 'frog', 'eagle', 'earless seal', 'tennis racket')
+from tar_vis_core.models.class_sets import CLASS_SETS
 
-# The Pascal VOC classes in the order of the semantic head (0 is background), under their COCO names.
-VOC = ('background', 'airplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
-       'dining table', 'dog', 'horse', 'motorcycle', 'person', 'potted plant', 'sheep', 'couch', 'train', 'tv')
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a model; every preset is one of these."""
+    """Sizes of a model; the defaults are those of MinVIS on ResNet-50."""
 
-    name: str
-    backbone: str                           # 'resnet50' or 'mobilenetv2'
-    classes: int                            # decoder classes, without no-object
-    class_names: tuple[str, ...]            # what users see; for nano, see ``semantic_classes``
-    dim: int
-    queries: int
-    decoder_ffn: int
-    encoder_layers: int
-    encoder_ffn: int
-    short_side: int                         # test-time size of the shorter edge, pixels
-    pixel_mean: tuple[float, float, float]  # RGB, 0..255
-    pixel_std: tuple[float, float, float]
+    family: str                             # 'nano', 'minvis', 'ctvis' or 'dvispp'
+    backbone: str                           # a key of ``backbones.BACKBONES``
+    class_set: str = 'youtube_vis_2019'     # a key of ``CLASS_SETS``, or 'custom' with names of a weights file
+    class_names: tuple[str, ...] = ()       # what users see; empty: those of the class set
+    classes: int = 0                        # decoder classes, without no-object; 0: as many as names
+    dim: int = 256
+    queries: int = 100
     heads: int = 8
-    encoder_heads: int = 8
+    decoder_ffn: int = 2048
     decoder_layers: int = 9
     warmup_layers: int = 1                  # M^s of the paper
+    encoder_layers: int = 6
+    encoder_heads: int = 8
+    encoder_ffn: int = 1024
     separable: bool = False                 # depthwise-separable FPN convolution
+    short_side: int = 480                   # test-time size of the shorter edge, pixels
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN   # RGB, 0..255
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    reid: bool = False                      # the decoder has a re-identification head (CTVIS, DVIS++)
+    referring_layers: int = 0               # layers of DVIS++'s referring tracker; 0: the model has none
+    referring_ffn: int = 2048
+    tracker: str = 'matching'               # a key of ``tracking.tracker.TRACKERS``
     routing: bool = True                    # Synchronizer and Routers present
     # True: the decoder tells person from object, and the backbone's semantic head names the objects.
     semantic_classes: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.class_names:
+            object.__setattr__(self, 'class_names', CLASS_SETS[self.class_set])
+        if not self.classes:
+            object.__setattr__(self, 'classes', len(self.class_names))
 
-PRESETS = {c.name: c for c in (
-    ModelConfig(
-        name='nano', backbone='mobilenetv2', classes=2,
-        class_names=('person', *(n for n in VOC[1:] if n != 'person')),
-        dim=128, queries=50, decoder_ffn=512, encoder_layers=1, encoder_ffn=512, encoder_heads=4, short_side=256,
-        separable=True, pixel_mean=(127.5, 127.5, 127.5), pixel_std=(127.5, 127.5, 127.5), semantic_classes=True),
-    ModelConfig(
-        name='minvis_r50', backbone='resnet50', classes=40, class_names=YOUTUBE_VIS_2019,
-        dim=256, queries=100, decoder_ffn=2048, encoder_layers=6, encoder_ffn=1024, short_side=360,
-        pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375)),
-)}
+
+PRESETS = {
+    'nano': ModelConfig(
+        'nano', 'mobilenet_v2', 'nano', classes=2, dim=128, queries=50, decoder_ffn=512, encoder_layers=1,
+        encoder_ffn=512, encoder_heads=4, short_side=256, separable=True, pixel_mean=(127.5,) * 3,
+        pixel_std=(127.5,) * 3, tracker='motion', semantic_classes=True),
+    'minvis_r50': ModelConfig('minvis', 'r50', short_side=360),
+    'minvis_swin_l': ModelConfig('minvis', 'swin_l', queries=200),
+    'ctvis_r50': ModelConfig('ctvis', 'r50', reid=True),
+    'dvispp_r50': ModelConfig('dvispp', 'r50', reid=True, referring_layers=6, tracker='referring'),
+    'dvispp_vit_adapter_l': ModelConfig(
+        'dvispp', 'vit_adapter_l', queries=200, reid=True, referring_layers=6, tracker='referring'),
+}
 
 
 def find_preset(name: str) -> ModelConfig:
@@ -62,3 +68,16 @@ def find_preset(name: str) -> ModelConfig:
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise ValueError(f'unknown preset {name!r}{hint}; expected one of {", ".join(PRESETS)}')
+
+
+def preset_of(family: str, backbone: str = '') -> str:
+    """The preset's name of a model family on a backbone; '' takes the family's first.
+
+    Raises ValueError that names the combinations there are.
+    """
+    for name, config in PRESETS.items():
+        if config.family == family and backbone in ('', config.backbone):
+            return name
+    there = '; '.join(f'{f}: {", ".join(c.backbone for c in PRESETS.values() if c.family == f)}'
+                      for f in dict.fromkeys(c.family for c in PRESETS.values()))
+    raise ValueError(f'there is no model {family!r} on backbone {backbone!r}; there are {there}')

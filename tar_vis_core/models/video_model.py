@@ -1,4 +1,5 @@
-"""The whole network: image encoder (backbone, pixel decoder), then the masked decoder with temporal routing."""
+"""The whole network, as the paper's Figure 3 draws it: image encoder (backbone, pixel decoder), masked decoder with
+temporal routing, and for DVIS++ the referring tracker."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar_vis_core.models.backbones.mobilenet import MobileNetV2
-from tar_vis_core.models.backbones.resnet import ResNet50
+from tar_vis_core.models.backbones import BACKBONES
 from tar_vis_core.models.masked_decoder import DecoderOutput, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.presets import ModelConfig, find_preset
+from tar_vis_core.tracking.referring import ReferringTracker
 
 MAX_LONG_SIDE = 1333
 SIZE_DIVISIBILITY = 32
@@ -33,13 +34,17 @@ class VideoInstanceModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.backbone = MobileNetV2() if config.backbone == 'mobilenetv2' else ResNet50()
+        self.backbone = BACKBONES[config.backbone]()
         self.pixel_decoder = PixelDecoder(
             self.backbone.channels, config.dim, config.encoder_layers, config.encoder_heads, ffn=config.encoder_ffn,
             separable=config.separable)
         self.decoder = MaskedDecoder(
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
-            config.warmup_layers, config.routing)
+            config.warmup_layers, config.routing, config.reid)
+        self.tracker = None
+        if config.referring_layers:
+            self.tracker = ReferringTracker(
+                config.dim, config.heads, config.referring_ffn, config.referring_layers, config.classes)
         for name in ('pixel_mean', 'pixel_std'):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1), persistent=False)
 
@@ -51,9 +56,8 @@ class VideoInstanceModel(nn.Module):
 
     def encode(self, images: Tensor) -> Features:
         """Normalised, padded images ``(N, 3, H, W)`` to features."""
-        maps = self.backbone(images)
-        semantic = None
-        if isinstance(self.backbone, MobileNetV2):
+        maps, semantic = self.backbone(images), None
+        if self.config.semantic_classes:
             maps, semantic = maps
         return Features(*self.pixel_decoder(*maps), semantic)
 

@@ -1,0 +1,6 @@
+"""Image backbones: each gives maps of strides 4, 8, 16 and 32 and names their ``channels``."""
+
+from tar_vis_core.models.backbones.mobilenet import MobileNetV2
+from tar_vis_core.models.backbones.resnet import ResNet50
+
+BACKBONES = {'mobilenet_v2': MobileNetV2, 'r50': ResNet50}
