@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from plain_deformable import centres, plain_deformable_attention
 
 from tar_vis_core.models.deformable import DeformableAttention, reference_points
 
@@ -25,45 +26,14 @@ def random_case(values, queries, dim=24, heads=3):
     return module, query, value, reference
 
 
-def plain_samples(offsets, weights, value, reference, shapes):
-    """``offsets (Sq, heads, levels, points, 2)``, ``value (Sv, D)``: a query, head, level, point, corner at a time."""
-    queries, heads, levels, points, _ = offsets.shape
-    out = torch.zeros(queries, heads, value.shape[1] // heads, dtype=torch.float64)
-    starts = [sum(h * w for h, w in shapes[:level]) for level in range(levels)]
-    cells = value.unflatten(1, (heads, -1))
-    for q in range(queries):
-        for head in range(heads):
-            for level, (h, w) in enumerate(shapes):
-                for point in range(points):
-                    x = float(reference[q, 0]) * w + float(offsets[q, head, level, point, 0]) - 0.5
-                    y = float(reference[q, 1]) * h + float(offsets[q, head, level, point, 1]) - 0.5
-                    for row in (math.floor(y), math.floor(y) + 1):
-                        for column in (math.floor(x), math.floor(x) + 1):
-                            if 0 <= row < h and 0 <= column < w:
-                                part = (1 - abs(y - row)) * (1 - abs(x - column)) * weights[q, head, level, point]
-                                out[q, head] += part * cells[starts[level] + row * w + column, head]
-    return out.flatten(1)
-
-
-def plain_attention(module, query, value, reference, shapes):
-    module = copy.deepcopy(module).double()
-    query, value = query.double(), value.double()
-    size = (module.heads, len(shapes), module.points)
-    outputs = []
-    for q, v in zip(query, value, strict=True):
-        offsets = module.sampling_offsets(q).view(-1, *size, 2)
-        weights = module.attention_weights(q).view(-1, module.heads, size[1] * size[2]).softmax(-1).view(-1, *size)
-        outputs.append(module.output_proj(plain_samples(offsets, weights, module.value_proj(v), reference, shapes)))
-    return torch.stack(outputs)
-
-
 @pytest.mark.parametrize('gradients', [False, True])
 @pytest.mark.parametrize('case', CASES)
 def test_equals_the_plain_loop(case, gradients):
     shapes, queries = CASES[case]
     module, query, value, reference = random_case(shapes, queries)
-    with torch.no_grad():
-        expected = plain_attention(module, query, value, reference, shapes)
+    exact = copy.deepcopy(module).double()
+    expected = torch.stack([plain_deformable_attention(exact, q.double(), v.double(), centres(queries), shapes)
+                            for q, v in zip(query, value, strict=True)])
     with torch.set_grad_enabled(gradients):
         result = module(query, value, reference, shapes)
     torch.testing.assert_close(result.double(), expected, atol=2e-5, rtol=0)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_deformable import centres, plain_deformable_attention
 from torch import nn
 
 from tar_vis_core.models.layers import Attention, sine_encoding
@@ -46,44 +47,6 @@ def plain_sine(height, width, dim):
     return encoding
 
 
-def sample(image, x, y):
-    """Bilinear value of ``(C, h, w)`` at pixel coordinates whose integers are pixel centres; zero outside."""
-    _, h, w = image.shape
-    left, top = math.floor(x), math.floor(y)
-    value = torch.zeros(image.shape[0])
-    for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
-        if 0 <= row < h and 0 <= column < w:
-            value += (1 - abs(y - row)) * (1 - abs(x - column)) * image[:, row, column]
-    return value
-
-
-def plain_deformable_attention(module, query, value, shapes):
-    """``query, value (S, D)``: every query, head, level and point in turn."""
-    heads, levels, points = module.heads, module.levels, module.points
-    offsets = module.sampling_offsets(query).view(-1, heads, levels, points, 2).tolist()
-    weights = module.attention_weights(query).view(-1, heads, levels * points).softmax(-1)
-    weights = weights.view(-1, heads, levels, points).tolist()
-    maps, start = [], 0
-    for h, w in shapes:
-        projected = module.value_proj(value[start:start + h * w])
-        maps.append(projected.view(h, w, heads, -1).permute(2, 3, 0, 1))
-        start += h * w
-    centres = [((column + 0.5) / w, (row + 0.5) / h) for h, w in shapes for row in range(h) for column in range(w)]
-    rows = []
-    for s, (centre_x, centre_y) in enumerate(centres):
-        parts = []
-        for head in range(heads):
-            total = torch.zeros(value.shape[1] // heads)
-            for level, (h, w) in enumerate(shapes):
-                for point in range(points):
-                    dx, dy = offsets[s][head][level][point]
-                    x, y = (centre_x + dx / w) * w - 0.5, (centre_y + dy / h) * h - 0.5
-                    total += weights[s][head][level][point] * sample(maps[level][head], x, y)
-            parts.append(total)
-        rows.append(torch.cat(parts))
-    return module.output_proj(torch.stack(rows))
-
-
 def plain_pixel_decoder(module, maps):
     """One image: res2..res5, each ``(1, C, h, w)``."""
     res2, res3, res4, res5 = maps
@@ -93,7 +56,7 @@ def plain_pixel_decoder(module, maps):
     position = torch.cat([plain_sine(h, w, DIM).flatten(1).T + module.level_embed[level]
                           for level, (h, w) in enumerate(shapes)])
     for layer in module.layers:
-        attended = plain_deformable_attention(layer.self_attn, x + position, x, shapes)
+        attended = plain_deformable_attention(layer.self_attn, x + position, x, centres(shapes), shapes)
         x = layer.norm1(x + attended)
         x = layer.norm2(x + layer.linear2(layer.linear1(x).relu()))
     levels = [part.T.reshape(1, DIM, h, w)
