@@ -93,7 +93,10 @@ def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], semantic: Tensor | None,
                min_score: float, allowed: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Queries ``(K,)`` that may reach ``min_score``, their masks in near and unclaimed parts, their class scores."""
+    """Queries ``(K,)`` that may reach ``min_score``, their mask logits, their class scores.
+
+    A small model's masks come in their near and unclaimed parts.
+    """
     # no score exceeds the probability of being anything at all, so this loses nothing
     something = 1 - probabilities[:, -1]
     queries = torch.nonzero(something >= min_score)[:, 0]
@@ -101,6 +104,8 @@ def candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], sema
     if not len(queries):
         return queries, torch.zeros(0, 0, 0), np.zeros((0, len(allowed)), np.float32)
     logits = masks_of(queries)
+    if semantic is None:
+        return queries, logits, scores_of(probabilities[queries], logits, None).numpy() * allowed
     # looking for parts takes longer than scoring: only where the mask as it is comes near
     near = scores_of(probabilities[queries], logits, semantic).max(1).values >= NEAR * min_score
     queries, logits = queries[near], logits[near]
@@ -116,6 +121,8 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
            ) -> list[Detection]:
     """The distinct objects of a frame whose score reaches ``min_score``, by falling score.
 
+    Masks are as the network gives them. A small model, one with ``semantic`` logits, needs help: its masks lose far
+    and claimed parts and pieces of others, and share out the pixels that several claim.
     ``probabilities (Q, classes + 1)`` end with no-object; ``masks_of`` gives the mask logits ``(K, h, w)`` of a
     vector of query indices; ``embeddings (Q, D)``; ``semantic (21, h', w')`` where the model has it; ``image`` is
     the source, uint8 RGB; ``allowed`` a boolean per user-visible class. Tensors are float32 on the CPU.
@@ -134,7 +141,9 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
             masks[objects], class_scores[objects].max(1), classes[objects])
         good = good[class_scores[good].max(1) >= min_score]
     good = good[distinct(masks[good], class_scores[good].max(1), class_scores[good].argmax(1))]
-    logits = shared_out(logits[good], class_scores[good].max(1), class_scores[good].argmax(1))
+    logits = logits[good]
+    if semantic is not None:
+        logits = shared_out(logits, class_scores[good].max(1), class_scores[good].argmax(1))
     small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     detections = []
     for k, mask_logits in zip(good, logits, strict=True):

@@ -12,12 +12,13 @@ import torch
 from tar_vis_core.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.masks import MaskGeometry
-from tar_vis_core.models.masked_decoder import ROUTINGS, DecoderOutput
+from tar_vis_core.models.masked_decoder import ROUTINGS
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.postprocess import Detection, detect
 from tar_vis_core.preprocess import check_image, resized, small_grey
 from tar_vis_core.state import TemporalState
+from tar_vis_core.tracking.tracker import TRACKERS, MatchingTracker, Tracked, Tracker, masks_of
 from tar_vis_core.weights import packaged_weights
 from tar_vis_core.weights.loading import load_model
 
@@ -31,7 +32,8 @@ __all__ = ['SegmenterOptions', 'TemporalState', 'VideoSegmenter']
 class SegmenterOptions:
     """What may change between frames. Raises ValueError that says which value is wrong and what is expected."""
 
-    routing: str = 'adaptive'           # 'adaptive' (TAR), 'full' (all layers) or 'fixed' (the first few)
+    # 'adaptive' (TAR), 'full' (all layers), 'fixed' (the first few); 'auto': adaptive where there are routers, else full
+    routing: str = 'auto'
     fixed_layers: int = 3               # layers that 'fixed' executes, from 1
     score_threshold: float = 0.6        # 0..1: a new track needs this score, a known one half of it
     max_instances: int = 20             # reported per frame at most, from 1
@@ -43,8 +45,8 @@ class SegmenterOptions:
     grace_frames: int = 15              # frames that a track may be out of sight and still keep its id, from 0
 
     def __post_init__(self) -> None:
-        if self.routing not in ROUTINGS:
-            raise ValueError(unknown_name('routing', self.routing, ROUTINGS))
+        if self.routing not in ('auto', *ROUTINGS):
+            raise ValueError(unknown_name('routing', self.routing, ('auto', *ROUTINGS)))
         _whole('fixed_layers', self.fixed_layers, 1)
         _number('score_threshold', self.score_threshold, 0, 1)
         _whole('max_instances', self.max_instances, 1)
@@ -79,11 +81,14 @@ class VideoSegmenter:
     """
 
     def __init__(self, preset: str = 'nano', weights: str | Path | None = None, device: str = 'auto',
-                 precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0):
+                 precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0,
+                 tracker: str = 'auto', adapter: str | Path | None = None):
         """``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's CPU threads for the whole process.
 
+        ``tracker`` is one of ``tracking.tracker.TRACKERS`` or ``auto``, the preset's own; ``adapter`` a file with the
+        Synchronizer and Routers (TAR) for weights without them.
         Raises ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
-        ValueError (unknown preset or precision, an option out of range).
+        ValueError (unknown preset, precision or tracker, an option out of range).
         """
         if preset not in PRESETS:
             raise ValueError(unknown_name('preset', preset, PRESETS))
@@ -92,24 +97,24 @@ class VideoSegmenter:
         if threads:
             torch.set_num_threads(threads)
         model = load_model(preset, packaged_weights(preset) if weights is None else weights)
-        self._set_up(model, place, dtype, options)
+        self._set_up(model, place, dtype, options, tracker)
 
     @classmethod
     def from_model(cls, model: VideoInstanceModel, device: str = 'auto', precision: str = 'float32',
-                   options: SegmenterOptions | None = None) -> VideoSegmenter:
+                   options: SegmenterOptions | None = None, tracker: str = 'auto') -> VideoSegmenter:
         """A segmenter around a model that is already made."""
         segmenter = cls.__new__(cls)
-        segmenter._set_up(model, pick_device(device), pick_precision(precision), options)
+        segmenter._set_up(model, pick_device(device), pick_precision(precision), options, tracker)
         return segmenter
 
     def _set_up(self, model: VideoInstanceModel, device: torch.device, dtype: torch.dtype,
-                options: SegmenterOptions | None) -> None:
+                options: SegmenterOptions | None, tracker: str) -> None:
+        self.tracker_name = model.config.tracker if tracker == 'auto' else tracker
+        self.tracker = make_tracker(self.tracker_name, model)
         self.model, self.device, self.dtype = model.eval().to(device), device, dtype
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
-        if options is None:
-            options = SegmenterOptions(routing='adaptive' if model.config.routing else 'full')
-        self.options = options
+        self.options = SegmenterOptions() if options is None else options
 
     @property
     def options(self) -> SegmenterOptions:
@@ -119,13 +124,17 @@ class VideoSegmenter:
     @options.setter
     def options(self, options: SegmenterOptions) -> None:
         if options.routing == 'adaptive' and not self.model.config.routing:
-            raise ValueError("routing is 'adaptive', but these weights hold no routers; expected 'full' or 'fixed'")
+            raise ValueError("routing is 'adaptive', but these weights hold no routers; expected 'auto', 'full' or "
+                             "'fixed', or an adapter")
         if options.routing == 'fixed':
             _whole('fixed_layers', options.fixed_layers, 1, self.num_layers)
         for name in options.class_filter:
             if name not in self.class_names:
                 raise ValueError('class_filter: ' + unknown_name('class', name, self.class_names))
         self._options = options
+        self.routing = options.routing
+        if options.routing == 'auto':
+            self.routing = 'adaptive' if self.model.config.routing else 'full'
         self._allowed = np.array([not options.class_filter or name in options.class_filter
                                   for name in self.class_names])
 
@@ -164,17 +173,18 @@ class VideoSegmenter:
             preprocess = clock.lap()
             features = self.model.encode(images)
             encoder = clock.lap()
-            out = self.model.decode(features, self._previous(state), options.routing, options.fixed_layers,
+            out = self.model.decode(features, self._previous(state), self.routing, options.fixed_layers,
                                     options.skip_bias)
             decoder = clock.lap()
+            tracked, state.tracker_memory = self.tracker.track(out, features.mask_features, state.tracker_memory)
+            tracker = clock.lap()
             geometry = MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], frame.shape[-2:], size)
-            detections, finite = self._detect(image, features, out, geometry)
+            detections, finite = self._detect(image, features, tracked, geometry)
         masks = clock.lap()
         identities = state.identities
-        identities.grace_frames = options.grace_frames
+        identities.grace_frames, identities.by_slot = options.grace_frames, self.tracker_name != 'motion'
         tracks = identities.update(
-            detections, state.match_slots(out.embeddings[0].float()), options.score_threshold,
-            options.max_instances, elapsed_s, *size)
+            detections, tracked.slots[0], options.score_threshold, options.max_instances, elapsed_s, *size)
         instances = [identities.instance(track, status, self.class_names) for track, status in tracks
                      if self._allowed[track.class_id] or status != TrackStatus.LOST]
         state.previous_queries = out.queries
@@ -182,7 +192,7 @@ class VideoSegmenter:
         state.frame_index += 1
         if not finite:  # it would poison all frames to come
             state.reset('the network gave numbers that are not finite')
-        tracker = clock.lap()
+        tracker += clock.lap()
         times = StageTimes(preprocess, encoder, decoder, masks, tracker, clock.total())
         return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason)
 
@@ -195,19 +205,37 @@ class VideoSegmenter:
         every = self._options.refresh_frames
         return None if every and state.frame_index % every == 0 else state.previous_queries
 
-    def _detect(self, image: np.ndarray, features: Features, out: DecoderOutput,
+    def _detect(self, image: np.ndarray, features: Features, tracked: Tracked,
                 geometry: MaskGeometry) -> tuple[list[Detection], bool]:
         """The frame's detections, none where the network's numbers are not finite, and whether they are."""
-        probabilities = out.logits[0].float().softmax(-1).cpu()
+        probabilities = tracked.logits[0].float().softmax(-1).cpu()
         if not torch.isfinite(probabilities).all():
             return [], False
+        # a row without a slot is nobody: it must not become an instance
+        probabilities[torch.from_numpy(tracked.slots[0] < 0)] = torch.eye(probabilities.shape[1])[-1]
 
-        def masks_of(queries: torch.Tensor) -> torch.Tensor:
-            chosen = out.mask_embeddings[:, queries.to(self.device)]
-            return self.model.mask_logits(chosen, features.mask_features)[0].float().cpu()
+        def logits_of(rows: torch.Tensor) -> torch.Tensor:
+            return masks_of(tracked, 0, rows.to(self.device), features.mask_features).float().cpu()
 
         named = self.model.config.semantic_classes
         semantic = features.semantic[0].float().cpu() if named else None
         options = self._options
-        return detect(probabilities, masks_of, out.embeddings[0].float().cpu(), semantic, image, geometry,
+        return detect(probabilities, logits_of, tracked.embeddings[0].float().cpu(), semantic, image, geometry,
                       CONTINUE_SHARE * options.score_threshold, self._allowed), True
+
+
+def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:
+    """The tracker of that name for a model; ValueError where there is none or the model lacks what it needs."""
+    if name not in TRACKERS:
+        raise ValueError(unknown_name('tracker', name, ('auto', *TRACKERS)))
+    if name == 'referring':
+        if model.tracker is None:
+            raise ValueError("tracker is 'referring', but only DVIS++ weights hold one; expected auto, motion or matching")
+        return model.tracker
+    if name == 'memory_bank':
+        if not model.config.reid:
+            raise ValueError("tracker is 'memory_bank', which needs the re-identification head of CTVIS or DVIS++ weights; "
+                             'expected auto, motion or matching')
+        from tar_vis_core.tracking.memory_bank import MemoryBankTracker
+        return MemoryBankTracker()
+    return MatchingTracker()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from tar_vis_core.tracking.identity import IdentityTracker
-from tar_vis_core.tracking.matching import match_embeddings
 
 # Time between frames that come without stamps; it only gives velocities a unit.
 NOMINAL_INTERVAL_S = 1 / 15
@@ -21,8 +21,8 @@ class TemporalState:
     # The last frame's decoder output (1, Q, D), before the norm and in the decoder's own slot order: what the
     # Synchronizer and the Routers read. The tracker must never permute it, or slots and their positions part.
     previous_queries: Tensor | None = None
-    # The last frame's normed queries (Q, D) in the tracker's order: what the next frame is matched against.
-    tracker_embeddings: Tensor | None = None
+    # What the tracker keeps of the frames before, in its own slot order; its type is the tracker's.
+    tracker_memory: Any = None
     # Tracks and their ids; starts anew at a reset, so ids begin at 1 again.
     identities: IdentityTracker = field(default_factory=IdentityTracker)
     # The last frame in grey, about 64 pixels wide: for the inter-frame mean squared error.
@@ -58,17 +58,6 @@ class TemporalState:
         reason, self.reset_reason = self.reset_reason, ''
         self.image_size, self.last_stamp_s = size, stamp_s
         return reason, elapsed
-
-    def match_slots(self, embeddings: Tensor) -> np.ndarray:
-        """The tracker's slot of every decoder query ``(Q,)`` (MinVIS matching), and remembers the frame in its order.
-        """
-        slots = np.arange(len(embeddings))
-        if self.tracker_embeddings is not None:
-            indices = match_embeddings(self.tracker_embeddings, embeddings)
-            slots[indices.cpu().numpy()] = np.arange(len(embeddings))
-            embeddings = embeddings[indices]
-        self.tracker_embeddings = embeddings
-        return slots
 
     def frame_mse(self, small: np.ndarray) -> float:
         """Mean squared difference to the last small frame, squared grey levels; NaN for the first; remembers it."""

@@ -137,7 +137,7 @@ def test_a_stamp_that_is_no_time_is_refused(segmenter, stamp):
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    (dict(routing='adaptiv'), r"'adaptiv' \(did you mean 'adaptive'\?\); expected one of adaptive, full, fixed"),
+    (dict(routing='adaptiv'), r"'adaptiv' \(did you mean 'adaptive'\?\); expected one of auto, adaptive, full, fixed"),
     (dict(fixed_layers=0), 'fixed_layers is 0, expected a whole number >= 1'),
     (dict(fixed_layers=2.5), 'fixed_layers is 2.5'),
     (dict(score_threshold=1.5), 'score_threshold is 1.5, expected a number >= 0 and <= 1'),
@@ -170,7 +170,7 @@ def test_an_option_that_does_not_fit_the_model_changes_nothing(segmenter, option
 
 def test_a_model_without_routers_runs_all_layers_and_says_why_not_adaptive():
     segmenter = VideoSegmenter.from_model(tiny_model(routing=False), 'cpu')
-    assert segmenter.options.routing == 'full'
+    assert segmenter.routing == 'full'
     with pytest.raises(ValueError, match='hold no routers'):
         segmenter.options = SegmenterOptions(routing='adaptive')
     state = segmenter.new_state()

@@ -87,7 +87,7 @@ def test_a_requested_reset_is_reported_once_and_every_reset_raises_the_epoch(seg
     for epoch in (1, 2, 3):
         segmenter.step(picture(epoch), state, 7.2)
         segmenter.reset(state, 'operator')
-        assert state.previous_queries is None and state.tracker_embeddings is None, 'forgotten at once'
+        assert state.previous_queries is None and state.tracker_memory is None, 'forgotten at once'
         assert_fresh(segmenter.step(picture(3), state, 7.0), 'requested: operator', epoch)
         assert segmenter.step(picture(4), state, 7.1).reset_reason == ''
 
@@ -145,7 +145,7 @@ def test_the_state_does_not_grow(segmenter):
     shapes = set()
     for k in range(12):
         segmenter.step(picture(k % 3), state, 100 + 0.1 * k)
-        shapes.add((state.previous_queries.shape, state.tracker_embeddings.shape, state.small_frame.shape))
+        shapes.add((state.previous_queries.shape, state.tracker_memory.shape, state.small_frame.shape))
         # a view would keep the whole batch of some larger tensor alive
-        assert state.tracker_embeddings.untyped_storage().nbytes() <= 2 * state.tracker_embeddings.nbytes
+        assert state.tracker_memory.untyped_storage().nbytes() <= 2 * state.tracker_memory.nbytes
     assert len(shapes) == 1

@@ -123,7 +123,8 @@ def sample_by_rows(value: Tensor, offsets: Tensor, weights: Tensor, reference: T
 @functools.lru_cache(maxsize=16)
 def level_sizes(shapes: Shapes, device: torch.device) -> Tensor:
     """The levels' (w, h), ``(levels, 2)``."""
-    return torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)
+    with torch.inference_mode(False):  # kept for training as well, which cannot use tensors of inference mode
+        return torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)
 
 
 @functools.lru_cache(maxsize=16)

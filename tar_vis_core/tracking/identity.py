@@ -1,8 +1,9 @@
 """Identities: which detection of this frame is which object of the frames before; ids with NEW, TRACKED, LOST.
 
-A decoder's query slots follow an object only roughly: embeddings of a small model change little from image to image,
-and an object that moves may be found by another slot. So the slot is one hint of several: where the mask would be
-after moving on at constant velocity, its size, the colours inside it, its embedding and the tracker's slot.
+The trackers of MinVIS, DVIS++ and CTVIS give every object a slot, and who has the slot is the object (``by_slot``).
+A small model's slots follow an object only roughly: its embeddings change little from image to image, and an object
+that moves may be found by another slot. There the slot is one hint of several: where the mask would be after moving on
+at constant velocity, its size, the colours inside it, its embedding and the tracker's slot.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b.T
 
 
+def _same_slot(tracks: list[Track], detections: list[Detection], slots: np.ndarray) -> np.ndarray:
+    """``(tracks, detections)``, True where both have one slot."""
+    return np.array([t.slot for t in tracks])[:, None] == slots[[d.query for d in detections]][None]
+
+
 def _on_grid(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The mask on a grid of another size, where the network's input size was changed meanwhile."""
     rows, columns = (np.arange(n) * m // n for n, m in zip(shape, mask.shape, strict=True))
@@ -83,8 +89,8 @@ def _shifted(mask: np.ndarray, dx: int, dy: int) -> np.ndarray:
 class IdentityTracker:
     """Holds the tracks of one stream. Its memory is bounded by what is in sight or was a moment ago."""
 
-    def __init__(self, grace_frames: int = 15):
-        self.grace_frames = grace_frames
+    def __init__(self, grace_frames: int = 15, by_slot: bool = False):
+        self.grace_frames, self.by_slot = grace_frames, by_slot
         self.tracks: list[Track] = []
         self._next_id = 1
         self._frame = 0
@@ -93,7 +99,7 @@ class IdentityTracker:
                elapsed_s: float, height: int, width: int) -> list[tuple[Track, TrackStatus]]:
         """Associates a frame's detections; gives the tracks in sight by falling score, then the lost ones.
 
-        ``slots[query]`` is the tracker's slot of a decoder query. A detection below ``new_score`` may continue a
+        ``slots[query]`` is the tracker's slot of a detection's row. A detection below ``new_score`` may continue a
         track but starts none. Of more than ``max_instances``, those already followed go first. ``elapsed_s`` is the
         time since the last frame; ``height, width`` the source's size. The first ``update`` after construction
         gives ids from 1; no id comes twice.
@@ -134,7 +140,10 @@ class IdentityTracker:
         """The one-to-one assignment of the greatest total similarity, without pairs that are out of reach."""
         if not tracks or not detections:
             return []
-        similarity = self._similarity(tracks, detections, slots, height, width)
+        if self.by_slot:
+            similarity = np.where(_same_slot(tracks, detections, slots), 1.0, -1.0)
+        else:
+            similarity = self._similarity(tracks, detections, slots, height, width)
         rows, columns = linear_sum_assignment(-np.maximum(similarity, 0))
         return [(tracks[r], detections[c]) for r, c in zip(rows, columns, strict=True) if similarity[r, c] > 0]
 
@@ -159,7 +168,6 @@ class IdentityTracker:
         areas = [np.array([d.area for d in items], float) for items in ([t.detection for t in tracks], detections)]
         ratio = np.minimum.outer(areas[0], areas[1]) / np.maximum.outer(areas[0], areas[1])
         votes, scores = (np.array(v) for v in ([t.votes for t in tracks], [d.class_scores for d in detections]))
-        same_slot = np.array([t.slot for t in tracks])[:, None] == slots[[d.query for d in detections]][None]
         agreement = _cosines(votes, scores)
         colours = _cosines(np.array([t.colours for t in tracks]), np.array([d.colours for d in detections]))
         another = (agreement < MIN_CLASS_AGREEMENT) & (colours < MIN_COLOUR_AGREEMENT)
@@ -170,7 +178,7 @@ class IdentityTracker:
             + SIZE * np.sqrt(ratio)
             + EMBEDDING * np.clip(_cosines(
                 np.array([t.embedding for t in tracks]), np.array([d.embedding for d in detections])), 0, 1)
-            + SLOT * same_slot
+            + SLOT * _same_slot(tracks, detections, slots)
             + CLASS * agreement)
         least = np.array([MIN_SIMILARITY_LOST if t.frames_lost else MIN_SIMILARITY for t in tracks])[:, None]
         possible = (similarity >= least) & ~another & ((distance <= reach) | (overlap > 0.2))
