@@ -2,5 +2,6 @@
 
 from tar_vis_core.models.backbones.mobilenet import MobileNetV2
 from tar_vis_core.models.backbones.resnet import ResNet50
+from tar_vis_core.models.backbones.swin import SwinL
 
-BACKBONES = {'mobilenet_v2': MobileNetV2, 'r50': ResNet50}
+BACKBONES = {'mobilenet_v2': MobileNetV2, 'r50': ResNet50, 'swin_l': SwinL}
