@@ -1,74 +1,129 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from decoder_outputs import decoder_output
 from parity_data import expected, formula, largest_gap, needs_parity_data
 
-from tar_vis_core.evaluation.whole_video import match_frames, resize_mask_logits, segment_video
+from tar_vis_core.evaluation.whole_video import mean_logits, resize_mask_logits, segment_video
+from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.tracking.tracker import MatchingTracker, Tracked
 
 
-@pytest.fixture
-def synthetic():
-    """Five frames whose queries are far from the identity order; the recording's `meta` tells how they are made."""
+def tracked(logits, masks, slots):
+    """Frames ``(T, R, .)`` with ready-made mask logits ``(T, R, h, w)``, and the mask features to be used with it."""
+    rows = masks.shape[1]
+    return Tracked(logits, torch.eye(rows).expand(len(masks), -1, -1), None, logits, np.asarray(slots)), masks
+
+
+def geometry(logits, padded, content, source):
+    return MaskGeometry(tuple(logits), tuple(padded), tuple(content), tuple(source))
+
+
+@pytest.fixture(scope='module')
+def reference():
+    return expected('synthetic_post')
+
+
+@pytest.fixture(scope='module')
+def synthetic(reference):
+    """Five frames whose queries are far from the identity order, through MinVIS; `meta` tells how they are made."""
+    meta = json.loads(str(reference['meta']))
+    frames, queries, height, width = meta['T'], meta['Q'], meta['h'], meta['w']
+
     def normal(name, *shape):
-        return torch.from_numpy(formula().rng_normal(f'synthetic.{name}', shape))
+        return torch.from_numpy(formula().rng_normal(f'synthetic.{name}', shape, meta['salt']))
 
-    base = normal('base', 100, 512)
-    embeddings = [(base + 0.35 * normal(f'noise{t}', 100, 512))[normal(f'perm{t}', 100).argsort()].float()
-                  for t in range(5)]
-    class_logits = (2 * normal('logits', 5, 100, 41)).float()
-    mask_logits = (3 * normal('masks', 100, 5, 12, 20)).float().transpose(0, 1)
-    return class_logits, mask_logits, embeddings, expected('synthetic_post')
+    base = normal('base', queries, 512)
+    embeddings = torch.stack([(base + 0.35 * normal(f'noise{t}', queries, 512))[normal(f'perm{t}', queries).argsort()]
+                              for t in range(frames)]).float()
+    logits = (2 * normal('logits', frames, queries, meta['C'])).float()
+    masks = (3 * normal('masks', queries, frames, height, width)).float().transpose(0, 1)
+    output = decoder_output(logits, torch.eye(queries).expand(frames, -1, -1), embeddings)
+    return (MatchingTracker().track(output, masks, None)[0], masks,
+            geometry((height, width), meta['first_resize'], meta['img_size'], meta['output']))
 
 
 @needs_parity_data
-def test_matching_equals_the_reference_on_shuffled_queries(synthetic):
-    class_logits, mask_logits, embeddings, reference = synthetic
-    slots = match_frames(embeddings)
-    assert np.array_equal(slots.numpy(), reference['minvis_indices'])
-    assert (slots[1:] != torch.arange(100)).float().mean() > 0.9  # else the case would prove nothing
-    averaged = torch.stack([frame[row] for frame, row in zip(class_logits, slots, strict=True)]).mean(0)
-    assert largest_gap(averaged, reference['minvis_logits']) < 1e-4
-    permuted = torch.stack([frame[row] for frame, row in zip(mask_logits, slots, strict=True)], dim=1)
+def test_matching_and_averaging_equal_the_reference_on_shuffled_queries(synthetic, reference):
+    tracked, masks, _ = synthetic
+    indices = tracked.slots.argsort(1)
+    assert np.array_equal(indices, reference['minvis_indices'])
+    assert (indices[1:] != np.arange(indices.shape[1])).mean() > 0.9  # else the case would prove nothing
+    numbers, logits = mean_logits(tracked.logits, tracked.slots)
+    assert numbers.tolist() == list(range(indices.shape[1]))
+    assert largest_gap(logits, reference['minvis_logits']) < 1e-4
+    permuted = torch.stack([frame[row] for frame, row in zip(masks, indices, strict=True)], dim=1)
     assert largest_gap(permuted, reference['minvis_masks']) < 1e-3
 
 
 @needs_parity_data
-def test_averaging_top_k_and_resizing_equal_the_reference(synthetic):
-    class_logits, mask_logits, embeddings, reference = synthetic
-    video = segment_video(class_logits, mask_logits, embeddings, (48, 80), (45, 77), (90, 150))
+def test_top_k_and_resizing_equal_the_reference(synthetic, reference):
+    video = segment_video(*synthetic, max_instances=len(reference['minvis_scores']))
     assert largest_gap(video.scores, reference['minvis_scores']) < 1e-4
     assert video.labels.tolist() == reference['minvis_labels'].tolist()
     areas = reference['minvis_mask_areas']
     assert (np.abs(video.masks.sum((2, 3)).numpy() - areas) <= np.maximum(3, 1e-3 * areas)).all()
 
 
-def test_one_query_may_come_with_several_classes():
-    logits = torch.full((3, 4), -9.0)  # three queries, three classes and no-object
-    logits[1, :3] = torch.tensor([5.0, 4.9, 4.8])
-    video = segment_video([logits], [torch.ones(3, 2, 2)], [torch.eye(3)], (8, 8), (8, 8), (5, 7), max_instances=3)
+SMALL = geometry((2, 2), (8, 8), (8, 8), (5, 7))
+
+
+def test_one_slot_may_come_with_several_classes():
+    logits = torch.full((1, 3, 4), -9.0)  # three slots, three classes and no-object
+    logits[0, 1, :3] = torch.tensor([5.0, 4.9, 4.8])
+    video = segment_video(*tracked(logits, torch.ones(1, 3, 2, 2), [[0, 1, 2]]), SMALL, max_instances=3)
     assert video.queries.tolist() == [1, 1, 1]
     assert video.labels.tolist() == [0, 1, 2]
     assert video.masks.shape == (3, 1, 5, 7)
 
 
-def test_masks_follow_their_query_through_a_swap():
-    embeddings = [torch.eye(2), torch.eye(2).flip(0)]
+def test_masks_follow_their_slot_through_a_swap():
     left, right = torch.full((4, 4), -5.0), torch.full((4, 4), -5.0)
     left[:, :2], right[:, 2:] = 5.0, 5.0
-    masks = [torch.stack([left, right]), torch.stack([right, left])]
-    logits = [torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 0.0]])]
-    video = segment_video(logits, masks, embeddings, (16, 16), (16, 16), (16, 16), max_instances=2)
+    masks = torch.stack([torch.stack([left, right]), torch.stack([right, left])])
+    logits = torch.tensor([[[3.0, 0, 0], [0, 2.0, 0]], [[0, 2.0, 0], [3.0, 0, 0]]])
+    video = segment_video(*tracked(logits, masks, [[0, 1], [1, 0]]), geometry((4, 4), *[(16, 16)] * 3), 2)
     assert video.labels.tolist() == [0, 1]
     assert video.masks[0, :, :, :8].all() and not video.masks[0, :, :, 8:].any()
     assert video.masks[1, :, :, 8:].all() and not video.masks[1, :, :, :8].any()
 
 
+def test_a_slot_counts_where_it_is_present_and_its_mask_is_empty_elsewhere():
+    logits = torch.zeros(4, 2, 3)
+    logits[:, 0, 0] = torch.tensor([2.0, 6.0, 9.0, 9.0])
+    logits[:, 1, 1] = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    slots = [[40, 7], [40, 7], [-1, 7], [-1, 40]]
+    numbers, mean = mean_logits(logits, np.array(slots))
+    assert numbers.tolist() == [7, 40]
+    torch.testing.assert_close(mean, torch.tensor([[0, 1, 0], [8 / 3, 1 / 3, 0]]))
+    video = segment_video(*tracked(logits, torch.ones(4, 2, 2, 2), slots), SMALL, max_instances=1)
+    assert video.queries.tolist() == [40]
+    assert video.masks.flatten(2).all(2).tolist() == [[True, True, False, True]]
+    assert video.masks.flatten(2).any(2).tolist() == [[True, True, False, True]]
+
+
+def test_a_fleeting_track_of_a_longer_video_is_left_out():
+    def left(frames, fleeting_in):
+        slots = np.zeros((frames, 2), int)
+        slots[:, 1] = -1
+        slots[fleeting_in, 1] = 1
+        return mean_logits(torch.zeros(frames, 2, 3), slots)[0].tolist()
+
+    assert left(10, [3, 4]) == [0]
+    assert left(10, [3, 4, 5]) == [0, 1]     # seen often enough
+    assert left(10, [4, 8]) == [0, 1]        # missing for one frame only
+    assert left(9, [3, 4]) == [0, 1]         # too early to tell
+
+
+def test_a_video_without_any_slot_has_no_instances():
+    video = segment_video(*tracked(torch.zeros(2, 3, 4), torch.ones(2, 3, 2, 2), np.full((2, 3), -1)), SMALL)
+    assert video.scores.shape == video.labels.shape == (0,)
+    assert video.masks.shape == (0, 2, 5, 7)
+
+
 def test_what_lies_in_the_padding_is_cut_off():
     logits = torch.full((1, 8, 8), -5.0)
     logits[:, :, 6:] = 5.0  # columns 24.. of a 32 wide input, whose image is 20 wide
-    assert not (resize_mask_logits(logits, (32, 32), (32, 20), (64, 40)) > 0).any()
-
-
-def test_frames_that_are_missing_are_an_error():
-    with pytest.raises(ValueError, match='2 class logits'):
-        segment_video([torch.ones(1, 2)] * 2, [torch.ones(1, 2, 2)], [torch.ones(1, 3)], (8, 8), (8, 8), (8, 8))
+    assert not (resize_mask_logits(logits, geometry((8, 8), (32, 32), (32, 20), (64, 40))) > 0).any()

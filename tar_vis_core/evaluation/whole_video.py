@@ -1,73 +1,74 @@
-"""From per-frame outputs to the instances of a whole video: the inference of MinVIS (Huang et al. 2022)."""
+"""From tracked frames to the instances of a whole video, one way for every tracker.
+
+A slot's classes are its mean logits over the frames in which it is present (MinVIS, Huang et al. 2022; CTVIS, Ying
+et al. 2023). The slots of query matching and of the referring tracker always are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tar_vis_core.tracking.matching import match_embeddings
+from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.tracking.memory_bank import is_fleeting
+from tar_vis_core.tracking.tracker import Tracked, masks_of
 
 
 @dataclass(frozen=True)
 class VideoInstances:
-    """The K best (query, class) pairs of a video, by falling score; a query may come with several classes."""
+    """The K best (slot, class) pairs of a video, by falling score; a slot may come with several classes."""
 
     scores: Tensor    # (K,) float32, softmax of the mean logits
     labels: Tensor    # (K,) int64, 0-based class
-    queries: Tensor   # (K,) int64, slot of the first frame
+    queries: Tensor   # (K,) int64, the tracker's slot
     masks: Tensor     # (K, T, H, W) bool, at the video's own size
 
 
-def match_frames(embeddings: Sequence[Tensor]) -> Tensor:
-    """Slot assignments ``(T, Q)`` of a video's embeddings, each ``(Q, D)``; the first frame keeps its order.
+def mean_logits(logits: Tensor, slots: np.ndarray) -> tuple[np.ndarray, Tensor]:
+    """The slots ``(S,)`` of a video, rising, and their mean class logits ``(S, classes + 1)``.
 
-    Only the previous frame is remembered, in slot order.
+    ``logits (T, R, classes + 1)`` belong to ``slots (T, R)``, -1 for a row without one. Slots that the memory bank
+    deleted for being fleeting are left out.
     """
-    reference = embeddings[0]
-    rows = [torch.arange(reference.shape[0], device=reference.device)]
-    for current in embeddings[1:]:
-        rows.append(match_embeddings(reference, current))
-        reference = current[rows[-1]]
-    return torch.stack(rows)
+    frame, row = np.nonzero(slots >= 0)
+    numbers, which = np.unique(slots[frame, row], return_inverse=True)
+    seen, last = np.bincount(which), np.zeros(len(numbers), np.int64)
+    np.maximum.at(last, which, frame)
+    frame, row, which, count = (torch.from_numpy(x).to(logits.device) for x in (frame, row, which, seen))
+    total = logits.new_zeros(len(numbers), logits.shape[-1], dtype=torch.float32)
+    mean = total.index_add(0, which, logits[frame, row].float()) / count[:, None]
+    end = len(slots) - 1
+    stay = ~is_fleeting(seen, end - last, end)
+    return numbers[stay], mean[torch.from_numpy(stay).to(logits.device)]
 
 
-def resize_mask_logits(mask_logits: Tensor, padded_size: tuple[int, int], content_size: tuple[int, int],
-                       output_size: tuple[int, int]) -> Tensor:
-    """Mask logits ``(N, h, w)`` at the video's size ``(N, H, W)``, by two bilinear resizes.
-
-    ``padded_size`` is the network's input, ``content_size`` its upper left part that holds the resized image, and
-    ``output_size`` the video's own size, each (height, width) in pixels.
-    """
-    grown = F.interpolate(mask_logits[None].float(), padded_size, mode='bilinear', align_corners=False)
-    grown = grown[:, :, :content_size[0], :content_size[1]]
-    return F.interpolate(grown, output_size, mode='bilinear', align_corners=False)[0]
+def resize_mask_logits(mask_logits: Tensor, geometry: MaskGeometry) -> Tensor:
+    """Mask logits ``(K, h, w)`` at the video's size ``(K, H, W)``, by two bilinear resizes."""
+    grown = F.interpolate(mask_logits[:, None].float(), geometry.padded, mode='bilinear', align_corners=False)
+    grown = grown[..., :geometry.content[0], :geometry.content[1]]
+    return F.interpolate(grown, geometry.source, mode='bilinear', align_corners=False)[:, 0]
 
 
 @torch.no_grad()
-def segment_video(class_logits: Sequence[Tensor], mask_logits: Sequence[Tensor], embeddings: Sequence[Tensor],
-                  padded_size: tuple[int, int], content_size: tuple[int, int], output_size: tuple[int, int],
+def segment_video(tracked: Tracked, mask_features: Tensor, geometry: MaskGeometry,
                   max_instances: int = 10) -> VideoInstances:
-    """The instances of a video from its frames' outputs, each frame's queries in the decoder's own order.
+    """The instances of a video from all its frames, tracked, and their mask features ``(T, D, h, w)``.
 
-    ``class_logits`` holds ``(Q, C + 1)`` a frame with no-object last, ``mask_logits`` ``(Q, h, w)`` at stride 4,
-    ``embeddings`` ``(Q, D)`` after the decoder's norm; a stacked tensor will do. For the sizes see
-    :func:`resize_mask_logits`. No score threshold and no duplicate removal: the metric wants all of them.
+    No score threshold and no duplicate removal: the metric wants all of them. MinVIS and DVIS++ give 10 instances
+    (20 on OVIS), CTVIS as many as there are classes. In a frame without the slot its mask is empty.
     """
-    if not len(class_logits) == len(mask_logits) == len(embeddings) > 0:
-        raise ValueError(f'expected the same number of frames, at least one, got {len(class_logits)} class logits, '
-                         f'{len(mask_logits)} mask logits and {len(embeddings)} embeddings')
-    slots = match_frames(embeddings)
-    mean_logits = torch.stack([frame[row] for frame, row in zip(class_logits, slots, strict=True)]).float().mean(0)
-    probabilities = mean_logits.softmax(-1)[:, :-1]
+    numbers, logits = mean_logits(tracked.logits, tracked.slots)
+    probabilities = logits.softmax(-1)[:, :-1]
     classes = probabilities.shape[1]
     scores, picked = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
-    queries, labels = picked // classes, picked % classes
+    queries, labels = torch.from_numpy(numbers).to(picked.device)[picked // classes], picked % classes
     frames = []
-    for frame, row in zip(mask_logits, slots, strict=True):  # one frame at a time bounds the memory of the resize
-        logits = resize_mask_logits(frame[row[queries]], padded_size, content_size, output_size)
-        frames.append(logits > 0)
-    return VideoInstances(scores, labels, queries, torch.stack(frames, dim=1))
+    for t, slots in enumerate(tracked.slots):  # one frame at a time bounds the memory of the resize
+        here = torch.from_numpy(slots).to(queries.device) == queries[:, None]
+        masks = resize_mask_logits(masks_of(tracked, t, here.int().argmax(1), mask_features), geometry) > 0
+        frames.append(masks & here.any(1)[:, None, None])
+    return VideoInstances(scores, labels, queries, torch.stack(frames, 1))

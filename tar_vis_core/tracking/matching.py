@@ -21,7 +21,6 @@ def match_embeddings(reference: Tensor, current: Tensor) -> Tensor:
         raise ValueError(
             f'expected two (Q, D) sets of embeddings, got {tuple(reference.shape)} and {tuple(current.shape)}')
     with torch.autocast(current.device.type, enabled=False):  # half precision would tie neighbours
-        with torch.autocast(current.device.type, enabled=False):  # two neighbours may differ in the fourth digit
         similarity = F.normalize(reference.detach().float(), dim=1) @ F.normalize(current.detach().float(), dim=1).T
     cost = 1 - similarity.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     _, columns = linear_sum_assignment(cost.cpu().numpy())

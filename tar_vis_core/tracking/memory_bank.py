@@ -1,0 +1,146 @@
+"""Tracking against a bank of remembered objects: the inference of CTVIS (Ying et al., ICCV 2023).
+
+    similarity   s_ij = (softmax over tracks + softmax over detections) / 2 of e_i . m_j      (bi-softmax)
+    memory       m <- (1 - b) m + b e,   b = max(0, mean cosine of e to the embeddings cached before)
+
+e are a frame's re-identification embeddings, m the bank's. Detections choose in the order of their scores. Where a
+detection is more alike than not to several tracks, these are pieces of one object that was begun twice: there the
+similarity counts as often as the track was seen ("frame-count weighting"), so that the established one goes on.
+Unlike the slots of the other trackers, a slot here is a track number, and most queries of a frame have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tar_vis_core.models.masked_decoder import DecoderOutput
+from tar_vis_core.tracking.tracker import Tracked
+
+MIN_SCORE = 0.01          # of a detection
+MAX_OVERLAP = 0.6         # IoU from which the mask of lower score is suppressed
+CACHED = 10               # embeddings that a track's next one is compared with
+DEAD_AFTER = 20           # frames without a match, then a track is forgotten
+# A fleeting track is deleted: seen in fewer than 3 frames and missing in the last 2, once frame 8 is over.
+SETTLED, FLEETING_SEEN, FLEETING_ABSENT = 8, 3, 2
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The M tracks that may go on: those in sight and those missing for a moment."""
+
+    embeddings: Tensor     # (M, E) similarity-guided
+    cached: Tensor         # (M, CACHED, E) the last embeddings at unit length, in a ring; zero where there is none yet
+    numbers: np.ndarray    # (M,) int64 track numbers, rising
+    seen: np.ndarray       # (M,) frames with a match
+    absent: np.ndarray     # (M,) frames since the last match
+    next_number: int       # no track had it yet
+    frame: int             # index of the next frame
+
+
+def is_fleeting(seen: np.ndarray, absent: np.ndarray, frame: int) -> np.ndarray:
+    """Which tracks are deleted after the frame of that index, having been seen so often and missing for so long."""
+    return (frame > SETTLED) & (seen < FLEETING_SEEN) & (absent >= FLEETING_ABSENT)
+
+
+class MemoryBankTracker:
+    """``match_threshold`` is the similarity that a detection needs with a track to go on with it: 0.2, or 0.3 as the
+    authors have it for ResNet-50 on YouTube-VIS 2019."""
+
+    def __init__(self, match_threshold: float = 0.2):
+        self.match_threshold = match_threshold
+
+    def track(self, frames: DecoderOutput, mask_features: Tensor, memory: Bank | None) -> tuple[Tracked, Bank]:
+        """See :class:`~tar_vis_core.tracking.tracker.Tracker`; rows are the decoder's queries, slots track numbers.
+
+        Raises ValueError where the decoder has no re-identification head.
+        """
+        if frames.reid is None:
+            raise ValueError('the memory bank compares re-identification embeddings, and this model has none; '
+                             "use the tracker 'matching'")
+        slots = np.full(frames.logits.shape[:2], -1)
+        with torch.autocast(mask_features.device.type, enabled=False):  # areas and similarities need all digits
+            for t, reid in enumerate(frames.reid.detach().float().nan_to_num(0, 0, 0)):
+                rows, scores = detections(frames.logits[t].float(), frames.mask_embeddings[t].float(),
+                                          mask_features[t].float())
+                slots[t, rows.cpu().numpy()], memory = self.step(reid[rows], scores, memory)
+        return Tracked(frames.logits, frames.mask_embeddings, None, frames.embeddings, slots), memory
+
+    def step(self, embeddings: Tensor, scores: np.ndarray, bank: Bank | None) -> tuple[np.ndarray, Bank]:
+        """One frame's detections ``(n, E)`` by falling score; gives their track numbers ``(n,)``, -1 for none."""
+        if bank is None:
+            none = np.zeros(0, np.int64)
+            bank = Bank(embeddings[:0], embeddings.new_zeros(0, CACHED, embeddings.shape[1]), none, none, none, 0, 0)
+        choice = self.choose(embeddings, bank)
+        new = np.flatnonzero((choice < 0) & (scores > MIN_SCORE))
+        choice[new] = len(bank.numbers) + np.arange(len(new))
+        numbers = np.append(bank.numbers, bank.next_number + np.arange(len(new)))
+        matched = choice >= 0
+        bank = remember(bank, numbers, choice[matched], embeddings[torch.from_numpy(matched).to(embeddings.device)])
+        return np.where(matched, numbers[choice] if len(numbers) else -1, -1), bank
+
+    def choose(self, embeddings: Tensor, bank: Bank) -> np.ndarray:
+        """The bank's row that each detection continues, none of them twice; -1 for none."""
+        choice = np.full(len(embeddings), -1)
+        if not len(bank.numbers):
+            return choice
+        product = embeddings @ bank.embeddings.T
+        similarity = ((product.softmax(1) + product.softmax(0)) / 2).nan_to_num(0).cpu().numpy()
+        weighted = similarity * np.where(similarity > 0.5, bank.seen, 1)
+        for i, row in enumerate(weighted):
+            best = row.argmax()
+            if row[best] > 0 and similarity[i, best] > self.match_threshold:
+                choice[i] = best
+                weighted[:, best] = 0
+        return choice
+
+
+def detections(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor) -> tuple[Tensor, np.ndarray]:
+    """The queries ``(n,)`` of a frame that show something of their own, by falling score, and the scores.
+
+    ``logits (Q, classes + 1)``, ``mask_embeddings (Q, D)``, ``mask_features (D, h, w)``. The best class must reach
+    the least score (one query always stays), and a mask that one of higher score mostly covers is a duplicate.
+    """
+    scores, order = logits.softmax(-1)[:, :-1].amax(-1).nan_to_num(0).sort(descending=True, stable=True)
+    count = max(1, int((scores > MIN_SCORE).sum()))
+    scores, order = scores[:count], order[:count]
+    masks = (torch.einsum('kd,dhw->khw', mask_embeddings[order], mask_features) > 0).flatten(1).float()
+    shared, area = masks @ masks.T, masks.sum(1)
+    duplicate = (shared > MAX_OVERLAP * (area[:, None] + area - shared)).cpu().numpy()
+    kept = np.ones(count, bool)
+    for i in range(count):
+        if kept[i]:
+            kept[i + 1:] &= ~duplicate[i, i + 1:]
+    rows = torch.from_numpy(kept).to(order.device)
+    return order[rows], scores[rows].cpu().numpy()
+
+
+def remember(bank: Bank, numbers: np.ndarray, rows: np.ndarray, embeddings: Tensor) -> Bank:
+    """The bank after a frame, without the tracks that ended.
+
+    ``numbers`` are the bank's, followed by those of new tracks; the tracks ``rows (n,)`` among them, all new ones too,
+    were seen with ``embeddings (n, E)``.
+    """
+    new = len(numbers) - len(bank.numbers)
+    guided = torch.cat((bank.embeddings, bank.embeddings.new_zeros(new, bank.embeddings.shape[1])))
+    cached = torch.cat((bank.cached, bank.cached.new_zeros(new, *bank.cached.shape[1:])))
+    seen = np.append(bank.seen, np.zeros(new, np.int64))
+    absent = np.append(bank.absent, np.zeros(new, np.int64)) + 1
+
+    at, times = (torch.from_numpy(x).to(embeddings.device) for x in (rows, seen[rows]))
+    unit = F.normalize(embeddings, dim=1)
+    cosine = (cached[at] @ unit[:, :, None]).sum((1, 2)) / times.clamp(1, CACHED)
+    share = torch.where(times == 0, 1.0, cosine.clamp(min=0))[:, None]
+    guided[at] = (1 - share) * guided[at] + share * embeddings
+    cached[at, times % CACHED] = unit
+    seen[rows] += 1
+    absent[rows] = 0
+
+    stay = (absent < DEAD_AFTER) & ~is_fleeting(seen, absent, bank.frame)
+    kept = torch.from_numpy(stay).to(embeddings.device)
+    return Bank(guided[kept], cached[kept], numbers[stay], seen[stay], absent[stay],
+                bank.next_number + new, bank.frame + 1)
