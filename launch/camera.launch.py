@@ -28,10 +28,12 @@ IMAGE = ('image', LaunchConfiguration('image_topic'))
 
 # Launch arguments that go over the value of params_file where they are given.
 OVERRIDES = {
-    'preset': 'model to run: nano or minvis_r50',
+    'model': 'model family to run: nano, minvis, ctvis or dvispp',
+    'backbone': 'r50, swin_l or vit_adapter_l, where the model has it',
     'weights': 'safetensors file of the model',
+    'adapter': 'safetensors file with Synchronizer and Routers for weights without them',
     'device': 'auto, cpu, cuda or cuda:N',
-    'routing': 'which decoder layers run: adaptive, full or fixed',
+    'routing': 'which decoder layers run: auto, adaptive, full or fixed',
 }
 
 

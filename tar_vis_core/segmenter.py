@@ -13,12 +13,13 @@ from tar_vis_core.device import StageClock, compute_context, pick_device, pick_p
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.masked_decoder import ROUTINGS
-from tar_vis_core.models.presets import PRESETS
+from tar_vis_core.models.presets import PRESETS, TRACKERS
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.postprocess import Detection, detect
 from tar_vis_core.preprocess import check_image, resized, small_grey
 from tar_vis_core.state import TemporalState
-from tar_vis_core.tracking.tracker import TRACKERS, MatchingTracker, Tracked, Tracker, masks_of
+from tar_vis_core.tracking.memory_bank import MemoryBankTracker
+from tar_vis_core.tracking.tracker import MatchingTracker, Tracked, Tracker, masks_of
 from tar_vis_core.weights import packaged_weights
 from tar_vis_core.weights.loading import load_model
 
@@ -32,7 +33,8 @@ __all__ = ['SegmenterOptions', 'TemporalState', 'VideoSegmenter']
 class SegmenterOptions:
     """What may change between frames. Raises ValueError that says which value is wrong and what is expected."""
 
-    # 'adaptive' (TAR), 'full' (all layers), 'fixed' (the first few); 'auto': adaptive where there are routers, else full
+    # 'adaptive' (TAR), 'full' (all layers), 'fixed' (the first few); 'auto' is adaptive where there are routers, else
+    # full
     routing: str = 'auto'
     fixed_layers: int = 3               # layers that 'fixed' executes, from 1
     score_threshold: float = 0.6        # 0..1: a new track needs this score, a known one half of it
@@ -85,7 +87,7 @@ class VideoSegmenter:
                  tracker: str = 'auto', adapter: str | Path | None = None):
         """``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's CPU threads for the whole process.
 
-        ``tracker`` is one of ``tracking.tracker.TRACKERS`` or ``auto``, the preset's own; ``adapter`` a file with the
+        ``tracker`` is one of ``presets.TRACKERS`` or ``auto``, the preset's own; ``adapter`` a file with the
         Synchronizer and Routers (TAR) for weights without them.
         Raises ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
         ValueError (unknown preset, precision or tracker, an option out of range).
@@ -228,14 +230,10 @@ def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:
     """The tracker of that name for a model; ValueError where there is none or the model lacks what it needs."""
     if name not in TRACKERS:
         raise ValueError(unknown_name('tracker', name, ('auto', *TRACKERS)))
-    if name == 'referring':
-        if model.tracker is None:
-            raise ValueError("tracker is 'referring', but only DVIS++ weights hold one; expected auto, motion or matching")
-        return model.tracker
-    if name == 'memory_bank':
-        if not model.config.reid:
-            raise ValueError("tracker is 'memory_bank', which needs the re-identification head of CTVIS or DVIS++ weights; "
-                             'expected auto, motion or matching')
-        from tar_vis_core.tracking.memory_bank import MemoryBankTracker
-        return MemoryBankTracker()
-    return MatchingTracker()
+    if name in ('motion', 'matching'):
+        return MatchingTracker()
+    needs = 'the tracker network of DVIS++' if name == 'referring' else 'the re-identification head of CTVIS or DVIS++'
+    if (model.tracker is None) if name == 'referring' else not model.config.reid:
+        raise ValueError(f'tracker is {name!r}, which needs {needs}, and these weights have none; expected auto, '
+                         'motion or matching')
+    return model.tracker if name == 'referring' else MemoryBankTracker()

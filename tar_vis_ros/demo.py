@@ -32,10 +32,12 @@ from tqdm import tqdm
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.frames import PHOTOGRAPHS, camera_path, open_frames
 from tar_vis_ros.dds import use_shared_memory_profile
+from tar_vis_ros.parameters import specification
 from tar_vis_ros.processes import Child, ProcessError, change_state, free_domain
 from tar_vis_ros.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 
 NODE = '/tar_vis'
+NODE_OPTIONS = ('model', 'backbone', 'weights', 'adapter', 'device', 'precision', 'routing')
 MAX_WIDTH = 1280            # wider images are scaled down to this
 CONFIGURE_S = 180.0         # the model loads and warms up
 CAMERA_RATE, CAMERA_FRAMES = 10.0, 200
@@ -109,9 +111,10 @@ def plan_source(options: argparse.Namespace) -> SourcePlan:
 
 def node_arguments(options: argparse.Namespace) -> list[str]:
     """ROS arguments of the node; only what was asked for, the rest is the node's own default."""
-    settings = {name: getattr(options, name) for name in ('preset', 'weights', 'device', 'precision', 'routing')}
-    if settings['weights']:
-        settings['weights'] = str(Path(settings['weights']).absolute())
+    settings = {name: getattr(options, name) for name in NODE_OPTIONS}
+    for name in ('weights', 'adapter'):
+        if settings[name]:
+            settings[name] = str(Path(settings[name]).absolute())
     given = [f'{name}:={value}' for name, value in settings.items() if value is not None] + options.set
     return ['--ros-args', *(part for setting in given for part in ('-p', setting))]
 
@@ -267,11 +270,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--rate', type=float, default=0.0, metavar='R',
                         help="frames per second at most (default: the file's own)")
     parser.add_argument('--live', action='store_true', help='send at the full rate and let the node drop what is late')
-    parser.add_argument('--preset', help="the node's parameter of that name; so are the next four")
-    parser.add_argument('--weights', metavar='FILE')
-    parser.add_argument('--device', help='auto, cpu or cuda:N')
-    parser.add_argument('--precision')
-    parser.add_argument('--routing', help='adaptive, full or fixed')
+    for name in NODE_OPTIONS:
+        parser.add_argument(f'--{name}', help=f"the node's parameter: {specification(name).description}")
     parser.add_argument('--set', action='append', default=[], metavar='NAME:=VALUE', help='any parameter of the node')
     parser.add_argument('--domain-id', type=int, default=0, metavar='N',
                         help='ROS domain to run in, to watch with other tools (default: one that is free)')

@@ -23,6 +23,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.models.presets import preset_of
 from tar_vis_ros import parameters
 from tar_vis_ros.arrivals import Arrivals
 from tar_vis_ros.health import Health
@@ -114,7 +115,7 @@ class TarVisNode(Node):
             return FAILURE
         self._configured, self._health.blocked = settings, ''
         self._pipeline = Pipeline(segmenter, self._create_outputs(), self._health, self.get_logger())
-        self.get_logger().info(f'{settings.preset} is ready on {self._pipeline.device}, '
+        self.get_logger().info(f'{preset_of(settings.model, settings.backbone)} is ready on {self._pipeline.device}, '
                                f'loaded and warmed up in {time.monotonic() - began:.1f} s')
         return super().on_configure(state)
 

@@ -17,7 +17,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from tar_vis_core.models.presets import PRESETS
+from tar_vis_core.models.presets import PRESETS, TRACKERS
 
 Value = bool | int | float | str | tuple[str, ...]
 
@@ -49,9 +49,20 @@ def _parameter(default: Value, description: str, **rest: Any) -> Any:
 class Settings:
     """All parameters, checked. ``needs_configure`` ones take effect at the next configure, the others at once."""
 
-    preset: str = _parameter('nano', 'model to run', choices=tuple(PRESETS), needs_configure=True)
+    model: str = _parameter(
+        'nano', 'model family to run', choices=tuple(dict.fromkeys(p.family for p in PRESETS.values())),
+        needs_configure=True)
+    backbone: str = _parameter(
+        '', "the model's image backbone; empty: its first", needs_configure=True,
+        choices=('', *dict.fromkeys(p.backbone for p in PRESETS.values())))
     weights: str = _parameter(
         '', 'safetensors file of that model; empty: the weights in this package', needs_configure=True)
+    adapter: str = _parameter(
+        '', 'safetensors file with Synchronizer and Routers for weights without them; empty: none',
+        needs_configure=True)
+    tracker: str = _parameter(
+        'auto', "how objects keep their ids; auto: the model's own way", choices=('auto', *TRACKERS),
+        needs_configure=True)
     device: str = _parameter(
         'auto', 'where the model runs; auto: the first GPU, else the CPU', pattern=r'auto|cpu|cuda(:\d{1,3})?',
         example='auto, cpu, cuda or cuda:N', needs_configure=True)
@@ -60,11 +71,11 @@ class Settings:
     threads: int = _parameter(0, 'CPU threads of the model; 0: as many as torch takes', low=0, high=1024,
                               needs_configure=True)
     input_short_side: int = _parameter(
-        0, "shorter edge of the model's input, pixels; 0: the preset's own", low=32, high=1333, or_zero=True,
+        0, "shorter edge of the model's input, pixels; 0: the model's own", low=32, high=1333, or_zero=True,
         needs_configure=True)
     routing: str = _parameter(
-        'adaptive', 'which decoder layers run: as the routers say, all of them, or the first fixed_layers',
-        choices=('adaptive', 'full', 'fixed'))
+        'auto', 'which decoder layers run; auto: adaptive where there are routers, else full',
+        choices=('auto', 'adaptive', 'full', 'fixed'))
     fixed_layers: int = _parameter(3, 'decoder layers that run when routing is fixed', low=1,
                                    high=max(preset.decoder_layers for preset in PRESETS.values()))
     skip_bias: float = _parameter(
@@ -95,7 +106,7 @@ def expected(name: str) -> str:
     """What values a parameter takes, in words that follow 'expected'."""
     spec, default = specification(name), FIELDS[name].default
     if spec.choices:
-        return f'one of {", ".join(spec.choices)}'
+        return f'one of {", ".join(choice or "(empty)" for choice in spec.choices)}'
     if spec.example:
         return spec.example
     if isinstance(default, bool):

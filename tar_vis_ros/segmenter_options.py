@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tar_vis_core.models.presets import preset_of
 from tar_vis_ros import parameters
 from tar_vis_ros.parameters import FIELDS, Settings
 
@@ -14,8 +15,10 @@ def load_segmenter(settings: Settings):
     """The warm VideoSegmenter that the settings ask for. Raises TarVisError or ValueError, each of one line."""
     from tar_vis_core.segmenter import VideoSegmenter  # takes torch along: only a configure waits for it
 
-    segmenter = VideoSegmenter(preset=settings.preset, weights=settings.weights or None, device=settings.device,
-                               precision=settings.precision, threads=settings.threads)
+    segmenter = VideoSegmenter(
+        preset=preset_of(settings.model, settings.backbone), weights=settings.weights or None,
+        adapter=settings.adapter or None, tracker=settings.tracker, device=settings.device,
+        precision=settings.precision, threads=settings.threads)
     segmenter.options = live_options(settings, settings)
     segmenter.warm_up(*WARM_UP_SIZE)
     return segmenter

@@ -16,8 +16,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def good(folder):
     """Parameters that work."""
-    return {'preset': 'nano', 'weights': nano_weights(folder), 'device': 'cpu', 'input_short_side': 64,
-            'class_filter': [''], 'fixed_layers': 3, 'threads': 1}
+    return {'model': 'nano', 'backbone': '', 'adapter': '', 'tracker': 'auto', 'weights': nano_weights(folder),
+            'device': 'cpu', 'input_short_side': 64, 'class_filter': [''], 'fixed_layers': 3, 'threads': 1}
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +68,10 @@ def foreign(folder, good) -> str:
     ('weights', foreign, ['foreign.safetensors', 'missing', 'unexpected']),
     ('device', 'cuda:77', ["'cuda:77' is not there", 'cpu']),
     ('class_filter', ['persn'], ["'persn'", "did you mean 'person'?"]),
-    ('preset', 'minvis_r50', []),     # the weights are nano's, or none are packaged
+    ('model', 'minvis', []),          # the weights are nano's, or none are packaged
+    ('backbone', 'swin_l', ["no model 'nano' on backbone 'swin_l'", 'minvis: r50, swin_l', 'dvispp: r50']),
+    ('tracker', 'referring', ["'referring'", 'DVIS++']),
+    ('adapter', foreign, ['foreign.safetensors']),
 ])
 def test_what_is_wrong_is_said_in_one_line_and_can_be_put_right(client, folder, good, name, value, words):
     value = value(folder, good) if callable(value) else value
@@ -88,16 +91,16 @@ def test_what_is_wrong_is_said_in_one_line_and_can_be_put_right(client, folder, 
 def test_a_parameter_set_while_inactive_holds_from_the_next_configure(client, good):
     assert client.transition('configure') and client.transition('activate')
     assert client.ask(client.image(picture())).height == 120
-    assert client.set(preset='minvis_r50') != ''
+    assert client.set(model='minvis') != ''
     assert client.transition('deactivate')
-    assert client.set(preset='minvis_r50') == ''
+    assert client.set(model='minvis') == ''
     try:
         assert client.transition('activate'), 'the model that is loaded stays'
         client.ask(client.image(picture()))
         assert client.transition('deactivate') and client.transition('cleanup')
         assert configure_fails(client)
     finally:
-        assert client.set(preset='nano') == ''
+        assert client.set(model='nano') == ''
 
 
 def test_transitions_of_an_unconfigured_node(client):

@@ -53,8 +53,10 @@ def test_takes(name, value, taken):
     ('max_instances', 0, ['0', 'from 1']),
     ('input_short_side', 16, ['16', '0 or a whole number from 32']),
     ('fixed_layers', 10, ['10', 'from 1 to 9']),
-    ('routing', 'adaptve', ["'adaptve'", "did you mean 'adaptive'?", 'adaptive, full, fixed']),
-    ('preset', 'nanno', ["did you mean 'nano'?", 'minvis_r50']),
+    ('routing', 'adaptve', ["'adaptve'", "did you mean 'adaptive'?", 'auto, adaptive, full, fixed']),
+    ('model', 'nanno', ["did you mean 'nano'?", 'minvis']),
+    ('backbone', 'r5', ["did you mean 'r50'?", '(empty)']),
+    ('tracker', 'referrring', ["did you mean 'referring'?"]),
     ('precision', 'float64', ['float32, float16, bfloat16']),
     ('device', 'gpu', ["'gpu'", 'cuda:N']),
     ('device', 'cuda:', ['cuda:N']),
@@ -95,7 +97,7 @@ def test_defaults_and_choices_are_the_librarys():
         assert getattr(Settings(), field.name) == getattr(options, field.name), field.name
     from tar_vis_core.device import PRECISIONS
     from tar_vis_core.models.masked_decoder import ROUTINGS
-    assert set(parameters.specification('routing').choices) == set(ROUTINGS)
+    assert set(parameters.specification('routing').choices) == {'auto', *ROUTINGS}
     assert set(parameters.specification('precision').choices) == set(PRECISIONS)
 
 

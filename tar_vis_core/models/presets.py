@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 from tar_vis_core.models.class_sets import CLASS_SETS
 
+# How a stream's objects keep their identity, the choices of the segmenter's ``tracker``:
+#   motion       slots of query matching as one hint among motion, overlap and colours (``tracking/identity.py``)
+#   matching     query matching from frame to frame (MinVIS)
+#   referring    the referring tracker network (DVIS++)
+#   memory_bank  detections against remembered embeddings (CTVIS)
+TRACKERS = ('motion', 'matching', 'referring', 'memory_bank')
+
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -35,7 +42,7 @@ class ModelConfig:
     reid: bool = False                      # the decoder has a re-identification head (CTVIS, DVIS++)
     referring_layers: int = 0               # layers of DVIS++'s referring tracker; 0: the model has none
     referring_ffn: int = 2048
-    tracker: str = 'matching'               # a key of ``tracking.tracker.TRACKERS``
+    tracker: str = 'matching'               # one of ``TRACKERS``
     routing: bool = True                    # Synchronizer and Routers present
     # True: the decoder tells person from object, and the backbone's semantic head names the objects.
     semantic_classes: bool = False

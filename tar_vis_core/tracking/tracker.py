@@ -12,13 +12,6 @@ from torch import Tensor
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.tracking.matching import match_embeddings
 
-# How a stream's objects keep their identity, the choices of the segmenter's ``tracker``:
-#   motion       slots of query matching as one hint among motion, overlap and colours (``identity.py``)
-#   matching     query matching from frame to frame (MinVIS)
-#   referring    the referring tracker network (DVIS++)
-#   memory_bank  detections against remembered embeddings (CTVIS)
-TRACKERS = ('motion', 'matching', 'referring', 'memory_bank')
-
 
 @dataclass
 class Tracked:
