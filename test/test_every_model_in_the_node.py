@@ -1,0 +1,52 @@
+"""Every model of the package, configured by name in a real node, answers images; untrained, for the mechanics."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip('rclpy')
+from node_process import Client, NodeProcess, picture
+
+from tar_vis_core.models.presets import PRESETS
+from tar_vis_core.models.video_model import build_model
+from tar_vis_core.weights.loading import save_weights
+
+OFFICIAL = [name for name, config in PRESETS.items() if config.family != 'nano']
+
+
+@pytest.fixture(scope='module')
+def client(tmp_path_factory):
+    """A client of one node, which each test leaves unconfigured."""
+    process = NodeProcess(tmp_path_factory.mktemp('every_model'), 'every_model_node', device='cpu', threads=1)
+    client = Client(process)
+    try:
+        yield client
+    finally:
+        client.close()
+        assert process.end() == 0
+
+
+@pytest.mark.parametrize('preset', OFFICIAL)
+def test_it_answers_images(client, preset, tmp_path):
+    config, path = PRESETS[preset], tmp_path / f'{preset}.safetensors'
+    torch.manual_seed(5)
+    save_weights(build_model(preset, routing=False), path, {'kind': 'model', 'preset': preset}, torch.float16)
+    # small input: what is tested does not depend on the size; no least score: an untrained model is sure of nothing
+    assert client.set(model=config.family, backbone=config.backbone, weights=str(path), input_short_side=96,
+                      score_threshold=0.0, max_instances=5, reset_gap_s=0.0) == ''
+    assert client.transition('configure'), client.process.output
+    assert f'{preset} is ready on cpu' in client.process.output
+    path.unlink()   # a gigabyte
+    assert client.transition('activate')
+    results = [client.ask(client.image(picture(shift=2 * step))) for step in range(4)]
+    assert client.transition('deactivate') and client.transition('cleanup')
+    for result in results:
+        assert (result.height, result.width) == (120, 160) and result.reset_reason == ''
+        # official weights hold no routers: auto is full
+        assert result.routing.executed == (True,) * 9 and all(map(math.isnan, result.routing.execute_probability))
+        assert 0 < len([i for i in result.instances if i.area]) <= 5
+        assert {i.class_name for i in result.instances} <= set(config.class_names)
+    assert [r.frame_index for r in results] == sorted(r.frame_index for r in results)
+    for result in results:
+        assert len({i.track_id for i in result.instances}) == len(result.instances)
