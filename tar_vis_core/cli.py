@@ -74,7 +74,7 @@ def weights(args: argparse.Namespace) -> int:
         for entry in manifest():
             print(f'{entry.name}: preset {entry.preset}, {entry.licence}, sha256 {entry.sha256[:16]}\n  {entry.path}')
         return 0
-    done = convert_official(args.source, args.destination, args.preset, tuple(args.class_names))
+    done = convert_official(args.source, args.destination, args.preset, args.classes)
     print(f'{done.path}: {done.tensors} tensors, {done.parameters / 1e6:.1f} M parameters, {done.classes} classes; '
           'no routers, so use routing full or fixed')
     return 0
@@ -99,9 +99,9 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser('list', help='what the package holds')
     converting = actions.add_parser('convert', help='an official .pth or .pkl checkpoint to safetensors')
     converting.add_argument('source', type=Path)
-    converting.add_argument('destination', type=Path)
-    converting.add_argument('--preset', default='minvis_r50')
-    converting.add_argument('--class-names', nargs='*', default=[], help="where they are not the preset's (OVIS: 25)")
+    converting.add_argument('-o', dest='destination', type=Path, required=True)
+    converting.add_argument('--preset')
+    converting.add_argument('--classes')
     kept.set_defaults(call=weights)
     return made
 

@@ -88,7 +88,7 @@ def test_random_gates_leave_the_model_as_it_was():
     (['run', 'nowhere.mp4'], 'nowhere.mp4'), (['bench', '--size', 'big'], "--size is 'big'"),
     (['bench', '--frames', '3'], '--frames is 3'), (['run', 'photographs', '--device', 'cuda:7'], 'cuda:7'),
     (['run', 'photographs', '--routing', 'ful'], "did you mean 'full'"),
-    (['weights', 'convert', 'nowhere.pth', 'out.safetensors'], 'nowhere.pth'),
+    (['weights', 'convert', 'nowhere.pth', '-o', 'out.safetensors'], 'nowhere.pth'),
     (['eval', '--data', 'nowhere.json'], 'nowhere.json')])
 def test_what_is_wrong_is_one_line(words, said, untrained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

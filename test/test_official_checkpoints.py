@@ -8,47 +8,19 @@ import numpy as np
 import pytest
 import torch
 from parity_data import FOLDER, needs_parity_data
-from weights_cases import add_tiny_preset, one_line
+from weights_cases import add_tiny_presets, official_names, one_line
 
 from tar_vis_core.errors import WeightsError
+from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
-from tar_vis_core.weights.loading import load_model
-from tar_vis_core.weights.official import convert_official, modernize, read_checkpoint, rename
+from tar_vis_core.weights.checkpoint import read_checkpoint
+from tar_vis_core.weights.loading import load_model, shapes_of
+from tar_vis_core.weights.official import convert_official, modernize, recognise, rename, without_extras
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    return add_tiny_preset(monkeypatch)
-
-
-def official_names(model) -> dict[str, torch.Tensor]:
-    """A model's tensors under their official names."""
-    changes = (('pixel_decoder.lateral.0.', 'sem_seg_head.pixel_decoder.adapter_1.'),
-               ('pixel_decoder.lateral.1.', 'sem_seg_head.pixel_decoder.adapter_1.norm.'),
-               ('pixel_decoder.output.0.', 'sem_seg_head.pixel_decoder.layer_1.'),
-               ('pixel_decoder.output.1.', 'sem_seg_head.pixel_decoder.layer_1.norm.'),
-               ('pixel_decoder.level_embed', 'sem_seg_head.pixel_decoder.transformer.level_embed'),
-               ('pixel_decoder.layers.', 'sem_seg_head.pixel_decoder.transformer.encoder.layers.'),
-               ('pixel_decoder.', 'sem_seg_head.pixel_decoder.'),
-               ('decoder.', 'sem_seg_head.predictor.'))
-    parts = {'cross_attn': ('cross_attention', 'multihead_attn'), 'cross_norm': ('cross_attention', 'norm'),
-             'self_attn': ('self_attention', 'self_attn'), 'self_norm': ('self_attention', 'norm'),
-             'linear1': ('ffn', 'linear1'), 'linear2': ('ffn', 'linear2'), 'ffn_norm': ('ffn', 'norm')}
-    state = {}
-    for name, value in model.state_dict().items():
-        if name.startswith('decoder.layers.'):
-            _, _, layer, part, *rest = name.split('.')
-            kind, inner = parts[part]
-            name = '.'.join(('sem_seg_head.predictor', f'transformer_{kind}_layers', layer, inner, *rest))
-        elif name in ('decoder.query_feat', 'decoder.query_embed', 'decoder.level_embed'):
-            name = f'sem_seg_head.predictor.{name.removeprefix("decoder.")}.weight'
-        else:
-            for ours, theirs in changes:
-                if name.startswith(ours):
-                    name = theirs + name.removeprefix(ours)
-                    break
-        state[name] = value
-    return state
+    return add_tiny_presets(monkeypatch)
 
 
 def as_written_by(kind, state, folder):
@@ -98,19 +70,69 @@ def test_every_form_of_an_official_file_gives_the_same_model(kind, tiny, tmp_pat
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
-def test_another_data_set_needs_its_class_names(tiny, tmp_path):
-    state = official_names(VideoInstanceModel(replace(tiny, routing=False, classes=3)))
-    torch.save({'model': state}, tmp_path / 'three.pth')
-    with pytest.raises(WeightsError, match='has 3 classes, but 40 class names') as error:
-        convert_official(tmp_path / 'three.pth', tmp_path / 'ours', 'tiny')
-    one_line(error)
-    convert_official(tmp_path / 'three.pth', tmp_path / 'ours', 'tiny', ('a', 'b', 'c'))
-    assert load_model('tiny', tmp_path / 'ours').config.class_names == ('a', 'b', 'c')
+@pytest.mark.parametrize('family', ['tiny', 'tiny_ctvis', 'tiny_dvispp'])
+def test_every_family_is_told_by_its_keys(family, tiny, tmp_path, monkeypatch):
+    model = build_model(family, routing=False)
+    torch.save({'model': official_names(model)}, tmp_path / 'a.pth')
+    done = convert_official(tmp_path / 'a.pth', tmp_path / 'ours', family)
+    loaded = load_model(family, done.path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+    for other in {'tiny', 'tiny_ctvis', 'tiny_dvispp', 'minvis_swin_l'} - {family}:
+        with pytest.raises(WeightsError, match=f'a checkpoint of .+ on r50, not of preset {other!r}') as error:
+            convert_official(tmp_path / 'a.pth', tmp_path / 'other', other)
+        one_line(error)
+    with pytest.raises(WeightsError, match='expected'):   # the full-size preset of the same family
+        convert_official(tmp_path / 'a.pth', tmp_path / 'other')
+    assert not (tmp_path / 'other').exists()
+
+
+def with_classes(tiny, count, path):
+    torch.save({'model': official_names(VideoInstanceModel(replace(tiny, routing=False, classes=count)))}, path)
+    return path
+
+
+@pytest.mark.parametrize(('name', 'count', 'class_set', 'said'), [
+    ('minvis_ytvis19_R50.pth', 40, 'youtube_vis_2019', "the file's name"),
+    ('minvis_ytvis21_R50.pth', 40, 'youtube_vis_2021', "the file's name"),
+    ('YouTube-VIS-2021.pth', 40, 'youtube_vis_2021', "the file's name"),
+    ('model_final.pth', 40, 'youtube_vis_2019', 'assumed'),
+    ('minvis_ytvis21_R50.pth', 25, 'ovis', 'has 25'), ('model_final.pth', 80, 'coco', 'has 80')])
+def test_classes_are_told_by_their_number_and_the_file_name(name, count, class_set, said, tiny, tmp_path):
+    done = convert_official(with_classes(tiny, count, tmp_path / name), tmp_path / 'ours', 'tiny')
+    assert (done.class_set, done.classes) == (class_set, count)
+    assert any(class_set in note and said in note for note in done.notes)
+    config = load_model('tiny', done.path).config
+    assert (config.class_set, config.class_names) == (class_set, CLASS_SETS[class_set])
+
+
+def test_classes_may_be_given(tiny, tmp_path):
+    forty = with_classes(tiny, 40, tmp_path / 'ytvis19.pth')
+    assert convert_official(forty, tmp_path / 'ours', 'tiny', 'youtube_vis_2021').class_set == 'youtube_vis_2021'
+    three = with_classes(tiny, 3, tmp_path / 'three.pth')
+    (tmp_path / 'names.txt').write_text('cup\n\n spoon \nfork\n')
+    convert_official(three, tmp_path / 'ours', 'tiny', tmp_path / 'names.txt')
+    config = load_model('tiny', tmp_path / 'ours').config
+    assert (config.class_set, config.class_names) == ('custom', ('cup', 'spoon', 'fork'))
+
+
+@pytest.mark.parametrize(('classes', 'expected'), [
+    (None, 'has 3 classes, which no known set has'), ('ovis', 'has 3 classes, but ovis has 25'),
+    ('no_set', 'neither one of'), ('twice.txt', 'names a class twice'), ('two.txt', 'two.txt has 2')])
+def test_a_wrong_number_of_classes_is_one_clear_line(classes, expected, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with_classes(tiny, 3, tmp_path / 'three.pth')
+    (tmp_path / 'twice.txt').write_text('a\nb\na\n')
+    (tmp_path / 'two.txt').write_text('a\nb\n')
+    with pytest.raises(WeightsError) as error:
+        convert_official('three.pth', 'ours', 'tiny', classes)
+    assert expected in one_line(error)
+    assert not (tmp_path / 'ours').exists()
 
 
 @pytest.mark.parametrize(('change', 'expected'), [
     (lambda s: s.pop('backbone.res3.2.conv2.weight'), r'1 missing (backbone.res3.2.conv2.weight)'),
-    (lambda s: s.update({'tracker.ref_proj.layers.0.weight': torch.ones(2, 2)}), 'tracker.ref_proj.layers.0.weight'),
+    (lambda s: s.update({'tracker.ref_proj.layers.0.weight': torch.ones(2, 2)}), 'a checkpoint of dvispp on r50'),
+    (lambda s: s.update({'sem_seg_head.predictor.slots': torch.ones(2, 2)}), 'names that no known model has'),
     (lambda s: s.update({'backbone.extra.weight': torch.ones(2)}), '1 unexpected (backbone.extra.weight)'),
     (lambda s: s.update({'sem_seg_head.predictor.query_feat.weight': torch.ones(9, 32)}),
      'decoder.query_feat is (9, 32), expected (4, 32)'),
@@ -186,11 +208,16 @@ def test_modern_names_stay_as_they_are():
 
 
 @needs_parity_data
-def test_the_name_table_covers_the_official_key_list():
-    rows = json.loads((FOLDER / 'keys_minvis_r50.json').read_text())
-    shapes = {name: tuple(shape) for name, shape, _ in rows}
-    renamed = rename({name: torch.empty(shape, device='meta') for name, shape in shapes.items()}, 'keys')
+@pytest.mark.parametrize(('family', 'preset'), [
+    ('minvis_r50', 'minvis_r50'), ('minvis_swinl', 'minvis_swin_l'), ('ctvis_r50_in_dvispp', 'ctvis_r50'),
+    ('dvispp_r50', 'dvispp_r50'), ('dvispp_vitl', 'dvispp_vit_adapter_l')])
+def test_the_name_table_covers_the_official_key_lists(family, preset):
+    rows = json.loads((FOLDER / f'keys_{family}.json').read_text())
+    index = 'relative_position_index'
+    official = {name: torch.empty(shape, device='meta') for name, shape, _ in rows if not name.endswith(index)}
+    state, dropped = without_extras(official, 'keys')
+    assert [name for name, _ in dropped] == ['criterion.empty_weight']   # belongs to the loss
+    assert recognise(state, 'keys') == preset
     with torch.device('meta'):
-        expected = build_model('minvis_r50', routing=False).state_dict()
-    assert {n: tuple(v.shape) for n, v in renamed.items()} == {n: tuple(v.shape) for n, v in expected.items()}
-    assert len(renamed) == len(shapes) - 1  # criterion.empty_weight belongs to the loss
+        expected = build_model(preset, routing=False).state_dict()
+    assert shapes_of(rename(state, 'keys')) == shapes_of(expected)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights_cases import add_tiny_preset, one_line
+from weights_cases import add_tiny_presets, one_line
 
 from tar_vis_core import weights
 from tar_vis_core.errors import WeightsError
@@ -15,7 +15,7 @@ from tar_vis_core.weights.loading import load_model, load_weights, read_header, 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    return add_tiny_preset(monkeypatch)
+    return add_tiny_presets(monkeypatch)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_every_packaged_file_is_the_one_of_the_manifest():
 
 
 def test_minvis_has_no_packaged_file_and_says_what_to_do():
-    with pytest.raises(WeightsError, match='tar-vis weights convert SRC DST') as error:
+    with pytest.raises(WeightsError, match='tar-vis weights convert') as error:
         weights.packaged_weights('minvis_r50')
     one_line(error)
 

@@ -49,7 +49,7 @@ def packaged_weights(preset: str) -> Path:
     if preset == 'minvis_r50':
         raise WeightsError(
             "preset 'minvis_r50' has no packaged weights, for the official ones are not ours to pass on: fetch a file "
-            "of the MinVIS model zoo, convert it with 'tar-vis weights convert SRC DST', and give DST as weights")
+            "of the MinVIS model zoo, convert it with 'tar-vis weights convert FILE -o OUT', and give OUT as weights")
     raise WeightsError(f'preset {preset!r} has no packaged weights; give a weights file')
 
 
@@ -64,8 +64,9 @@ def sha256_of(path: Path) -> str:
 
 def add_to_manifest(path: Path, preset: str, licence: str, source: str) -> PackagedWeights:
     """Enters a file below this package's folder into the manifest, in place of an entry of the same name."""
+    find_preset(preset)
     file = path.resolve().relative_to(FOLDER.resolve()).as_posix()
-    entry = PackagedWeights(path.stem, find_preset(preset).name, file, sha256_of(path), licence, source)
+    entry = PackagedWeights(path.stem, preset, file, sha256_of(path), licence, source)
     entries = [known for known in manifest() if known.name != entry.name] + [entry]
     (FOLDER / 'manifest.json').write_text(json.dumps({'weights': [asdict(e) for e in entries]}, indent=2) + '\n')
     return entry

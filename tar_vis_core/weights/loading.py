@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tar_vis_core.errors import WeightsError
-from tar_vis_core.models.presets import find_preset
+from tar_vis_core.models.class_sets import CLASS_SETS
+from tar_vis_core.models.presets import ModelConfig, find_preset
 from tar_vis_core.models.video_model import VideoInstanceModel
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,9 +31,14 @@ class WeightsHeader:
     metadata: dict[str, str]
 
     @property
+    def kind(self) -> str:
+        """'model', 'adapter' (Synchronizer and Routers alone) or 'backbone'."""
+        return self.metadata.get('kind', 'model')
+
+    @property
     def has_routing(self) -> bool:
         """Whether the file holds a Synchronizer and Routers; official files do not."""
-        return any(name.startswith('decoder.routers.') for name in self.shapes)
+        return any(is_routing(name) for name in self.shapes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -39,23 +46,71 @@ class WeightsHeader:
         return tuple(filter(None, self.metadata.get('class_names', '').split('\n')))
 
 
-def load_model(preset: str, path: str | Path) -> VideoInstanceModel:
+def is_routing(name: str) -> bool:
+    """Whether a model's tensor belongs to the Synchronizer or the Routers: the content of an adapter."""
+    return name.startswith(('decoder.synchronizer.', 'decoder.routers.'))
+
+
+def load_model(preset: str, path: str | Path, adapter: str | Path | None = None) -> VideoInstanceModel:
     """The preset's model with the weights of ``path``, in evaluation mode on the CPU.
 
-    Routing is there where the file has it, and class names are the file's where it carries some.
-    Raises :class:`WeightsError` as :func:`load_weights` does, ValueError for an unknown preset.
+    Routing is there where the file has it or an ``adapter`` brings it; class names are the file's where it carries
+    some. Raises :class:`WeightsError` as :func:`load_weights` does, and where the adapter was made for other weights;
+    ValueError for an unknown preset.
     """
-    config = find_preset(preset)
     header = read_header(path)
+    config = replace(config_of(header, preset, path), routing=header.has_routing or adapter is not None)
+    if adapter is not None:
+        _check_adapter(adapter, preset, path, header)
+    model = VideoInstanceModel(config)
+    load_weights(model, path, adapter)
+    return model.eval()
+
+
+def config_of(header: WeightsHeader, preset: str, path: str | Path) -> ModelConfig:
+    """The preset's configuration with the routing and the classes of a model's file."""
+    config = find_preset(preset)
+    if header.kind != 'model':
+        raise WeightsError(f'{path} is of kind {header.kind!r}, expected the weights of a whole model')
     made_for = header.metadata.get('preset', preset)
     if made_for != preset:
         raise WeightsError(f'{path}: made for preset {made_for!r}, not for {preset!r}')
     config = replace(config, routing=header.has_routing)
-    if header.class_names and not config.semantic_classes:
-        config = replace(config, class_names=header.class_names, classes=len(header.class_names))
-    model = VideoInstanceModel(config)
-    load_weights(model, path)
-    return model.eval()
+    names = header.class_names
+    if names and not config.semantic_classes:
+        class_set = header.metadata.get('class_set')
+        if CLASS_SETS.get(class_set) != names:
+            class_set = 'custom'
+        config = replace(config, class_set=class_set, class_names=names, classes=len(names))
+    return config
+
+
+def _check_adapter(adapter: str | Path, preset: str, path: str | Path, header: WeightsHeader) -> None:
+    """Raises :class:`WeightsError` where ``adapter`` is none, or was not made for the weights at ``path``."""
+    of_adapter = read_header(adapter)
+    made_for = of_adapter.metadata.get('preset')
+    if of_adapter.kind != 'adapter' or not all(is_routing(name) for name in of_adapter.shapes):
+        raise WeightsError(f'{adapter} is no adapter but of kind {of_adapter.kind!r}; give it as weights')
+    if made_for != preset:
+        raise WeightsError(f'{adapter}: an adapter for preset {made_for!r}, not for {preset!r}')
+    if header.has_routing:
+        raise WeightsError(f'{path} has a Synchronizer and Routers of its own; load it without the adapter {adapter}')
+    if of_adapter.metadata.get('base') != content_hash(path):
+        raise WeightsError(f'{adapter}: made for other weights than {path} (their contents differ)')
+
+
+def content_hash(path: str | Path) -> str:
+    """Hexadecimal SHA-256 over name, type, shape and bytes of a safetensors file's tensors, in the names' order.
+
+    Unlike a hash of the file it does not change with metadata or layout.
+    """
+    digest = hashlib.sha256()
+    with reading(path), safe_open(path, framework='pt') as file:
+        for name in sorted(file.keys()):
+            value = file.get_tensor(name).contiguous()
+            digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+            digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_header(path: str | Path) -> WeightsHeader:
@@ -64,31 +119,26 @@ def read_header(path: str | Path) -> WeightsHeader:
         head = file.read(9)  # safetensors: 8 bytes of length, then JSON
         if head.startswith((b'PK', b'\x80')) and not head.endswith(b'{'):
             raise WeightsError(f'{path} is a pickled checkpoint, expected safetensors; convert it with '
-                               "'tar-vis weights convert SRC DST'")
+                               "'tar-vis weights convert FILE -o OUT'")
     with reading(path), safe_open(path, framework='pt') as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return WeightsHeader(shapes, file.metadata() or {})
 
 
-def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
-    """Copies the safetensors file at ``path`` into ``model`` and gives the file's metadata.
+def load_weights(model: nn.Module, path: str | Path, adapter: str | Path | None = None) -> dict[str, str]:
+    """Copies the safetensors file at ``path``, with that of its adapter, into ``model``; gives the file's metadata.
 
     Names and shapes must be exactly the model's; stored half precision is widened. Raises :class:`WeightsError`, one
     line, where the file is missing, unreadable, truncated, does not fit, or holds numbers that are not finite; the
     model is unchanged then.
     """
     state = model.state_dict()
-    header = read_header(path)
-    check_fit(header.shapes, {name: tuple(value.shape) for name, value in state.items()}, path)
-    with reading(path), safe_open(path, framework='pt') as file:
-        loaded = {name: file.get_tensor(name) for name in state}
-    for name, value in loaded.items():
-        if value.is_floating_point() != state[name].is_floating_point():
-            raise WeightsError(f'{path}: {name} is stored as {value.dtype}, expected {state[name].dtype}')
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise WeightsError(f'{path}: {name} holds numbers that are not finite; the file is damaged')
+    added = {name: value for name, value in state.items() if adapter is not None and is_routing(name)}
+    loaded = load_tensors(path, {name: value for name, value in state.items() if name not in added})
+    if adapter is not None:
+        loaded |= load_tensors(adapter, added)
     model.load_state_dict(loaded)
-    return header.metadata
+    return read_header(path).metadata
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None,
@@ -118,18 +168,40 @@ def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappin
         Path(temporary).unlink(missing_ok=True)
 
 
+def load_tensors(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which must have the names, shapes and kinds of ``expected``."""
+    check_fit(read_header(path).shapes, shapes_of(expected), path)
+    with reading(path), safe_open(path, framework='pt') as file:
+        return fitted({name: file.get_tensor(name) for name in expected}, expected, path)
+
+
+def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """``state`` in the types of ``expected``; :class:`WeightsError` where a kind differs or a number is not finite."""
+    for name, value in state.items():
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise WeightsError(f'{path}: {name} is stored as {value.dtype}, expected {expected[name].dtype}')
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise WeightsError(f'{path}: {name} holds numbers that are not finite; the file is damaged')
+    return {name: value.to(expected[name].dtype) for name, value in state.items()}
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
 def check_fit(found: Shapes, expected: Shapes, path: str | Path) -> None:
     """Raises :class:`WeightsError` where the key sets or any shape differ."""
     problems = []
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing:
-        problems.append(f'{len(missing)} missing ({_some(missing)})')
+        problems.append(f'{len(missing)} missing ({some(missing)})')
     if unexpected:
-        problems.append(f'{len(unexpected)} unexpected ({_some(unexpected)})')
+        problems.append(f'{len(unexpected)} unexpected ({some(unexpected)})')
     different = [f'{name} is {tuple(found[name])}, expected {tuple(expected[name])}'
                  for name in expected.keys() & found.keys() if tuple(found[name]) != tuple(expected[name])]
     if different:
-        problems.append(f'{len(different)} of another shape ({_some(different)})')
+        problems.append(f'{len(different)} of another shape ({some(different)})')
     if problems:
         raise WeightsError(f'{path}: the tensors do not fit the model: {"; ".join(problems)}')
 
@@ -156,6 +228,7 @@ def _one_line(error: Exception) -> str:
     return (' '.join(str(error).split()) or type(error).__name__)[:200]
 
 
-def _some(names: set[str] | list[str]) -> str:
+def some(names: Collection[str]) -> str:
+    """The first three of them."""
     shown = sorted(names)
     return ', '.join(shown[:3]) + (', ..' if len(shown) > 3 else '')

@@ -1,32 +1,27 @@
-"""Official MinVIS checkpoints into this project's safetensors.
-
-A checkpoint is a pickle, and a pickle is a program. Nothing of it runs here: tensors, arrays and plain containers
-are rebuilt, every other object that a file names is replaced by an inert stand-in or refused.
-"""
+"""Official checkpoints of MinVIS, CTVIS, DVIS++ and Mask2Former into this project's safetensors."""
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tar_vis_core.errors import WeightsError
-from tar_vis_core.models.presets import find_preset
+from tar_vis_core.models.backbones.swin import relative_position_index
+from tar_vis_core.models.class_sets import CLASS_SETS
+from tar_vis_core.models.presets import find_preset, preset_of
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.weights.loading import check_fit, reading, save_tensors
+from tar_vis_core.weights.backbone import backbone_tensors
+from tar_vis_core.weights.checkpoint import read_checkpoint
+from tar_vis_core.weights.loading import check_fit, fitted, save_tensors, shapes_of, some
 
 # Official name -> ours; the first pattern that matches a whole name says what it becomes.
-NAMES = tuple((re.compile(pattern), ours) for pattern, ours in (
+NAMES = [(re.compile(pattern), ours) for pattern, ours in (
     (r'backbone\.(.+)', r'backbone.\1'),
     (r'sem_seg_head\.pixel_decoder\.transformer\.level_embed', r'pixel_decoder.level_embed'),
     (r'sem_seg_head\.pixel_decoder\.transformer\.encoder\.(layers\..+)', r'pixel_decoder.\1'),
@@ -35,77 +30,78 @@ NAMES = tuple((re.compile(pattern), ours) for pattern, ours in (
     (r'sem_seg_head\.pixel_decoder\.layer_1\.norm\.(.+)', r'pixel_decoder.output.1.\1'),
     (r'sem_seg_head\.pixel_decoder\.layer_1\.(.+)', r'pixel_decoder.output.0.\1'),
     (r'sem_seg_head\.pixel_decoder\.((?:input_proj|mask_features)\..+)', r'pixel_decoder.\1'),
-    (r'sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d+)\.multihead_attn\.(.+)',
-     r'decoder.layers.\1.cross_attn.\2'),
-    (r'sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d+)\.norm\.(.+)',
-     r'decoder.layers.\1.cross_norm.\2'),
-    (r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d+)\.self_attn\.(.+)',
-     r'decoder.layers.\1.self_attn.\2'),
-    (r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d+)\.norm\.(.+)',
-     r'decoder.layers.\1.self_norm.\2'),
-    (r'sem_seg_head\.predictor\.transformer_ffn_layers\.(\d+)\.norm\.(.+)', r'decoder.layers.\1.ffn_norm.\2'),
-    (r'sem_seg_head\.predictor\.transformer_ffn_layers\.(\d+)\.(linear[12]\..+)', r'decoder.layers.\1.\2'),
     (r'sem_seg_head\.predictor\.(query_feat|query_embed|level_embed)\.weight', r'decoder.\1'),
-    (r'sem_seg_head\.predictor\.((?:decoder_norm|class_embed|mask_embed)\..+)', r'decoder.\1'),
-))
+    (r'sem_seg_head\.predictor\.((?:decoder_norm|class_embed|mask_embed|reid_embed)\..+)', r'decoder.\1'),
+    (r'tracker\.((?:decoder_norm|class_embed|mask_embed|ref_proj|mask_feature_proj)\..+)', r'tracker.\1'),
+    *((rf'{theirs}\.transformer_{pattern}', rf'{ours}.layers.\1.{part}')
+      for theirs, ours in ((r'sem_seg_head\.predictor', 'decoder'), ('tracker', 'tracker'))
+      for pattern, part in (
+          (r'cross_attention_layers\.(\d+)\.multihead_attn\.(.+)', r'cross_attn.\2'),
+          (r'cross_attention_layers\.(\d+)\.norm\.(.+)', r'cross_norm.\2'),
+          (r'self_attention_layers\.(\d+)\.self_attn\.(.+)', r'self_attn.\2'),
+          (r'self_attention_layers\.(\d+)\.norm\.(.+)', r'self_norm.\2'),
+          (r'ffn_layers\.(\d+)\.(linear[12]\..+)', r'\2'),
+          (r'ffn_layers\.(\d+)\.norm\.(.+)', r'ffn_norm.\2'))))]
 
-# Part of official files, not of a network: loss weights and constants of the input side.
-NOT_WEIGHTS = re.compile(r'criterion\..+|pixel_mean|pixel_std')
+# Part of official files, but no weight of a network.
+NOT_WEIGHTS = [(re.compile(pattern), reason) for pattern, reason in (
+    (r'criterion\..+', 'weights of the training loss'),
+    (r'pixel_mean|pixel_std', "constants of the input, which are the preset's"),
+    (r'.*\.relative_position_index', 'derived from the window size, and equal to what this model computes'))]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote."""
+    """What a conversion found and wrote."""
 
     path: Path
+    preset: str                             # '' for a backbone alone, which any preset on it may start from
+    backbone: str
+    class_set: str                          # '' for a backbone alone
+    classes: int
+    notes: tuple[str, ...]                  # what was decided, and why
+    dropped: tuple[tuple[str, str], ...]    # name, reason
     tensors: int
     parameters: int
-    classes: int
 
 
-def convert_official(source: str | Path, destination: str | Path, preset: str = 'minvis_r50',
-                     class_names: tuple[str, ...] = ()) -> Conversion:
-    """Writes an official ``.pth`` or ``.pkl`` checkpoint as safetensors that fit ``preset`` without routing.
+def convert_official(source: str | Path, destination: str | Path, preset: str | None = None,
+                     classes: str | Path | None = None) -> Conversion:
+    """Writes an official ``.pth`` or ``.pkl`` checkpoint as safetensors for the preset that its tensors fit.
 
-    ``class_names`` replace the preset's in the written file; they are needed where the checkpoint has another number
-    of classes than the preset (25 for OVIS). Raises :class:`WeightsError` with one line where the file cannot be
-    read or does not fit, and leaves an existing ``destination`` alone then.
+    ``preset`` insists on one. ``classes`` is a class set or a text file with one name a line; without it the number
+    of classes decides, and between data sets of equal number the source's name. A file of a backbone alone becomes
+    one of kind 'backbone'. Raises :class:`WeightsError` with one line where the file cannot be read, is of no known
+    model or does not fit, and leaves an existing ``destination`` alone then; ValueError for an unknown preset.
     """
-    config = find_preset(preset)
-    state = rename(modernize(read_checkpoint(source)), source)
-    rows = state['decoder.class_embed.bias'].shape[0] if 'decoder.class_embed.bias' in state else config.classes + 1
-    names = class_names or config.class_names
-    if rows - 1 != len(names):
-        raise WeightsError(f'{source}: the checkpoint has {rows - 1} classes, but {len(names)} class names are known; '
-                           f'give the {rows - 1} names of its data set')
-    config = replace(config, routing=False, classes=rows - 1, class_names=names)
-    with torch.device('meta'):
-        model = VideoInstanceModel(config)
-    check_fit({name: tuple(value.shape) for name, value in state.items()},
-              {name: tuple(value.shape) for name, value in model.state_dict().items()}, source)
-    metadata = {'preset': preset, 'class_names': '\n'.join(names), 'converted_from': Path(source).name}
-    save_tensors({name: value.float() for name, value in state.items()}, destination, metadata)
-    return Conversion(Path(destination), len(state), sum(value.numel() for value in state.values()), rows - 1)
-
-
-def rename(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """Official names to ours; what is no weight is left out, an unknown name is a :class:`WeightsError`."""
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for name, value in state.items():
-        if NOT_WEIGHTS.fullmatch(name):
-            continue
-        for pattern, ours in NAMES:
-            if pattern.fullmatch(name):
-                renamed[pattern.sub(ours, name)] = value
-                break
-        else:
-            unknown.append(name)
-    if unknown:
-        shown = ', '.join(unknown[:3]) + (', ..' if len(unknown) > 3 else '')
-        raise WeightsError(f'{source}: not a MinVIS checkpoint: {len(unknown)} of {len(state)} tensors have unknown '
-                           f'names ({shown})')
-    return renamed
+    source, destination = Path(source), Path(destination)
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise WeightsError(f'{destination} is the source itself; give another file to write')
+    checkpoint = read_checkpoint(source)
+    state, dropped = without_extras(modernize(checkpoint.tensors), source)
+    dropped += [(name, 'state of the training run') for name in checkpoint.beside]
+    if any(name.startswith('sem_seg_head.') for name in state):
+        found = recognise(state, source, preset)
+        config = find_preset(found)
+        backbone = config.backbone
+        state = rename(state, source)
+        class_set, names, note = choose_classes(state, config.class_names, classes, source)
+        with torch.device('meta'):
+            model = VideoInstanceModel(replace(config, routing=False, class_names=names, classes=len(names)))
+        expected, notes = model.state_dict(), (note,)
+        metadata = {'kind': 'model', 'preset': found, 'class_set': class_set, 'class_names': '\n'.join(names)}
+    else:
+        backbone, state, expected, notes, extras = backbone_tensors(state, source)
+        if preset is not None and find_preset(preset).backbone != backbone:
+            raise WeightsError(f'{source} is a backbone {backbone}, but preset {preset!r} is on '
+                               f'{find_preset(preset).backbone}')
+        dropped += extras
+        found, class_set, names = '', '', ()
+        metadata = {'kind': 'backbone', 'backbone': backbone}
+    check_fit(shapes_of(state), shapes_of(expected), source)
+    save_tensors(fitted(state, expected, source), destination, {**metadata, 'converted_from': source.name})
+    return Conversion(destination, found, backbone, class_set, len(names), tuple(notes), tuple(dropped), len(state),
+                      sum(value.numel() for value in state.values()))
 
 
 def modernize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,77 +116,92 @@ def modernize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return modern
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.pth`` (torch) or ``.pkl`` (numpy) checkpoint under the names that the file gives them.
-
-    Raises :class:`WeightsError`; no code of the file runs.
-    """
-    path = Path(path)
-    if path.suffix == '.safetensors':
-        raise WeightsError(f'{path} is safetensors already; expected an official .pth or .pkl checkpoint')
-    with reading(path):
-        content = _read_torch(path) if _is_torch(path) else _read_pickle(path)
-    if isinstance(content, Mapping) and isinstance(content.get('model'), Mapping):
-        content = content['model']
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f'{path}: expected a mapping of names to tensors, found {type(content).__name__}')
-    if 'blobs' in content:
-        raise WeightsError(f'{path}: Caffe2 files are not supported; use a checkpoint of the MinVIS model zoo')
-    return {str(name): _as_tensor(value, name, path) for name, value in content.items()}
+def without_extras(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """The tensors that are weights, and (name, reason) of those that are not."""
+    kept, dropped = {}, []
+    for name, value in state.items():
+        reason = next((reason for pattern, reason in NOT_WEIGHTS if pattern.fullmatch(name)), None)
+        if reason is None:
+            kept[name] = value
+            continue
+        if name.endswith('relative_position_index'):
+            index = relative_position_index(isqrt(value.shape[0]) if value.dim() else 0)
+            if not torch.equal(value.long(), index):
+                raise WeightsError(f'{source}: {name} is not the index of a square window, as this model computes it')
+        dropped.append((name, reason))
+    return kept, dropped
 
 
-def _as_tensor(value: Any, name: object, path: Path) -> Tensor:
-    if isinstance(value, Tensor) and not value.is_sparse and not value.is_quantized:
-        return value.detach().contiguous()
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'fiu':
-        return torch.from_numpy(np.ascontiguousarray(value))
-    raise WeightsError(f'{path}: {name!s} is no tensor but {type(value).__name__}')
+def recognise(state: Mapping[str, Tensor], source: Path, preset: str | None = None) -> str:
+    """The preset that official names belong to; with ``preset`` that one, or an error that names what the file is."""
+    family = 'minvis'
+    if any(name.startswith('tracker.') for name in state):
+        family = 'dvispp'
+    elif any(name.startswith('sem_seg_head.predictor.reid_embed.') for name in state):
+        family = 'ctvis'
+    marks = {'r50': 'backbone.res2.', 'swin_l': 'backbone.layers.', 'vit_adapter_l': 'backbone.vit_module.'}
+    backbone = next((backbone for backbone, mark in marks.items() if any(n.startswith(mark) for n in state)), None)
+    if backbone is None:
+        raise WeightsError(f'{source}: its backbone is none of {", ".join(marks)}')
+    if preset is not None:
+        config = find_preset(preset)
+        if (config.family, config.backbone) != (family, backbone):
+            raise WeightsError(f'{source} is a checkpoint of {family} on {backbone}, not of preset {preset!r}')
+        return preset
+    try:
+        return preset_of(family, backbone)
+    except ValueError as error:
+        raise WeightsError(f'{source}: {error}') from error
 
 
-def _is_torch(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or path.suffix != '.pkl'
+def rename(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """Official names to ours; an unknown name is a :class:`WeightsError`."""
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for name, value in state.items():
+        pattern, ours = next(((p, ours) for p, ours in NAMES if p.fullmatch(name)), (None, ''))
+        if pattern is None:
+            unknown.append(name)
+        else:
+            renamed[pattern.sub(ours, name)] = value
+    if unknown:
+        raise WeightsError(f'{source}: {len(unknown)} of {len(state)} tensors have names that no known model has '
+                           f'({some(unknown)})')
+    return renamed
 
 
-class _Inert:
-    """Stands in for a class that a checkpoint names (schedulers, hooks); takes all arguments and keeps none."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _read_torch(path: Path) -> Any:
-    stand_ins: list[Any] = []
-    if zipfile.is_zipfile(path):  # torch's older format cannot be asked what it names
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins = [(_Inert, name) for name in unknown]
-    context = torch.serialization.safe_globals(stand_ins) if stand_ins else contextlib.nullcontext()
-    with context:
-        try:
-            return torch.load(path, map_location='cpu', weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's own text advises to run the file's code
-            detail = re.search(r'unsupported (global: )?[^\n,]+', str(error), re.IGNORECASE)
-            raise pickle.UnpicklingError(detail[0].rstrip('.') if detail else 'unreadable pickle') from error
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays and plain containers; refuses every other name."""
-
-    ALLOWED = frozenset((
-        ('collections', 'OrderedDict'), ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
-        ('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
-        ('numpy.core.multiarray', 'scalar'), ('numpy._core.multiarray', 'scalar')))
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f'the file names {module}.{name}, which no weights file needs')
-        if (module, name) == ('collections', 'OrderedDict'):
-            return OrderedDict
-        return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
+def choose_classes(state: Mapping[str, Tensor], default: tuple[str, ...], asked: str | Path | None, source: Path,
+                   ) -> tuple[str, tuple[str, ...], str]:
+    """Class set ('custom' where it is none that has a name), class names, and a line that says why these."""
+    head = state.get('decoder.class_embed.bias')
+    count = len(default) if head is None else len(head) - 1   # without no-object
+    if asked is not None:
+        names = CLASS_SETS.get(str(asked)) or read_class_names(asked)
+        if len(names) != count:
+            raise WeightsError(f'{source}: the checkpoint has {count} classes, but {asked} has {len(names)}')
+        name = next((name for name, known in CLASS_SETS.items() if known == names), 'custom')
+        return name, names, f'classes: {name}, as asked'
+    fitting = [name for name, known in CLASS_SETS.items() if len(known) == count and name != 'nano']
+    if not fitting:
+        known = ', '.join(f'{name} {len(names)}' for name, names in CLASS_SETS.items() if name != 'nano')
+        raise WeightsError(f'{source}: the checkpoint has {count} classes, which no known set has ({known}); name them '
+                           'with --classes FILE, one a line')
+    name, why = fitting[0], f'the checkpoint has {count}'
+    if len(fitting) > 1:
+        why = f'assumed, for {" and ".join(fitting)} have {count} classes each; --classes takes another'
+        for candidate in fitting:   # by the year in the file's name
+            if re.search(rf'(?:vis|yt)\D{{0,3}}(?:20)?{candidate[-2:]}', source.name.lower()):
+                name, why = candidate, "the file's name says so"
+    return name, CLASS_SETS[name], f'classes: {name}; {why}'
 
 
-def _read_pickle(path: Path) -> Any:
-    with path.open('rb') as file:
-        return _ArrayUnpickler(file, encoding='latin1').load()
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Class names of a text file, one a line."""
+    try:
+        names = tuple(filter(None, map(str.strip, Path(path).read_text('utf-8').splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f'classes: {path} is neither one of {", ".join(CLASS_SETS)} nor a readable text file') from error
+    if len(set(names)) != len(names):
+        raise WeightsError(f'classes: {path} names a class twice')
+    return names

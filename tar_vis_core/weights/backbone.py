@@ -1,0 +1,74 @@
+"""Backbones trained on images alone: ImageNet ResNet-50 and Swin, DINOv2. Training starts from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tar_vis_core.errors import WeightsError
+from tar_vis_core.models.backbones import BACKBONES
+from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.weights.loading import load_tensors, read_header, some
+
+# Backbone: a name that tells it, what of its file is no part of ours, what of ours no such file holds.
+KINDS = {
+    'r50': ('res2.0.conv1.weight', r'(?:stem\.)?(?:fc|linear)\..+', None),
+    'swin_l': ('layers.0.blocks.0.attn.qkv.weight', r'(?:norm|head)\..+|.+\.attn_mask', r'norm[0-3]\..+'),
+    'vit_adapter_l': ('vit_module.blocks.0.attn.qkv.weight', None, r'(?!vit_module\.).+')}
+
+
+def backbone_tensors(state: Mapping[str, Tensor], source: Path,
+                     ) -> tuple[str, dict[str, Tensor], dict[str, Tensor], list[str], list[tuple[str, str]]]:
+    """A file without a segmentation head: backbone, its tensors, those expected, notes, (name, reason) of the rest.
+
+    Names may lack the prefix ``backbone.``, as files with 'matching_heuristics' do. Tensors get it.
+    Raises :class:`WeightsError` where it is no backbone that is known.
+    """
+    state = {name.removeprefix('backbone.'): value for name, value in state.items()}
+    if 'cls_token' in state:   # DINOv2 by itself
+        state = {f'vit_module.{name}': value for name, value in state.items()}
+    kind = next((kind for kind, (mark, _, _) in KINDS.items() if mark in state), None)
+    if kind is None:
+        raise WeightsError(f'{source}: neither a known model nor a backbone {", ".join(KINDS)}; its first names are '
+                           f'{some(state)}')
+    _, extra, _ = KINDS[kind]
+    dropped = [(name, 'part of a classifier') for name in state if extra and re.fullmatch(extra, name)]
+    state = {f'backbone.{name}': value for name, value in state.items() if not (extra and re.fullmatch(extra, name))}
+    with torch.device('meta'):
+        expected = {f'backbone.{name}': value for name, value in BACKBONES[kind]().state_dict().items()}
+    notes = []
+    patches = 'backbone.vit_module.patch_embed.proj.weight'
+    if kind == 'vit_adapter_l' and patches in state and state[patches].shape[-2:] != expected[patches].shape[-2:]:
+        before, after = state[patches].shape[-1], tuple(expected[patches].shape[-2:])
+        state[patches] = F.interpolate(state[patches].float(), after, mode='bilinear', align_corners=True)
+        notes.append(f'patches of {before} pixels resized to {after[0]}')
+    absent = {name for name in expected.keys() - state.keys() if is_fresh(kind, name)}
+    if absent:
+        notes.append(f'{len(absent)} tensors start untrained: {some(absent)}')
+    return kind, state, {name: value for name, value in expected.items() if name not in absent}, notes, dropped
+
+
+def is_fresh(kind: str, name: str) -> bool:
+    """Whether files of this backbone alone lack the tensor, for it comes with the segmentation model."""
+    fresh = KINDS[kind][2]
+    return fresh is not None and re.fullmatch(fresh, name.removeprefix('backbone.')) is not None
+
+
+def load_backbone(model: VideoInstanceModel, path: str | Path) -> None:
+    """Copies a converted backbone into ``model``; the rest of the model stays as it is.
+
+    Raises :class:`WeightsError` where the file is no backbone, or of another one.
+    """
+    header = read_header(path)
+    found, wanted = header.metadata.get('backbone'), model.config.backbone
+    if header.kind != 'backbone' or found != wanted:
+        what = f'backbone {found}' if header.kind == 'backbone' else header.kind
+        raise WeightsError(f'{path} holds a {what}, expected backbone {wanted}')
+    expected = {name: value for name, value in model.state_dict().items() if name.startswith('backbone.') and (
+        name in header.shapes or not is_fresh(wanted, name))}
+    model.load_state_dict(load_tensors(path, expected), strict=False)
