@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tar_vis_core.models.backbones.swin import relative_position_index
+
 FOLDER = Path(os.environ.get('TAR_VIS_SHARED') or Path(__file__).parents[2] / 'shared') / 'reference' / 'parity'
 
 needs_parity_data = pytest.mark.skipif(
@@ -25,16 +27,27 @@ def formula():
     return module
 
 
+def recording(family: str) -> Path | None:
+    """The file of a family's recorded arrays, if there is one; TAR_VIS_PARITY names a folder that goes first."""
+    places = [Path(place) / f'{family}.npz' for place in (os.environ.get('TAR_VIS_PARITY'), FOLDER) if place]
+    return next(filter(Path.is_file, places), None)
+
+
 def expected(family: str) -> dict[str, np.ndarray]:
     """The reference's recorded arrays of a family."""
-    with np.load(FOLDER / f'{family}.npz') as archive:
+    with np.load(recording(family)) as archive:
         return {name: archive[name] for name in archive.files}
 
 
-def official_state(family: str) -> dict[str, torch.Tensor]:
+def official_state(family: str, salt: str | None = None) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors under the official names, valued by the formula."""
     rows = json.loads((FOLDER / f'keys_{family}.json').read_text())
-    return {name: torch.from_numpy(value) for name, value in formula().state_dict_from_keys(rows).items()}
+    state = {name: torch.from_numpy(value) for name, value in formula().state_dict_from_keys(rows, salt).items()}
+    # what the formula leaves out
+    state |= {name: relative_position_index(round(shape[0] ** 0.5)) for name, shape, _ in rows
+              if name.endswith('relative_position_index')}
+    assert state.keys() == {name for name, _, _ in rows}
+    return state
 
 
 def largest_gap(ours, reference) -> float:
