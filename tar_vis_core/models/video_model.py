@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar_vis_core.models.backbones import BACKBONES
+from tar_vis_core.models.backbones import BACKBONES, MobileNetV2
 from tar_vis_core.models.masked_decoder import DecoderOutput, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.presets import ModelConfig, find_preset
@@ -57,9 +57,9 @@ class VideoInstanceModel(nn.Module):
     def encode(self, images: Tensor) -> Features:
         """Normalised, padded images ``(N, 3, H, W)`` to features."""
         maps, semantic = self.backbone(images), None
-        if self.config.semantic_classes:
+        if isinstance(self.backbone, MobileNetV2):
             maps, semantic = maps
-        return Features(*self.pixel_decoder(*maps), semantic)
+        return Features(*self.pixel_decoder(*maps), semantic if self.config.semantic_classes else None)
 
     def decode(self, features: Features, previous: Tensor | None = None, routing: str = 'full',
                fixed_layers: int = 9, skip_bias: float = 0.0) -> DecoderOutput:
