@@ -19,6 +19,7 @@ ELSEWHERE = {
     'train': ('tar_vis_core.training.train', 'train a model by a recipe'),
     'eval': ('tar_vis_core.evaluation.evaluate', 'mask AP on stills, by layers and by routing'),
     'bench': ('tar_vis_core.evaluation.speed', 'time of the whole step and of its stages'),
+    'weights': ('tar_vis_core.weights.command', 'list, get, verify and convert files of weights'),
 }
 
 
@@ -65,21 +66,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def weights(args: argparse.Namespace) -> int:
-    """``tar-vis weights list`` and ``tar-vis weights convert``."""
-    from tar_vis_core.weights import manifest
-    from tar_vis_core.weights.official import convert_official
-
-    if args.action == 'list':
-        for entry in manifest():
-            print(f'{entry.name}: preset {entry.preset}, {entry.licence}, sha256 {entry.sha256[:16]}\n  {entry.path}')
-        return 0
-    done = convert_official(args.source, args.destination, args.preset, args.classes)
-    print(f'{done.path}: {done.tensors} tensors, {done.parameters / 1e6:.1f} M parameters, {done.classes} classes; '
-          'no routers, so use routing full or fixed')
-    return 0
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog='tar-vis', description='Online video instance segmentation with TAR.')
@@ -94,15 +80,6 @@ def parser() -> argparse.ArgumentParser:
     running.set_defaults(call=run)
     for name, (_, text) in ELSEWHERE.items():
         commands.add_parser(name, help=f'{text}; tar-vis {name} --help', add_help=False)
-    kept = commands.add_parser('weights', help='list the packaged weights, convert official ones')
-    actions = kept.add_subparsers(dest='action', required=True, metavar='ACTION')
-    actions.add_parser('list', help='what the package holds')
-    converting = actions.add_parser('convert', help='an official .pth or .pkl checkpoint to safetensors')
-    converting.add_argument('source', type=Path)
-    converting.add_argument('-o', dest='destination', type=Path, required=True)
-    converting.add_argument('--preset')
-    converting.add_argument('--classes')
-    kept.set_defaults(call=weights)
     return made
 
 

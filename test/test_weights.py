@@ -9,8 +9,11 @@ from weights_cases import add_tiny_presets, one_line
 
 from tar_vis_core import weights
 from tar_vis_core.errors import WeightsError
+from tar_vis_core.models.class_sets import CLASS_SETS
+from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.weights.loading import load_model, load_weights, read_header, save_weights
+from tar_vis_core.weights.verify import verify, verify_entry
 
 
 @pytest.fixture
@@ -122,19 +125,49 @@ def test_the_file_says_whether_it_routes_and_what_it_names(tiny, tmp_path):
 
 
 def test_every_packaged_file_is_the_one_of_the_manifest():
-    entries = weights.manifest()
+    entries = [entry for entry in weights.manifest() if entry.file]
     for entry in entries:
-        assert weights.sha256_of(entry.path) == entry.sha256, entry.file
-        assert entry.licence and entry.source
+        assert weights.sha256_of(entry.path) == entry.sha256 and entry.path.stat().st_size == entry.size, entry.file
         load_model(entry.preset, entry.path)
     listed = {entry.path for entry in entries}
     assert listed == set((weights.FOLDER / 'files').glob('*.safetensors'))
 
 
-def test_minvis_has_no_packaged_file_and_says_what_to_do():
-    with pytest.raises(WeightsError, match='tar-vis weights convert') as error:
-        weights.packaged_weights('minvis_r50')
-    one_line(error)
+def test_every_entry_of_the_manifest_says_what_a_user_must_know():
+    entries = weights.manifest()
+    assert len({entry.name for entry in entries}) == len(entries)
+    assert {entry.preset for entry in entries} - {''} == set(PRESETS)
+    for entry in entries:
+        assert entry.licence and entry.source
+        assert entry.preset == '' or entry.class_set in CLASS_SETS
+        assert not entry.url or (entry.url.startswith('https://') and '/blob/' not in entry.url)
+        assert entry.non_commercial or not entry.name.startswith('minvis')
+    names = [entry.path.name for entry in entries if entry.path]
+    assert len(set(names)) == len(names)   # one folder holds them all
+
+
+@pytest.mark.parametrize('preset', [name for name in PRESETS if name != 'nano'])
+def test_official_presets_have_no_packaged_file_and_say_what_to_do(preset):
+    with pytest.raises(WeightsError) as error:
+        weights.packaged_weights(preset)
+    text = one_line(error)
+    assert all(f'tar-vis weights {action}' in text for action in ('list', 'get', 'convert'))
+
+
+def test_an_unknown_name_of_weights_names_the_nearest():
+    with pytest.raises(WeightsError, match="did you mean 'minvis_ovis_R50'"):
+        weights.find_weights('minvis_ovis_r50')
+
+
+def test_fetched_files_lie_where_the_user_says(monkeypatch, tmp_path):
+    entry = weights.find_weights('minvis_ovis_R50')
+    monkeypatch.delenv('TAR_VIS_WEIGHTS', raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert entry.path == tmp_path / '.cache/tar_vis/weights/minvis_ovis_R50.pth'
+    monkeypatch.setenv('TAR_VIS_WEIGHTS', str(tmp_path))
+    assert entry.state == 'absent'
+    entry.path.write_bytes(b'')
+    assert entry.path.parent == tmp_path and entry.state == 'fetched'
 
 
 def test_an_unknown_preset_names_the_nearest():
@@ -150,9 +183,51 @@ def test_manifest_entries_are_replaced_and_found(monkeypatch, tmp_path):
     for content in (b'one', b'two'):
         file.write_bytes(content)
         weights.add_to_manifest(file, 'nano', 'Apache-2.0', 'a test')
-    assert len(weights.manifest()) == 1
+    assert [entry.source for entry in weights.manifest()] == ['a test']
     assert weights.packaged_weights('nano') == file
-    assert weights.manifest()[0].sha256 == weights.sha256_of(file)
+    assert weights.manifest()[0].sha256 == weights.sha256_of(file) and weights.manifest()[0].size == 3
     file.unlink()
     with pytest.raises(WeightsError, match='are missing'):
         weights.packaged_weights('nano')
+
+
+@pytest.mark.parametrize(('names', 'class_set'), [
+    (CLASS_SETS['ovis'], 'ovis'), (CLASS_SETS['youtube_vis_2021'], 'youtube_vis_2021'), (('cup', 'spoon'), 'custom')])
+def test_classes_are_those_of_the_file(names, class_set, tiny, tmp_path):
+    save_weights(VideoInstanceModel(replace(tiny, classes=len(names))), tmp_path / 'a', {
+        'preset': 'tiny', 'class_names': '\n'.join(names), 'class_set': class_set})
+    config = load_model('tiny', tmp_path / 'a').config
+    assert (config.class_set, config.class_names, config.classes) == (class_set, names, len(names))
+
+
+def test_what_is_no_model_is_not_loaded_as_one(tiny, tmp_path):
+    save_weights(VideoInstanceModel(tiny), tmp_path / 'a', {'preset': 'tiny', 'kind': 'backbone'})
+    with pytest.raises(WeightsError, match="is of kind 'backbone', expected the weights of a whole model") as error:
+        load_model('tiny', tmp_path / 'a')
+    one_line(error)
+
+
+def test_verify_names_what_is_wrong(tiny, tmp_path, monkeypatch):
+    file = tmp_path / 'a.safetensors'
+    model = VideoInstanceModel(tiny)
+    save_weights(model, file, {'preset': 'tiny'})
+    assert weights.sha256_of(file) in verify(str(file))[0] and 'tiny, youtube_vis_2019' in verify(str(file))[0]
+    with torch.no_grad():
+        model.pixel_decoder.level_embed[0, 0] = float('inf')
+    for metadata, expected in (
+            ({'preset': 'tiny'}, 'pixel_decoder.level_embed holds numbers'),
+            ({}, 'does not say for which preset'),
+            ({'kind': 'backbone', 'backbone': 'none'}, 'expected one of r50')):
+        save_weights(model, file, metadata)
+        with pytest.raises(WeightsError) as error:
+            verify(str(file))
+        assert expected in one_line(error)
+    with pytest.raises(WeightsError, match='not found'):
+        verify('nowhere.safetensors')
+    monkeypatch.setenv('TAR_VIS_WEIGHTS', str(tmp_path / 'empty'))
+    with pytest.raises(WeightsError, match='weights get minvis_ovis_R50'):
+        verify('minvis_ovis_R50')
+    nano = weights.find_weights('nano')
+    assert len(verify()) == 2 and 'as in the manifest' in verify('nano')[0]
+    with pytest.raises(WeightsError, match='expected 00'):
+        verify_entry(replace(nano, sha256='00'))

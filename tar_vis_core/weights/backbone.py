@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -47,16 +47,22 @@ def backbone_tensors(state: Mapping[str, Tensor], source: Path,
         before, after = state[patches].shape[-1], tuple(expected[patches].shape[-2:])
         state[patches] = F.interpolate(state[patches].float(), after, mode='bilinear', align_corners=True)
         notes.append(f'patches of {before} pixels resized to {after[0]}')
-    absent = {name for name in expected.keys() - state.keys() if is_fresh(kind, name)}
-    if absent:
-        notes.append(f'{len(absent)} tensors start untrained: {some(absent)}')
-    return kind, state, {name: value for name, value in expected.items() if name not in absent}, notes, dropped
+    needed = expected_backbone(kind, expected, state)
+    if len(needed) < len(expected):
+        notes.append(f'{len(expected) - len(needed)} tensors start untrained: {some(expected.keys() - needed.keys())}')
+    return kind, state, needed, notes, dropped
 
 
 def is_fresh(kind: str, name: str) -> bool:
     """Whether files of this backbone alone lack the tensor, for it comes with the segmentation model."""
     fresh = KINDS[kind][2]
     return fresh is not None and re.fullmatch(fresh, name.removeprefix('backbone.')) is not None
+
+
+def expected_backbone(kind: str, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """What of a model's ``state`` a converted backbone with these names must hold."""
+    return {name: value for name, value in state.items()
+            if name.startswith('backbone.') and (name in names or not is_fresh(kind, name))}
 
 
 def load_backbone(model: VideoInstanceModel, path: str | Path) -> None:
@@ -69,6 +75,5 @@ def load_backbone(model: VideoInstanceModel, path: str | Path) -> None:
     if header.kind != 'backbone' or found != wanted:
         what = f'backbone {found}' if header.kind == 'backbone' else header.kind
         raise WeightsError(f'{path} holds a {what}, expected backbone {wanted}')
-    expected = {name: value for name, value in model.state_dict().items() if name.startswith('backbone.') and (
-        name in header.shapes or not is_fresh(wanted, name))}
+    expected = expected_backbone(wanted, model.state_dict(), header.shapes)
     model.load_state_dict(load_tensors(path, expected), strict=False)

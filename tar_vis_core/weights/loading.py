@@ -168,11 +168,16 @@ def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappin
         Path(temporary).unlink(missing_ok=True)
 
 
-def load_tensors(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which must have the names, shapes and kinds of ``expected``."""
-    check_fit(read_header(path).shapes, shapes_of(expected), path)
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, as they are stored."""
     with reading(path), safe_open(path, framework='pt') as file:
-        return fitted({name: file.get_tensor(name) for name in expected}, expected, path)
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def load_tensors(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which must have the names and shapes of ``expected``, in its types."""
+    check_fit(read_header(path).shapes, shapes_of(expected), path)
+    return fitted(read_tensors(path), expected, path)
 
 
 def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:

@@ -1,0 +1,69 @@
+"""Is a weights file whole, and does it fit what it says of itself?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tar_vis_core.errors import WeightsError
+from tar_vis_core.models.backbones import BACKBONES
+from tar_vis_core.models.presets import find_preset
+from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.weights import KnownWeights, manifest, sha256_of
+from tar_vis_core.weights.backbone import KINDS, expected_backbone
+from tar_vis_core.weights.loading import config_of, is_routing, load_tensors, read_header
+
+
+def verify_entry(entry: KnownWeights) -> str:
+    """Compares the entry's file with the manifest and says what was found; :class:`WeightsError` where it differs."""
+    digest, size = sha256_of(entry.path), entry.path.stat().st_size
+    if entry.sha256 is not None and digest != entry.sha256:
+        raise WeightsError(f'{entry.path} has sha256 {digest}, expected {entry.sha256}; '
+                           + ('install the package' if entry.file else 'delete it and get it') + ' again')
+    known = 'as in the manifest' if entry.sha256 else 'the manifest knows none to compare with'
+    return f'{entry.name}: {size} bytes, sha256 {digest}, {known}'
+
+
+def verify_file(path: Path) -> str:
+    """Checks header, preset, names, shapes and numbers of a safetensors file, and says what it is."""
+    header = read_header(path)
+    preset = header.metadata.get('preset', '')
+    with torch.device('meta'):
+        if header.kind == 'backbone':
+            kind = header.metadata.get('backbone', '')
+            if kind not in KINDS:
+                raise WeightsError(f'{path}: a backbone {kind!r}, expected one of {", ".join(KINDS)}')
+            state = {f'backbone.{name}': value for name, value in BACKBONES[kind]().state_dict().items()}
+            expected, what = expected_backbone(kind, state, header.shapes), f'backbone {kind}'
+        elif not preset:
+            raise WeightsError(f'{path} does not say for which preset it is')
+        elif header.kind == 'adapter':
+            state = VideoInstanceModel(replace(find_preset(preset), routing=True)).state_dict()
+            expected = {name: value for name, value in state.items() if is_routing(name)}
+            what = f'adapter for {preset} on weights with content {header.metadata.get("base")}'
+        else:
+            config = config_of(header, preset, path)
+            expected = VideoInstanceModel(config).state_dict()
+            what = f'{preset}, {config.class_set}, {"with" if config.routing else "without"} Synchronizer and Routers'
+    tensors = load_tensors(path, expected)
+    return f'{path}: {what}; {len(tensors)} tensors, as expected; sha256 {sha256_of(path)}'
+
+
+def verify(target: str | None = None) -> list[str]:
+    """What was found of a file or a name of the manifest, or of all its files that are here; lines for a terminal."""
+    if target is None:
+        entries = [entry for entry in manifest() if entry.state != 'absent']
+    else:
+        entries = [entry for entry in manifest() if target in (entry.name, str(entry.path))]
+        if not entries:
+            return [verify_file(Path(target))]
+        if entries[0].state == 'absent':
+            raise WeightsError(f"{target} is not here; 'tar-vis weights get {target}' fetches it")
+    lines = []
+    for entry in entries:
+        lines.append(verify_entry(entry))
+        if entry.path.suffix == '.safetensors':
+            lines.append(verify_file(entry.path))
+    return lines
