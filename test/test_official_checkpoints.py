@@ -1,5 +1,4 @@
 import json
-import os
 import pickle
 from collections import OrderedDict
 from dataclasses import replace
@@ -8,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from parity_data import FOLDER, needs_parity_data
+from safetensors.torch import load_file
 from weights_cases import add_tiny_presets, official_names, one_line
 
+from tar_vis_core.cli import main
 from tar_vis_core.errors import WeightsError
+from tar_vis_core.models.backbones.swin import relative_position_index
 from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
-from tar_vis_core.weights.checkpoint import read_checkpoint
 from tar_vis_core.weights.loading import load_model, shapes_of
 from tar_vis_core.weights.official import convert_official, modernize, recognise, rename, without_extras
 
@@ -150,42 +151,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(change, expected, tiny, tmp_p
     assert (tmp_path / 'ours').read_text() == 'kept'
 
 
-class Hostile:
-    """Unpickling this runs a command."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (self.mark,)
-
-
-@pytest.mark.parametrize('form', ['zip', 'legacy', 'pickle'])
-def test_no_code_of_a_checkpoint_runs(form, tmp_path):
-    mark = str(tmp_path / 'was_here')
-    content = {'model': {'backbone.stem.conv1.weight': Hostile(mark)}}
-    path = tmp_path / ('hostile.pkl' if form == 'pickle' else 'hostile.pth')
-    if form == 'pickle':
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == 'zip')
-    with pytest.raises(WeightsError) as error:
-        read_checkpoint(path)
-    assert 'weights_only' not in one_line(error)
-    assert not os.path.exists(mark)
-
-
-@pytest.mark.parametrize(('name', 'content'), [
-    ('a.pth', b''), ('a.pth', b'version https://git-lfs.github.com/spec/v1\n'), ('a.pkl', b''), ('a.pkl', b'\x80\x02}'),
-    ('a.pth', b'PK\x03\x04 and nothing more'), ('a.pkl', pickle.dumps([1, 2])),
-    ('a.pkl', pickle.dumps({'blobs': {}})), ('a.safetensors', b'')])
-def test_a_file_that_is_no_checkpoint(name, content, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError) as error:
-        read_checkpoint(tmp_path / name)
-    assert str(tmp_path / name) in one_line(error)
-
-
 def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(WeightsError, match='not found'):
         convert_official(tmp_path / 'none.pth', tmp_path / 'ours')
@@ -197,6 +162,66 @@ def test_a_truncated_checkpoint(tiny, tmp_path):
     with pytest.raises(WeightsError, match='damaged, truncated') as error:
         convert_official(path, tmp_path / 'ours', 'tiny')
     one_line(error)
+
+
+def test_the_source_is_never_written_over(tiny, tmp_path):
+    path = as_written_by('plain state dict', official_names(build_model('tiny', routing=False)), tmp_path)
+    (tmp_path / 'link.safetensors').symlink_to(path)
+    for out in (path, tmp_path / 'link.safetensors'):
+        with pytest.raises(WeightsError, match='is the source itself'):
+            convert_official(path, out, 'tiny')
+    assert len(convert_official(path, tmp_path / 'ours', 'tiny').dropped) == 0
+
+
+def test_what_is_left_out_is_said_with_the_reason(tiny, tmp_path, capsys):
+    path = as_written_by('training checkpoint', official_names(build_model('tiny', routing=False)), tmp_path)
+    done = convert_official(path, tmp_path / 'ours', 'tiny')
+    assert dict(done.dropped) == {
+        'criterion.empty_weight': 'weights of the training loss',
+        **dict.fromkeys(('pixel_mean', 'pixel_std'), "constants of the input, which are the preset's"),
+        **dict.fromkeys(('iteration', 'optimizer', 'scheduler'), 'state of the training run')}
+    assert main(['weights', 'convert', str(path), '-o', str(tmp_path / 'ours'), '--preset', 'tiny']) == 0
+    said = capsys.readouterr().out
+    assert 'preset tiny' in said and 'classes: youtube_vis_2019; assumed' in said
+    assert 'dropped 1 (criterion.empty_weight): weights of the training loss' in said
+    assert main(['weights', 'convert', str(path), '-o', str(tmp_path / 'no'), '--preset', 'minvis_swin_l']) == 1
+    assert 'a checkpoint of minvis on r50' in capsys.readouterr().err
+
+
+def test_half_precision_is_widened_and_numbers_must_be_finite(tiny, tmp_path):
+    state = official_names(build_model('tiny', routing=False))
+    name = 'sem_seg_head.predictor.class_embed.bias'
+    state = {key: value.bfloat16() if key == name else value for key, value in state.items()}
+    torch.save(state, tmp_path / 'a.pth')
+    convert_official(tmp_path / 'a.pth', tmp_path / 'ours', 'tiny')
+    stored = load_file(tmp_path / 'ours')['decoder.class_embed.bias']
+    assert stored.dtype == torch.float32 and torch.equal(stored, state[name].float())
+    state[name][3] = float('nan')
+    torch.save(state, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match=r'decoder\.class_embed\.bias holds numbers that are not finite'):
+        convert_official(tmp_path / 'a.pth', tmp_path / 'ours', 'tiny')
+
+
+def test_a_relative_position_index_must_be_the_computed_one(tmp_path):
+    name = 'backbone.layers.0.blocks.0.attn.relative_position_index'
+    index = relative_position_index(4)
+    assert without_extras({name: index.int()}, tmp_path) == ({}, [
+        (name, 'derived from the window size, and equal to what this model computes')])
+    for other in (index.flip(0), index[:15], torch.zeros(3, 3, dtype=torch.int64), torch.tensor(3)):
+        with pytest.raises(WeightsError, match='not the index of a square window'):
+            without_extras({name: other}, tmp_path)
+
+
+def test_a_backbone_or_a_family_that_no_preset_has(tiny, tmp_path):
+    state = official_names(build_model('tiny', routing=False))
+    strange = {name.replace('backbone.res', 'backbone.stage'): value for name, value in state.items()}
+    torch.save(strange, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match='its backbone is none of r50, swin_l, vit_adapter_l'):
+        convert_official(tmp_path / 'a.pth', tmp_path / 'ours')
+    vit = {'sem_seg_head.predictor.query_feat.weight': torch.ones(1), 'backbone.vit_module.cls_token': torch.ones(1)}
+    torch.save(vit, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match="there is no model 'minvis' on backbone 'vit_adapter_l'; there are"):
+        convert_official(tmp_path / 'a.pth', tmp_path / 'ours')
 
 
 def test_modern_names_stay_as_they_are():
