@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -16,36 +17,38 @@ def decoder_output(logits: Tensor, mask_embeddings: Tensor, embeddings: Tensor, 
     return DecoderOutput(embeddings, embeddings, reid, logits, mask_embeddings, None)
 
 
-def some_of(frames: DecoderOutput, which: slice) -> DecoderOutput:
-    """A part of the frames."""
-    fields = {f.name: getattr(frames, f.name) for f in dataclasses.fields(frames)}
-    return DecoderOutput(**{name: value[which] if isinstance(value, Tensor) else value
-                            for name, value in fields.items()})
+def changed(frames: DecoderOutput, change: Callable[[Tensor], Tensor]) -> DecoderOutput:
+    """The same change to all that is known of the queries."""
+    values = {field.name: getattr(frames, field.name) for field in fields(frames)}
+    return DecoderOutput(**{name: change(value) if isinstance(value, Tensor) else value
+                            for name, value in values.items()})
 
 
 def permuted(frames: DecoderOutput, orders: Tensor) -> DecoderOutput:
     """Every frame's queries in another order, ``orders (T, Q)``."""
-    fields = {f.name: getattr(frames, f.name) for f in dataclasses.fields(frames)}
-    return DecoderOutput(**{
-        name: torch.stack([x[order] for x, order in zip(value, orders, strict=True)]) if isinstance(value, Tensor)
-        else value for name, value in fields.items()})
+    return changed(frames, lambda x: torch.stack([row[order] for row, order in zip(x, orders, strict=True)]))
 
 
-def drifting_objects(frames: int, queries: int, seed: int = 0, noise: float = 0.1) -> DecoderOutput:
+def random_orders(frames: int, queries: int, seed: int = 0) -> Tensor:
+    """``(T, Q)``"""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(queries, generator=generator) for _ in range(frames)])
+
+
+def drifting_objects(frames: int, queries: int, dim: int = 16, noise: float = 0.1, seed: int = 0) -> DecoderOutput:
     """Queries that change a little from frame to frame, in one order; each has a cell of its own as its mask.
 
     To be seen with mask features ``one_cell_each``.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape):
-        return torch.randn(shape, generator=generator)
+    def drifting(width: int, scale: float) -> Tensor:
+        base = scale * torch.randn(queries, width, generator=generator)
+        return base + noise * torch.randn(frames, queries, width, generator=generator)
 
-    base = 4 * normal(queries, 32)
-    embeddings = base + noise * normal(frames, queries, 32)
-    logits = 2 * normal(queries, 6) + noise * normal(frames, queries, 6)
     cells = (2 * torch.eye(queries) - 1).expand(frames, -1, -1)
-    return decoder_output(logits, cells, embeddings, 4 * normal(queries, 16) + noise * normal(frames, queries, 16))
+    cells = torch.cat((cells, torch.zeros(frames, queries, max(0, dim - queries))), -1)[..., :max(dim, queries)]
+    return decoder_output(drifting(6, 3), cells, drifting(dim, 1), drifting(dim, 3))
 
 
 def one_cell_each(frames: int, queries: int) -> Tensor:

@@ -39,9 +39,9 @@ def expected(family: str) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def official_state(family: str, salt: str | None = None) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors under the official names, valued by the formula."""
-    rows = json.loads((FOLDER / f'keys_{family}.json').read_text())
+def official_state(family: str, salt: str | None = None, part: str = '') -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors under the official names, valued by the formula; only those that begin with ``part``."""
+    rows = [row for row in json.loads((FOLDER / f'keys_{family}.json').read_text()) if row[0].startswith(part)]
     state = {name: torch.from_numpy(value) for name, value in formula().state_dict_from_keys(rows, salt).items()}
     # what the formula leaves out
     state |= {name: relative_position_index(round(shape[0] ** 0.5)) for name, shape, _ in rows

@@ -6,7 +6,7 @@ import torch
 from decoder_outputs import decoder_output
 from parity_data import expected, formula, largest_gap, needs_parity_data
 
-from tar_vis_core.evaluation.whole_video import mean_logits, resize_mask_logits, segment_video
+from tar_vis_core.evaluation.whole_video import mean_logits, resize_mask_logits, rows_by_slot, segment_video
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.tracking.tracker import MatchingTracker, Tracked
 
@@ -51,9 +51,10 @@ def test_matching_and_averaging_equal_the_reference_on_shuffled_queries(syntheti
     indices = tracked.slots.argsort(1)
     assert np.array_equal(indices, reference['minvis_indices'])
     assert (indices[1:] != np.arange(indices.shape[1])).mean() > 0.9  # else the case would prove nothing
-    numbers, logits = mean_logits(tracked.logits, tracked.slots)
+    numbers, rows = rows_by_slot(tracked.slots)
     assert numbers.tolist() == list(range(indices.shape[1]))
-    assert largest_gap(logits, reference['minvis_logits']) < 1e-4
+    assert np.array_equal(rows, indices.T)
+    assert largest_gap(mean_logits(tracked.logits, torch.from_numpy(rows)), reference['minvis_logits']) < 1e-4
     permuted = torch.stack([frame[row] for frame, row in zip(masks, indices, strict=True)], dim=1)
     assert largest_gap(permuted, reference['minvis_masks']) < 1e-3
 
@@ -95,8 +96,10 @@ def test_a_slot_counts_where_it_is_present_and_its_mask_is_empty_elsewhere():
     logits[:, 0, 0] = torch.tensor([2.0, 6.0, 9.0, 9.0])
     logits[:, 1, 1] = torch.tensor([1.0, 1.0, 1.0, 1.0])
     slots = [[40, 7], [40, 7], [-1, 7], [-1, 40]]
-    numbers, mean = mean_logits(logits, np.array(slots))
+    numbers, rows = rows_by_slot(np.array(slots))
     assert numbers.tolist() == [7, 40]
+    assert rows.tolist() == [[1, 1, 1, -1], [0, 0, -1, 1]]
+    mean = mean_logits(logits, torch.from_numpy(rows))
     torch.testing.assert_close(mean, torch.tensor([[0, 1, 0], [8 / 3, 1 / 3, 0]]))
     video = segment_video(*tracked(logits, torch.ones(4, 2, 2, 2), slots), SMALL, max_instances=1)
     assert video.queries.tolist() == [40]
@@ -104,17 +107,30 @@ def test_a_slot_counts_where_it_is_present_and_its_mask_is_empty_elsewhere():
     assert video.masks.flatten(2).any(2).tolist() == [[True, True, False, True]]
 
 
-def test_a_fleeting_track_of_a_longer_video_is_left_out():
-    def left(frames, fleeting_in):
-        slots = np.zeros((frames, 2), int)
-        slots[:, 1] = -1
-        slots[fleeting_in, 1] = 1
-        return mean_logits(torch.zeros(frames, 2, 3), slots)[0].tolist()
+def test_a_fleeting_slot_of_a_longer_video_is_left_out():
+    def left(frames, seen_in):
+        slots = np.full((frames, 2), -1)
+        slots[:, 0], slots[seen_in, 1] = 0, 1
+        numbers, rows = rows_by_slot(slots)
+        assert numbers[0] == 0 and (rows[0] == 0).all()
+        return [np.flatnonzero(row >= 0).tolist() for row in rows[1:]]
 
-    assert left(10, [3, 4]) == [0]
-    assert left(10, [3, 4, 5]) == [0, 1]     # seen often enough
-    assert left(10, [4, 8]) == [0, 1]        # missing for one frame only
-    assert left(9, [3, 4]) == [0, 1]         # too early to tell
+    assert left(10, [3, 4]) == []
+    assert left(10, [3, 4, 5]) == [[3, 4, 5]]    # seen often enough
+    assert left(10, [4, 8]) == [[4, 8]]          # missing for one frame only
+    assert left(9, [3, 4]) == [[3, 4]]           # too early to tell
+    assert left(15, [3, 4, 9]) == [[3, 4, 9]]
+    assert left(15, [3, 4, 13]) == [[13]]        # forgotten after frame 9, then anew
+    assert left(15, [3, 4, 10]) == []
+
+
+def test_mask_scores_are_the_mean_probability_of_the_masks_pixels():
+    masks = torch.full((2, 1, 2, 2), -3.0)
+    masks[0], masks[1, 0, 0] = 1.0, 2.0
+    video = segment_video(*tracked(torch.zeros(2, 1, 3), masks, [[0], [-1]]), geometry(*[(2, 2)] * 4), 1)
+    assert video.mask_scores.tolist() == pytest.approx([1 / (1 + np.exp(-1))])
+    video = segment_video(*tracked(torch.zeros(2, 1, 3), masks, [[0], [0]]), geometry(*[(2, 2)] * 4), 1)
+    assert video.mask_scores.tolist() == pytest.approx([(4 / (1 + np.exp(-1)) + 2 / (1 + np.exp(-2))) / 6])
 
 
 def test_a_video_without_any_slot_has_no_instances():

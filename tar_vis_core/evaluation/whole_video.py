@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.masks import MaskGeometry
-from tar_vis_core.tracking.memory_bank import is_fleeting
 from tar_vis_core.tracking.tracker import Tracked, masks_of
+
+# Once frame 8 is over, a slot is forgotten that was seen in fewer than 3 frames and is missing in the last 2 (CTVIS).
+SETTLED, FLEETING_SEEN, FLEETING_ABSENT = 8, 3, 2
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,36 @@ class VideoInstances:
     labels: Tensor    # (K,) int64, 0-based class
     queries: Tensor   # (K,) int64, the tracker's slot
     masks: Tensor     # (K, T, H, W) bool, at the video's own size
+    # (K,) float32, mean probability of the masks' pixels (Mask2Former); CTVIS multiplies its scores by it
+    mask_scores: Tensor
 
 
-def mean_logits(logits: Tensor, slots: np.ndarray) -> tuple[np.ndarray, Tensor]:
-    """The slots ``(S,)`` of a video, rising, and their mean class logits ``(S, classes + 1)``.
+def rows_by_slot(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The slots ``(S,)`` of a video, rising, and the row of each in every frame ``(S, T)``, -1 where it is absent.
 
-    ``logits (T, R, classes + 1)`` belong to ``slots (T, R)``, -1 for a row without one. Slots that the memory bank
-    deleted for being fleeting are left out.
+    ``slots (T, R)`` are -1 for a row that stands for none. What was forgotten as fleeting is left out; a slot that
+    comes again later begins anew.
     """
     frame, row = np.nonzero(slots >= 0)
     numbers, which = np.unique(slots[frame, row], return_inverse=True)
-    seen, last = np.bincount(which), np.zeros(len(numbers), np.int64)
-    np.maximum.at(last, which, frame)
-    frame, row, which, count = (torch.from_numpy(x).to(logits.device) for x in (frame, row, which, seen))
-    total = logits.new_zeros(len(numbers), logits.shape[-1], dtype=torch.float32)
-    mean = total.index_add(0, which, logits[frame, row].float()) / count[:, None]
-    end = len(slots) - 1
-    stay = ~is_fleeting(seen, end - last, end)
-    return numbers[stay], mean[torch.from_numpy(stay).to(logits.device)]
+    rows = np.full((len(numbers), len(slots)), -1)
+    rows[which, frame] = row
+    seen, absent = np.zeros((2, len(numbers)), np.int64)
+    for t in range(len(slots)):
+        here = rows[:, t] >= 0
+        seen, absent = seen + here, np.where(here, 0, absent + 1)
+        fleeting = (seen < FLEETING_SEEN) & (absent >= FLEETING_ABSENT) & (t > SETTLED)
+        rows[fleeting, :t + 1], seen[fleeting] = -1, 0
+    stay = (rows >= 0).any(1)
+    return numbers[stay], rows[stay]
+
+
+def mean_logits(logits: Tensor, rows: Tensor) -> Tensor:
+    """Class logits ``(S, classes + 1)`` of slots, the mean of ``logits (T, R, .)`` over the frames of ``rows (S, T)``
+    that are not -1."""
+    own = logits.float()[torch.arange(len(logits), device=rows.device), rows.clamp(min=0)]
+    here = (rows >= 0)[..., None]
+    return (own * here).sum(1) / here.sum(1)
 
 
 def resize_mask_logits(mask_logits: Tensor, geometry: MaskGeometry) -> Tensor:
@@ -61,14 +75,15 @@ def segment_video(tracked: Tracked, mask_features: Tensor, geometry: MaskGeometr
     No score threshold and no duplicate removal: the metric wants all of them. MinVIS and DVIS++ give 10 instances
     (20 on OVIS), CTVIS as many as there are classes. In a frame without the slot its mask is empty.
     """
-    numbers, logits = mean_logits(tracked.logits, tracked.slots)
-    probabilities = logits.softmax(-1)[:, :-1]
+    numbers, rows = (torch.from_numpy(x).to(mask_features.device) for x in rows_by_slot(tracked.slots))
+    probabilities = mean_logits(tracked.logits, rows).softmax(-1)[:, :-1]
     classes = probabilities.shape[1]
     scores, picked = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
-    queries, labels = torch.from_numpy(numbers).to(picked.device)[picked // classes], picked % classes
-    frames = []
-    for t, slots in enumerate(tracked.slots):  # one frame at a time bounds the memory of the resize
-        here = torch.from_numpy(slots).to(queries.device) == queries[:, None]
-        masks = resize_mask_logits(masks_of(tracked, t, here.int().argmax(1), mask_features), geometry) > 0
-        frames.append(masks & here.any(1)[:, None, None])
-    return VideoInstances(scores, labels, queries, torch.stack(frames, 1))
+    slots, labels = picked // classes, picked % classes
+    masks, pixels, total = [], 0, 0
+    for t, row in enumerate(rows[slots].T):  # one frame at a time bounds the memory of the resize
+        logits = resize_mask_logits(masks_of(tracked, t, row.clamp(min=0), mask_features), geometry)
+        masks.append((logits > 0) & (row >= 0)[:, None, None])
+        pixels = pixels + masks[-1].sum((1, 2))
+        total = total + (logits.sigmoid() * masks[-1]).sum((1, 2))
+    return VideoInstances(scores, labels, numbers[slots], torch.stack(masks, 1), total / pixels.clamp(min=1))

@@ -3,10 +3,9 @@
     similarity   s_ij = (softmax over tracks + softmax over detections) / 2 of e_i . m_j      (bi-softmax)
     memory       m <- (1 - b) m + b e,   b = max(0, mean cosine of e to the embeddings cached before)
 
-e are a frame's re-identification embeddings, m the bank's. Detections choose in the order of their scores. Where a
-detection is more alike than not to several tracks, these are pieces of one object that was begun twice: there the
-similarity counts as often as the track was seen ("frame-count weighting"), so that the established one goes on.
-Unlike the slots of the other trackers, a slot here is a track number, and most queries of a frame have none.
+e are a frame's re-identification embeddings, m the bank's. Detections choose in the order of their scores. Of the
+tracks that are similar enough a detection takes that of the greatest similarity times frames seen: an object that was
+begun twice goes on as the established track. A slot here is a track number, and most queries of a frame have none.
 """
 
 from __future__ import annotations
@@ -22,11 +21,9 @@ from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.tracking.tracker import Tracked
 
 MIN_SCORE = 0.01          # of a detection
-MAX_OVERLAP = 0.6         # IoU from which the mask of lower score is suppressed
+MAX_OVERLAP = 0.6         # IoU above which the mask of lower score is suppressed
 CACHED = 10               # embeddings that a track's next one is compared with
-DEAD_AFTER = 20           # frames without a match, then a track is forgotten
-# A fleeting track is deleted: seen in fewer than 3 frames and missing in the last 2, once frame 8 is over.
-SETTLED, FLEETING_SEEN, FLEETING_ABSENT = 8, 3, 2
+DEAD_AFTER = 20           # a track that is missing in more frames is forgotten
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,6 @@ class Bank:
     seen: np.ndarray       # (M,) frames with a match
     absent: np.ndarray     # (M,) frames since the last match
     next_number: int       # no track had it yet
-    frame: int             # index of the next frame
-
-
-def is_fleeting(seen: np.ndarray, absent: np.ndarray, frame: int) -> np.ndarray:
-    """Which tracks are deleted after the frame of that index, having been seen so often and missing for so long."""
-    return (frame > SETTLED) & (seen < FLEETING_SEEN) & (absent >= FLEETING_ABSENT)
 
 
 class MemoryBankTracker:
@@ -74,7 +65,7 @@ class MemoryBankTracker:
         """One frame's detections ``(n, E)`` by falling score; gives their track numbers ``(n,)``, -1 for none."""
         if bank is None:
             none = np.zeros(0, np.int64)
-            bank = Bank(embeddings[:0], embeddings.new_zeros(0, CACHED, embeddings.shape[1]), none, none, none, 0, 0)
+            bank = Bank(embeddings[:0], embeddings.new_zeros(0, CACHED, embeddings.shape[1]), none, none, none, 0)
         choice = self.choose(embeddings, bank)
         new = np.flatnonzero((choice < 0) & (scores > MIN_SCORE))
         choice[new] = len(bank.numbers) + np.arange(len(new))
@@ -90,12 +81,12 @@ class MemoryBankTracker:
             return choice
         product = embeddings @ bank.embeddings.T
         similarity = ((product.softmax(1) + product.softmax(0)) / 2).nan_to_num(0).cpu().numpy()
-        weighted = similarity * np.where(similarity > 0.5, bank.seen, 1)
-        for i, row in enumerate(weighted):
+        weight = np.where(similarity > self.match_threshold, similarity * bank.seen, 0)
+        for i, row in enumerate(weight):
             best = row.argmax()
-            if row[best] > 0 and similarity[i, best] > self.match_threshold:
+            if row[best] > 0:
                 choice[i] = best
-                weighted[:, best] = 0
+                weight[:, best] = 0
         return choice
 
 
@@ -110,7 +101,8 @@ def detections(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor) -
     scores, order = scores[:count], order[:count]
     masks = (torch.einsum('kd,dhw->khw', mask_embeddings[order], mask_features) > 0).flatten(1).float()
     shared, area = masks @ masks.T, masks.sum(1)
-    duplicate = (shared > MAX_OVERLAP * (area[:, None] + area - shared)).cpu().numpy()
+    union = area[:, None] + area - shared
+    duplicate = ((shared > MAX_OVERLAP * union) | (union == 0)).cpu().numpy()   # empty masks are equal
     kept = np.ones(count, bool)
     for i in range(count):
         if kept[i]:
@@ -120,7 +112,7 @@ def detections(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor) -
 
 
 def remember(bank: Bank, numbers: np.ndarray, rows: np.ndarray, embeddings: Tensor) -> Bank:
-    """The bank after a frame, without the tracks that ended.
+    """The bank after a frame, without the tracks that died.
 
     ``numbers`` are the bank's, followed by those of new tracks; the tracks ``rows (n,)`` among them, all new ones too,
     were seen with ``embeddings (n, E)``.
@@ -140,7 +132,6 @@ def remember(bank: Bank, numbers: np.ndarray, rows: np.ndarray, embeddings: Tens
     seen[rows] += 1
     absent[rows] = 0
 
-    stay = (absent < DEAD_AFTER) & ~is_fleeting(seen, absent, bank.frame)
-    kept = torch.from_numpy(stay).to(embeddings.device)
-    return Bank(guided[kept], cached[kept], numbers[stay], seen[stay], absent[stay],
-                bank.next_number + new, bank.frame + 1)
+    alive = absent <= DEAD_AFTER
+    kept = torch.from_numpy(alive).to(embeddings.device)
+    return Bank(guided[kept], cached[kept], numbers[alive], seen[alive], absent[alive], bank.next_number + new)
