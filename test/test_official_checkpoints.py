@@ -179,7 +179,7 @@ def test_what_is_left_out_is_said_with_the_reason(tiny, tmp_path, capsys):
     assert dict(done.dropped) == {
         'criterion.empty_weight': 'weights of the training loss',
         **dict.fromkeys(('pixel_mean', 'pixel_std'), "constants of the input, which are the preset's"),
-        **dict.fromkeys(('iteration', 'optimizer', 'scheduler'), 'state of the training run')}
+        **dict.fromkeys(('iteration', 'optimizer', 'scheduler'), 'beside the model: state of the training, notes')}
     assert main(['weights', 'convert', str(path), '-o', str(tmp_path / 'ours'), '--preset', 'tiny']) == 0
     said = capsys.readouterr().out
     assert 'preset tiny' in said and 'classes: youtube_vis_2019; assumed' in said

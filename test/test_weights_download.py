@@ -2,25 +2,32 @@
 
 import hashlib
 import http.server
+import io
 import json
 import threading
+from dataclasses import replace
 
 import pytest
+import torch
+from weights_cases import add_tiny_presets, official_names
 
 from tar_vis_core import weights
 from tar_vis_core.cli import main
 from tar_vis_core.errors import WeightsError
+from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.weights import download as module
 from tar_vis_core.weights.download import download
+from tar_vis_core.weights.loading import load_model
 
 CONTENT = bytes(range(256)) * 9000   # some blocks of a megabyte
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; the server's ``faults`` are taken one a request."""
+    """Serves the server's ``content``; its ``faults`` are taken one a request."""
 
     def do_GET(self):
+        content = self.server.content
         fault = self.server.faults.pop(0) if self.server.faults else None
         self.server.asked.append(self.headers.get('Range'))
         if isinstance(fault, int):
@@ -28,17 +35,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = 0
         if self.headers.get('Range') and fault != 'no ranges':
             start = int(self.headers['Range'].removeprefix('bytes=').removesuffix('-'))
-            if start >= len(CONTENT):
+            if start >= len(content):
                 self.send_response(416)
-                self.send_header('Content-Range', f'bytes */{len(CONTENT)}')
+                self.send_header('Content-Range', f'bytes */{len(content)}')
                 self.send_header('Content-Length', '0')
                 return self.end_headers()
         self.send_response(206 if start else 200)
         if start:
-            self.send_header('Content-Range', f'bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}')
-        self.send_header('Content-Length', str(len(CONTENT) - start))
+            self.send_header('Content-Range', f'bytes {start}-{len(content) - 1}/{len(content)}')
+        self.send_header('Content-Length', str(len(content) - start))
         self.end_headers()
-        self.wfile.write(CONTENT[start:start + 1_200_000] if fault == 'cut' else CONTENT[start:])
+        self.wfile.write(content[start:start + 1_200_000] if fault == 'cut' else content[start:])
 
     def log_message(self, *args):
         pass
@@ -50,7 +57,7 @@ def server(monkeypatch):
     for name in ('http_proxy', 'HTTP_PROXY'):
         monkeypatch.delenv(name, raising=False)
     made = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    made.faults, made.asked = [], []
+    made.faults, made.asked, made.content = [], [], CONTENT
     made.url = f'http://127.0.0.1:{made.server_port}/some/file.pth'
     threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     yield made
@@ -150,6 +157,19 @@ def test_get_takes_another_folder_and_leaves_a_file_that_is_there(listed, server
     assert main(['weights', 'get', 'one', '--accept-licence', '--to', str(tmp_path)]) == 0
     assert 'is there already' in capsys.readouterr().out and server.asked == []
     assert (tmp_path / 'file.pth').read_bytes() == b'kept'
+
+
+def test_get_may_convert_at_once(listed, server, monkeypatch, tmp_path):
+    tiny = replace(add_tiny_presets(monkeypatch), class_set='ovis', class_names=(), classes=0)
+    model, buffer = VideoInstanceModel(replace(tiny, routing=False)), io.BytesIO()
+    torch.save({'model': official_names(model)}, buffer)
+    server.content = buffer.getvalue()
+    text = (tmp_path / 'manifest.json').read_text().replace('minvis_r50', 'tiny')
+    (tmp_path / 'manifest.json').write_text(text)
+    assert main(['weights', 'get', 'one', '--accept-licence', '--convert']) == 0
+    loaded = load_model('tiny', listed.with_suffix('.safetensors'))
+    assert loaded.config.class_set == 'ovis'
+    assert torch.equal(loaded.decoder.query_feat, model.decoder.query_feat)
 
 
 @pytest.mark.parametrize(('answer', 'code'), [('yes', 0), ('no', 1), ('', 1)])

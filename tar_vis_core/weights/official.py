@@ -49,6 +49,8 @@ NOT_WEIGHTS = [(re.compile(pattern), reason) for pattern, reason in (
     (r'pixel_mean|pixel_std', "constants of the input, which are the preset's"),
     (r'.*\.relative_position_index', 'derived from the window size, and equal to what this model computes'))]
 
+DATA_SETS = ('youtube_vis_2019', 'youtube_vis_2021', 'ovis', 'coco')   # of official checkpoints
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -79,7 +81,7 @@ def convert_official(source: str | Path, destination: str | Path, preset: str | 
         raise WeightsError(f'{destination} is the source itself; give another file to write')
     checkpoint = read_checkpoint(source)
     state, dropped = without_extras(modernize(checkpoint.tensors), source)
-    dropped += [(name, 'state of the training run') for name in checkpoint.beside]
+    dropped += [(name, 'beside the model: state of the training, notes') for name in checkpoint.beside]
     if any(name.startswith('sem_seg_head.') for name in state):
         found = recognise(state, source, preset)
         config = find_preset(found)
@@ -181,9 +183,9 @@ def choose_classes(state: Mapping[str, Tensor], default: tuple[str, ...], asked:
             raise WeightsError(f'{source}: the checkpoint has {count} classes, but {asked} has {len(names)}')
         name = next((name for name, known in CLASS_SETS.items() if known == names), 'custom')
         return name, names, f'classes: {name}, as asked'
-    fitting = [name for name, known in CLASS_SETS.items() if len(known) == count and name != 'nano']
+    fitting = [name for name, known in CLASS_SETS.items() if len(known) == count and name not in ('nano', 'crowd')]
     if not fitting:
-        known = ', '.join(f'{name} {len(names)}' for name, names in CLASS_SETS.items() if name != 'nano')
+        known = ', '.join(f'{name} {len(names)}' for name, names in CLASS_SETS.items() if name not in ('nano', 'crowd'))
         raise WeightsError(f'{source}: the checkpoint has {count} classes, which no known set has ({known}); name them '
                            'with --classes FILE, one a line')
     name, why = fitting[0], f'the checkpoint has {count}'

@@ -16,11 +16,11 @@ from tar_vis_core.weights.backbone import KINDS, expected_backbone
 from tar_vis_core.weights.loading import config_of, is_routing, load_tensors, read_header
 
 
-def verify_entry(entry: KnownWeights) -> str:
-    """Compares the entry's file with the manifest and says what was found; :class:`WeightsError` where it differs."""
-    digest, size = sha256_of(entry.path), entry.path.stat().st_size
+def verify_entry(entry: KnownWeights, path: Path) -> str:
+    """Compares a file with its manifest entry and says what was found; :class:`WeightsError` where it differs."""
+    digest, size = sha256_of(path), path.stat().st_size
     if entry.sha256 is not None and digest != entry.sha256:
-        raise WeightsError(f'{entry.path} has sha256 {digest}, expected {entry.sha256}; '
+        raise WeightsError(f'{path} has sha256 {digest}, expected {entry.sha256}; '
                            + ('install the package' if entry.file else 'delete it and get it') + ' again')
     known = 'as in the manifest' if entry.sha256 else 'the manifest knows none to compare with'
     return f'{entry.name}: {size} bytes, sha256 {digest}, {known}'
@@ -54,16 +54,19 @@ def verify_file(path: Path) -> str:
 def verify(target: str | None = None) -> list[str]:
     """What was found of a file or a name of the manifest, or of all its files that are here; lines for a terminal."""
     if target is None:
-        entries = [entry for entry in manifest() if entry.state != 'absent']
+        files = [(entry, entry.path) for entry in manifest() if entry.state != 'absent']
     else:
-        entries = [entry for entry in manifest() if target in (entry.name, str(entry.path))]
-        if not entries:
+        files = [(entry, entry.path) for entry in manifest() if entry.name == target]
+        if not files and Path(target).is_file():   # a known file in any folder
+            path = Path(target)
+            files = [(entry, path) for entry in manifest() if entry.path and entry.path.name == path.name]
+        if not files:
             return [verify_file(Path(target))]
-        if entries[0].state == 'absent':
+        if files[0][1] is None or not files[0][1].is_file():
             raise WeightsError(f"{target} is not here; 'tar-vis weights get {target}' fetches it")
     lines = []
-    for entry in entries:
-        lines.append(verify_entry(entry))
-        if entry.path.suffix == '.safetensors':
-            lines.append(verify_file(entry.path))
+    for entry, path in files:
+        lines.append(verify_entry(entry, path))
+        if path.suffix == '.safetensors':
+            lines.append(verify_file(path))
     return lines
