@@ -1,7 +1,8 @@
 """YouTube-VIS JSON: videos whose objects carry one mask, or none, in every frame.
 
 Format: one annotation a track with ``segmentations``, a list over the frames; frame files lie in ``JPEGImages`` beside
-the JSON. Optional addition: ``video.exhaustive`` 0 where further objects are visible but not labelled.
+the JSON. Optional additions: ``video.exhaustive`` 0 where further objects of the labelled categories are visible but
+not labelled; ``video.annotated`` ``person`` (default: ``all``) where only persons are labelled.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Track:
     id: int
     category: str
     rles: list[dict | None]        # one a frame, None where it is not seen
+    crowd: bool = False            # several objects in one: neither found nor missed
 
     def mask(self, frame: int) -> np.ndarray | None:
         """Boolean ``(h, w)``, None where the object is not seen."""
@@ -43,6 +45,7 @@ class VideoRecord:
     paths: list[Path]
     exhaustive: bool               # False: an unmatched prediction may be a real object
     tracks: list[Track] = field(default_factory=list)
+    annotated: str = 'all'         # 'person': of other categories nothing is known
 
     def frames(self) -> Iterator[np.ndarray]:
         """The pictures in time order, ``(h, w, 3)`` uint8 RGB."""
@@ -73,9 +76,12 @@ def load_ytvis(json_path: str | Path) -> list[VideoRecord]:
         missing = next((path for path in paths if not path.is_file()), None)
         if missing:
             raise DataError(f"{json_path}: video {entry['id']}: {missing} is missing; extract the whole archive")
+        annotated = entry.get('annotated', 'all')
+        if annotated not in ('all', 'person'):
+            raise DataError(f"{json_path}: video {entry['id']}: annotated is {annotated!r}, expected 'all' or 'person'")
         name = entry.get('name') or Path(entry['file_names'][0]).parent.name
         records[entry['id']] = VideoRecord(entry['id'], name, entry['height'], entry['width'], paths,
-                                           bool(entry.get('exhaustive', 1)))
+                                           bool(entry.get('exhaustive', 1)), annotated=annotated)
     for entry in annotations:
         record, name = records.get(entry['video_id']), categories.get(entry['category_id'])
         if record is None or name is None or len(entry['segmentations']) != len(record.paths):
@@ -85,5 +91,5 @@ def load_ytvis(json_path: str | Path) -> list[VideoRecord]:
             rles = [None if s is None else to_rle(s, record.height, record.width) for s in entry['segmentations']]
         except Exception as error:                           # pycocotools raises bare Exception, too
             raise DataError(f"{json_path}: annotation {entry['id']}: bad segmentation: {error}") from error
-        record.tracks.append(Track(entry['id'], name, rles))
+        record.tracks.append(Track(entry['id'], name, rles, bool(entry.get('iscrowd', 0))))
     return list(records.values())

@@ -1,0 +1,67 @@
+"""Tubes: what is predicted of one object of a video, a mask or none in every frame, and how tubes overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from tar_vis_core.data.ytvis import VideoRecord
+
+Rles = Sequence[dict | None]   # pycocotools' compressed run lengths, one a frame, None where nothing is seen
+
+
+@dataclass(frozen=True)
+class TubePrediction:
+    """One predicted object of a video."""
+
+    video_id: int
+    category: str      # as the data set names it
+    score: float
+    rles: Rles
+
+
+def check_tubes(predictions: Sequence[TubePrediction], records: Sequence[VideoRecord]) -> None:
+    """ValueError that names the prediction whose video is not there or whose masks do not fit it."""
+    videos = {record.id: record for record in records}
+    for number, tube in enumerate(predictions):
+        record = videos.get(tube.video_id)
+        if record is None:
+            raise ValueError(f'prediction {number} is of video {tube.video_id!r}, which is not in the data')
+        if len(tube.rles) != len(record.paths):
+            raise ValueError(f'prediction {number} has {len(tube.rles)} frames, its video {record.id} has '
+                             f'{len(record.paths)}')
+        size = [record.height, record.width]
+        wrong = next((r['size'] for r in tube.rles if r is not None and list(r['size']) != size), None)
+        if wrong is not None:
+            raise ValueError(f'prediction {number} has a mask of size {list(wrong)}, its video {record.id} has {size}')
+
+
+def is_evaluated(record: VideoRecord, category: str) -> bool:
+    """Whether the video says anything of that category: one that is annotated for persons does not of others."""
+    return record.annotated == 'all' or category == record.annotated
+
+
+def frame_areas(tubes: Sequence[Rles], frames: int) -> np.ndarray:
+    """Mask areas ``(N, frames)`` in pixels, float64, 0 where there is no mask."""
+    areas = np.zeros((len(tubes), frames))
+    for row, rles in zip(areas, tubes, strict=True):
+        seen = [t for t, rle in enumerate(rles) if rle is not None]
+        if seen:
+            row[seen] = coco_mask.area([rles[t] for t in seen])
+    return areas
+
+
+def frame_intersections(a: Sequence[Rles], b: Sequence[Rles], area_a: np.ndarray) -> np.ndarray:
+    """Common pixels ``(frames, A, B)`` of every pair, float64 whole numbers; ``area_a (A, frames)``."""
+    common = np.zeros((area_a.shape[1], len(a), len(b)))
+    for t, pairs in enumerate(common):
+        rows = [i for i, rles in enumerate(a) if rles[t] is not None]
+        columns = [j for j, rles in enumerate(b) if rles[t] is not None]
+        if rows and columns:
+            # with a crowd pycocotools divides by the first mask's area alone, so the count can be had back exactly
+            share = coco_mask.iou([a[i][t] for i in rows], [b[j][t] for j in columns], [1] * len(columns))
+            pairs[np.ix_(rows, columns)] = np.rint(share * area_a[rows, t, None])
+    return common
