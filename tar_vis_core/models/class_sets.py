@@ -35,5 +35,8 @@ VOC = ('background', 'airplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'ca
 
 NANO = ('person', *(name for name in VOC[1:] if name != 'person'))
 
+# Bodies of the made-up videos (data/synth.py): the outline tells the class.
+CROWD = ('disc', 'star', 'leaf', 'worm')
+
 CLASS_SETS = {'youtube_vis_2019': YOUTUBE_VIS_2019, 'youtube_vis_2021': YOUTUBE_VIS_2021, 'ovis': OVIS, 'coco': COCO,
-              'nano': NANO}
+              'nano': NANO, 'crowd': CROWD}

@@ -21,7 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class ModelConfig:
     """Sizes of a model; the defaults are those of MinVIS on ResNet-50."""
 
-    family: str                             # 'nano', 'minvis', 'ctvis' or 'dvispp'
+    family: str                             # 'nano', 'minvis', 'ctvis', 'dvispp' or 'crowd'
     backbone: str                           # a key of ``backbones.BACKBONES``
     class_set: str = 'youtube_vis_2019'     # a key of ``CLASS_SETS``, or 'custom' with names of a weights file
     class_names: tuple[str, ...] = ()       # what users see; empty: those of the class set
@@ -65,6 +65,10 @@ PRESETS = {
     'dvispp_r50': ModelConfig('dvispp', 'r50', reid=True, referring_layers=6, tracker='referring'),
     'dvispp_vit_adapter_l': ModelConfig(
         'dvispp', 'vit_adapter_l', queries=200, reid=True, referring_layers=6, tracker='referring'),
+    # the studies' subject: nano's size, for the made-up videos of data/synth.py
+    'crowd': ModelConfig(
+        'crowd', 'mobilenet_v2', 'crowd', dim=128, queries=30, decoder_ffn=512, encoder_layers=1, encoder_ffn=512,
+        encoder_heads=4, short_side=192, separable=True, pixel_mean=(127.5,) * 3, pixel_std=(127.5,) * 3),
 }
 
 

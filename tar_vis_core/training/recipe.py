@@ -23,7 +23,8 @@ class Recipe:
     """What ``tar-vis train`` does; every field may stand in the YAML file."""
 
     preset: str = 'nano'
-    data: list[str] = field(default_factory=lambda: ['train/instances_train.json'])  # under --data
+    # COCO files under --data; [synth]: made-up videos of class set 'crowd' (data/synth.py)
+    data: list[str] = field(default_factory=lambda: ['train/instances_train.json'])
     clip: int = 1                   # frames per sample: 1 trains on stills, 2 or more trains TAR on pseudo-videos
     iterations: int = 1000
     batch: int = 4                  # samples per process and iteration

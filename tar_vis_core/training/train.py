@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tar_vis_core.data.coco import CocoDataset
 from tar_vis_core.data.pseudo_video import PseudoVideoDataset
+from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.models.backbones.mobilenet import MobileNetV2
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
@@ -124,9 +125,11 @@ def train_worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
         model.load_state_dict(saved['model'])
         optimizer.load_state_dict(saved['optimizer'])
         ema, start = saved['ema'], saved['iteration']
-    paths = [args.data / p for p in recipe.data]
-    stills = CocoDataset(paths, seed=recipe.seed)
-    dataset = stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip)
+    if recipe.data == ['synth']:
+        stills = dataset = SynthVideos(frames=recipe.clip, seed=recipe.seed)
+    else:
+        stills = CocoDataset([args.data / p for p in recipe.data], seed=recipe.seed)
+        dataset = stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip)
     parameters = [p for g in optimizer.param_groups for p in g['params']]
     log = (args.out / 'log.csv').open('a' if start else 'w', newline='') if rank == 0 else None
     writer, began = None, time.monotonic()
@@ -191,8 +194,9 @@ def train_worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """``tar-vis train RECIPE --data DIR --out DIR``."""
     parser = argparse.ArgumentParser(prog='tar-vis train', description='Train a model by a recipe.')
-    parser.add_argument('recipe', help='packaged recipe (nano, nano_tar) or a YAML file')
-    parser.add_argument('--data', type=Path, required=True, help="folder under which the recipe's COCO files lie")
+    parser.add_argument('recipe', help='packaged recipe (nano, nano_tar, crowd, crowd_tar) or a YAML file')
+    parser.add_argument('--data', type=Path, default=Path(),
+                        help="folder under which the recipe's COCO files lie (default: here)")
     parser.add_argument('--out', type=Path, required=True, help='folder for checkpoint, log and weights')
     parser.add_argument('--backbone', type=Path, help='start the backbone from this DeepLabV3 MobileNetV2 file')
     parser.add_argument('--init', type=Path, help='start from these weights (safetensors)')

@@ -127,7 +127,8 @@ def without_extras(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str,
             kept[name] = value
             continue
         if name.endswith('relative_position_index'):
-            index = relative_position_index(isqrt(value.shape[0]) if value.dim() else 0)
+            square = value.dim() == 2 and value.shape[0] == value.shape[1]
+            index = relative_position_index(isqrt(len(value)) if square else 0)
             if not torch.equal(value.long(), index):
                 raise WeightsError(f'{source}: {name} is not the index of a square window, as this model computes it')
         dropped.append((name, reason))
