@@ -18,6 +18,7 @@ from tar_vis_core.errors import TarVisError
 ELSEWHERE = {
     'train': ('tar_vis_core.training.train', 'train a model by a recipe'),
     'eval': ('tar_vis_core.evaluation.evaluate', 'mask AP on stills, by layers and by routing'),
+    'data': ('tar_vis_core.data.command', 'make videos of look-alike crowds, look at data sets'),
     'bench': ('tar_vis_core.evaluation.speed', 'time of the whole step and of its stages'),
     'weights': ('tar_vis_core.weights.command', 'list, get, verify and convert files of weights'),
 }

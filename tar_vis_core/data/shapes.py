@@ -27,7 +27,10 @@ class Shape:
         return Shape(label, rng.random(6))
 
     def outline(self, phase: float) -> np.ndarray:
-        """Corners ``(n, 2)`` of the closed curve about the origin, about 2 across; ``phase`` (radians) articulates."""
+        """The closed curve about the origin, corners ``(n, 2)``, about 2 across (a worm 2.7).
+
+        ``phase`` (radians) articulates it.
+        """
         return OUTLINES[CROWD[self.label]](self.traits, phase)
 
 
@@ -73,8 +76,8 @@ def worm(traits: np.ndarray, phase: float) -> np.ndarray:
     """A long band with round ends along a travelling wave."""
     reach, thick = 1.35, 0.23 + 0.06 * traits[0]
     end = np.linspace(0, math.pi / 2, 8)
-    x = np.concatenate([-reach + thick * (1 - np.cos(end)), np.linspace(-reach + thick, reach - thick, POINTS // 3)[1:-1],
-                        reach - thick * (1 - np.cos(end[::-1]))])
+    trunk = np.linspace(-reach + thick, reach - thick, POINTS // 3)[1:-1]
+    x = np.concatenate([-reach + thick * (1 - np.cos(end)), trunk, reach - thick * (1 - np.cos(end[::-1]))])
     half_width = thick * np.concatenate([np.sin(end), np.ones(POINTS // 3 - 2), np.sin(end[::-1])])
     wave = (0.22 + 0.18 * traits[1]) * np.sin((1.8 + 0.9 * traits[2]) * x + 2 * math.pi * traits[3] + phase)
     return _ribbon(x, wave, half_width)

@@ -49,14 +49,18 @@ class VideoRecord:
 
     def frames(self) -> Iterator[np.ndarray]:
         """The pictures in time order, ``(h, w, 3)`` uint8 RGB."""
-        for path in self.paths:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-            if image is None:
-                raise DataError(f'{path}: not a readable image; expected JPEG or PNG')
-            if image.shape[:2] != (self.height, self.width):
-                raise DataError(f'{path}: the image is {image.shape[1]}x{image.shape[0]}, '
-                                f'its annotation file says {self.width}x{self.height}')
-            yield image
+        return map(self.frame, range(len(self.paths)))
+
+    def frame(self, index: int) -> np.ndarray:
+        """One picture, ``(h, w, 3)`` uint8 RGB. Raises DataError where it is unreadable or of another size."""
+        path = self.paths[index]
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is None:
+            raise DataError(f'{path}: not a readable image; expected JPEG or PNG')
+        if image.shape[:2] != (self.height, self.width):
+            raise DataError(f'{path}: the image is {image.shape[1]}x{image.shape[0]}, '
+                            f'its annotation file says {self.width}x{self.height}')
+        return image
 
 
 def load_ytvis(json_path: str | Path) -> list[VideoRecord]:

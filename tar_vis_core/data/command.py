@@ -1,0 +1,67 @@
+"""``tar-vis data``: make videos, and look at what a data set holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from tar_vis_core.data.coco import DataError
+
+
+def synth(args: argparse.Namespace) -> None:
+    """Writes made-up videos of look-alike crowds."""
+    from tar_vis_core.data.synth import SynthVideos
+    from tar_vis_core.data.ytvis_writer import write_ytvis
+    from tar_vis_core.models.class_sets import CROWD
+
+    made = SynthVideos(args.size, args.frames, length=args.videos, seed=args.seed)
+    clips = (made[i] for i in tqdm(range(len(made)), unit='video'))
+    path = write_ytvis(args.out, clips, CROWD, f'tar-vis data synth --videos {args.videos} --frames {args.frames} '
+                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed}')
+    print(f'{path}: {args.videos} videos of {args.frames} frames')
+
+
+def check(args: argparse.Namespace) -> None:
+    """Prints what a file holds, and draws samples of it."""
+    from tar_vis_core.data.check import contact_sheet, describe, open_set
+
+    data = open_set(args.path)
+    print('\n'.join(describe(data)))
+    if args.sheet:
+        sheet = cv2.cvtColor(contact_sheet(data, args.seed), cv2.COLOR_RGB2BGR)
+        if args.sheet.suffix.lower() not in ('.png', '.jpg') or not cv2.imwrite(str(args.sheet), sheet):
+            raise DataError(f'{args.sheet} could not be written; give a .png or .jpg in a folder that is there')
+        print(f'\nsamples: {args.sheet}')
+
+
+def size(text: str) -> tuple[int, int]:
+    """``HxW`` as (height, width)."""
+    height, _, width = text.partition('x')
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r}: expected HEIGHTxWIDTH in pixels, such as 192x288')
+    return int(height), int(width)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``tar-vis data synth|check``."""
+    parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, look at data sets.')
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    making = actions.add_parser('synth', help='made-up videos of look-alike crowds, as a YouTube-VIS file')
+    making.add_argument('out', type=Path, help='folder for instances.json and JPEGImages')
+    making.add_argument('--videos', type=int, default=50, help='how many (default: 50)')
+    making.add_argument('--frames', type=int, default=36, help='frames of each (default: 36)')
+    making.add_argument('--size', type=size, default=(192, 288), metavar='HxW', help='pixels (default: 192x288)')
+    making.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
+    making.set_defaults(call=synth)
+    checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds, draw samples')
+    checking.add_argument('path', type=Path, help='the JSON file, or a folder with one')
+    checking.add_argument('--sheet', type=Path, metavar='PNG', help='draw samples with their masks into this picture')
+    checking.add_argument('--seed', type=int, default=0, help='which samples are drawn (default: 0)')
+    checking.set_defaults(call=check)
+    args = parser.parse_args(argv)
+    args.call(args)
+    return 0

@@ -1,0 +1,58 @@
+"""Labelled clips to a YouTube-VIS file with its frames, as :func:`tar_vis_core.data.ytvis.load_ytvis` reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from tar_vis_core.data.coco import DataError
+from tar_vis_core.data.transforms import Sample
+
+
+def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[str, ...], description: str) -> Path:
+    """Write ``instances.json`` and ``JPEGImages/VIDEO/FRAME.jpg``; gives the path of the JSON, which comes last.
+
+    A sample's masks must stand at the same index in all frames of its clip. Raises DataError where the folder holds
+    such a file already.
+    """
+    path = folder / 'instances.json'
+    if path.exists():
+        raise DataError(f'{path} is there already; choose another folder')
+    videos, annotations = [], []
+    for number, clip in enumerate(clips, 1):
+        height, width = clip[0].image.shape[1:]
+        names = [f'{number:05d}/{frame:05d}.jpg' for frame in range(len(clip))]
+        (folder / 'JPEGImages' / f'{number:05d}').mkdir(parents=True, exist_ok=True)
+        for name, sample in zip(names, clip, strict=True):
+            picture = cv2.cvtColor(sample.image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR)
+            if not cv2.imwrite(str(folder / 'JPEGImages' / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+                raise DataError(f'{folder / "JPEGImages" / name} could not be written')
+        videos.append({'id': number, 'file_names': names, 'height': height, 'width': width, 'length': len(clip),
+                       'exhaustive': int(all(sample.exhaustive for sample in clip))})
+        for index, label in enumerate(clip[0].labels.tolist()):
+            rles = [_rle(sample.masks[index].numpy()) for sample in clip]
+            annotations.append({
+                'id': len(annotations) + 1, 'video_id': number, 'category_id': label + 1, 'iscrowd': 0,
+                'height': height, 'width': width, 'segmentations': rles,
+                'areas': [rle and int(coco_mask.area(rle)) for rle in rles],
+                'bboxes': [rle and coco_mask.toBbox(rle).tolist() for rle in rles]})
+    content = {'info': {'description': description}, 'videos': videos, 'annotations': annotations,
+               'categories': [{'id': i, 'name': name} for i, name in enumerate(class_names, 1)]}
+    half = path.with_suffix('.tmp')
+    half.write_text(json.dumps(content))
+    os.replace(half, path)
+    return path
+
+
+def _rle(mask: np.ndarray) -> dict | None:
+    """Compressed run lengths of a boolean mask; None for an empty one."""
+    if not mask.any():
+        return None
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {'size': rle['size'], 'counts': rle['counts'].decode()}
