@@ -25,12 +25,24 @@ ELSEWHERE = {
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it runs; the same words as the node's parameters."""
-    parser.add_argument('--preset', default='nano', help='nano or minvis_r50 (default: nano)')
+    """Which model, and how it runs; the words are those of the node's parameters."""
+    from tar_vis_core.models.presets import PRESETS, TRACKERS
+
+    parser.add_argument('--preset', default='nano', help=f'{", ".join(PRESETS)} (default: nano)')
     parser.add_argument('--weights', type=Path, help="safetensors file (default: the preset's packaged weights)")
+    parser.add_argument('--adapter', type=Path, help='safetensors file with TAR for weights without it')
+    parser.add_argument('--tracker', default='auto', help=f"auto (the model's own), {', '.join(TRACKERS)}")
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
     parser.add_argument('--precision', default='float32', help='float32, float16 or bfloat16')
     parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: torch's own)")
+
+
+def make_segmenter(args: argparse.Namespace, options):
+    """The VideoSegmenter of :func:`add_model_options`, with SegmenterOptions."""
+    from tar_vis_core.segmenter import VideoSegmenter
+
+    return VideoSegmenter(args.preset, args.weights, args.device, args.precision, options, args.threads,
+                          args.tracker, args.adapter)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
     from tar_vis_core.frames import open_frames, play
     from tar_vis_core.overlay import draw_overlay
     from tar_vis_core.results import OverlayVideo, result_line
-    from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+    from tar_vis_core.segmenter import SegmenterOptions
 
     given = {name: getattr(args, name) for name in ('routing', 'score_threshold') if getattr(args, name) is not None}
     options = SegmenterOptions(**given)
-    segmenter = VideoSegmenter(args.preset, args.weights, args.device, args.precision, options, args.threads)
+    segmenter = make_segmenter(args, options)
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
     args.out.mkdir(parents=True, exist_ok=True)
     with open_frames(args.source) as reader, (args.out / 'instances.jsonl').open('w') as lines:
@@ -75,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument('source', help="video file, folder of images, camera (0), or 'photographs'")
     running.add_argument('--out', type=Path, default=Path('results'), help='folder for the results (default: results)')
     running.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
-    running.add_argument('--routing', help='adaptive (default), full or fixed')
+    running.add_argument('--routing', help='auto (default), adaptive, full or fixed')
     running.add_argument('--score-threshold', type=float, help='score that a new track needs, 0 to 1')
     add_model_options(running)
     running.set_defaults(call=run)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tar_vis_core.cli import add_model_options
+from tar_vis_core.cli import add_model_options, make_segmenter
 from tar_vis_core.device import pick_device
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.evaluation.cost import STAGES, clock_of, gflops_by_stage, memory, metered, parameters_by_part
@@ -151,17 +151,17 @@ def read_images(args: argparse.Namespace) -> tuple[list[np.ndarray], float]:
         return images, reader.fps
 
 
-def make_segmenter(args: argparse.Namespace) -> VideoSegmenter:
+def segmenter_of(args: argparse.Namespace) -> VideoSegmenter:
     """The model of the command line; ValueError where both weights and none are asked for."""
     options = SegmenterOptions(routing='full')
     if not args.untrained:
-        return VideoSegmenter(args.preset, args.weights, args.device, args.precision, options, args.threads)
+        return make_segmenter(args, options)
     if args.weights:
         raise ValueError('--untrained and --weights exclude each other; give one of them')
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    return VideoSegmenter.from_model(build_model(args.preset), args.device, args.precision, options)
+    return VideoSegmenter.from_model(build_model(args.preset), args.device, args.precision, options, args.tracker)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         images, rate = read_images(args)
         memory_before = memory(pick_device(args.device))[0]
-        segmenter = make_segmenter(args)
+        segmenter = segmenter_of(args)
         # what fresh routers skip means nothing
         tar = segmenter.model.config.routing and not args.untrained
         figures = measure(segmenter, images, rate, ('full', 'adaptive') if tar else ('full',), args.warm_up,
