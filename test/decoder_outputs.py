@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.models.masked_decoder import DecoderOutput
@@ -43,12 +44,12 @@ def drifting_objects(frames: int, queries: int, dim: int = 16, noise: float = 0.
     generator = torch.Generator().manual_seed(seed)
 
     def drifting(width: int, scale: float) -> Tensor:
-        base = scale * torch.randn(queries, width, generator=generator)
-        return base + noise * torch.randn(frames, queries, width, generator=generator)
+        base = F.normalize(torch.randn(queries, width, generator=generator), dim=1)  # none outshines another
+        return scale * width ** 0.5 * base + noise * torch.randn(frames, queries, width, generator=generator)
 
     cells = (2 * torch.eye(queries) - 1).expand(frames, -1, -1)
     cells = torch.cat((cells, torch.zeros(frames, queries, max(0, dim - queries))), -1)[..., :max(dim, queries)]
-    return decoder_output(drifting(6, 3), cells, drifting(dim, 1), drifting(dim, 3))
+    return decoder_output(drifting(6, 1), cells, drifting(dim, 1), drifting(dim, 3))
 
 
 def one_cell_each(frames: int, queries: int) -> Tensor:

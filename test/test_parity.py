@@ -14,7 +14,8 @@ import pytest
 import torch
 from parity_data import expected, formula, official_state, recording
 
-from tar_vis_core.evaluation.whole_video import segment_video
+from tar_vis_core.device import compute_context
+from tar_vis_core.evaluation.whole_video import VideoInstances, mean_logits, rows_by_slot, segment_video
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features
@@ -206,10 +207,14 @@ def test_frame_by_frame_with_state(run):
         torch.testing.assert_close(masks, at_once, rtol=0, atol=max(1e-3, 1e-5 * float(at_once.abs().max())))
 
 
+def instances(run, tracked: Tracked, features: Features) -> VideoInstances:
+    clip = run.clip
+    geometry = MaskGeometry(tuple(features.mask_features.shape[-2:]), clip.padded, clip.frames[1:], clip.output)
+    return segment_video(tracked, features.mask_features, geometry, len(run.recorded['final_scores']))
+
+
 def test_instances_of_the_video(run):
-    clip, recorded = run.clip, run.recorded
-    geometry = MaskGeometry(tuple(run.features.mask_features.shape[-2:]), clip.padded, clip.frames[1:], clip.output)
-    video = segment_video(run.tracked, run.features.mask_features, geometry, len(recorded['final_scores']))
+    recorded, video = run.recorded, instances(run, run.tracked, run.features)
     run.check('final_scores', video.scores)
     run.check('final_labels', video.labels)
     if run.network.tracker is not None:
@@ -219,3 +224,53 @@ def test_instances_of_the_video(run):
     shape = recorded['final_masks_shape']
     masks = np.unpackbits(recorded['final_masks_packed'])[:shape.prod()].reshape(shape).astype(bool)
     assert ((video.masks.numpy() != masks).sum((2, 3)) <= allowed).all()
+
+
+def check_top(run, tracked: Tracked, features: Features, distance: float) -> None:
+    """The video's instances have their scores within ``distance`` of float32's, and those that lead the eleventh by
+    more than that are all there."""
+    rows = [torch.from_numpy(rows_by_slot(t.slots)[1]) for t in (run.tracked, tracked)]
+    plain, half = (mean_logits(t.logits, row).softmax(-1)[:, :-1]
+                   for t, row in zip((run.tracked, tracked), rows, strict=True))
+    best = plain.flatten().topk(11)
+    picked = best.indices[:10]
+    assert (plain.flatten()[picked] - half.flatten()[picked]).abs().max() < distance
+    leading = picked[best.values[:10] - best.values[10] > distance]
+    video = instances(run, tracked, features)
+    assert len(leading) > 3
+    assert set(leading.tolist()) <= set((video.queries * plain.shape[1] + video.labels).tolist())
+
+
+@torch.no_grad()
+def test_bfloat16_stays_near_float32(run):
+    """Half precision rounds; and where a mask logit is near zero, it lets a query attend elsewhere.
+
+    With random weights most of the distance comes from that: with float32's attention masks every class logit of a
+    frame stays within 0.2 of float32's, with its own the mean does, and scores of a video's instances within 0.05.
+    """
+    if 'r50' not in run.clip.family or run.clip.prefix:
+        pytest.skip('one backbone and size is enough')
+    network, layers = run.network, run.network.decoder.layers
+    tracker = make_tracker(network.config.tracker, network)
+    keeps: list[torch.Tensor] = []
+    recording = [layer.register_forward_pre_hook(lambda _, inputs: keeps.append(inputs[-1])) for layer in layers]
+    network.decode(run.features)
+    for hook in recording:
+        hook.remove()
+
+    with compute_context(torch.device('cpu'), torch.bfloat16):
+        features = network.encode(network.normalize(run.frames))
+        decoded = network.decode(features)
+        assert decoded.logits.dtype == torch.bfloat16
+        assert (decoded.logits - run.decoded.logits).abs().mean() < 0.2
+        tracked, _ = tracker.track(decoded, features.mask_features, None)
+        check_top(run, tracked, features, distance=0.05)
+
+        replaying = [layer.register_forward_pre_hook(lambda _, inputs, keep=keep: (*inputs[:-1], keep))
+                     for layer, keep in zip(layers, keeps, strict=True)]
+        decoded = network.decode(features)
+        for hook in replaying:
+            hook.remove()
+        assert (decoded.logits - run.decoded.logits).abs().max() < 0.2
+        tracked, _ = tracker.track(decoded, features.mask_features, None)
+        check_top(run, tracked, features, distance=0.02)
