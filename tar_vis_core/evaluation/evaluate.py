@@ -1,8 +1,8 @@
-"""``tar-vis eval``: mask AP on COCO-style stills by number of decoder layers and by routing, with controls.
+"""``tar-vis eval``: mask AP on stills or videos by number of decoder layers and by routing, with controls.
 
 Temporal routing needs a frame before. On stills that is the picture itself, moved a little: a camera that pans. The
 controls say what a router's choice is worth: all layers, every routable layer skipped, and random gates that execute
-as often as the router does.
+as often as the router does. Videos are the matter of ``video_eval``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import torch
 from tqdm import tqdm
 
 from tar_vis_core.data.coco import load_coco
+from tar_vis_core.device import pick_device
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.evaluation import video_eval
 from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate
 from tar_vis_core.instances import place_runs
 from tar_vis_core.masks import MaskGeometry
@@ -56,11 +58,12 @@ def to_predictions(model: VideoInstanceModel, image: np.ndarray, features: Featu
                    geometry: MaskGeometry) -> list[Prediction]:
     """Everything that the decoder says above :data:`MIN_SCORE`, with the segmenter's own scores and duplicates."""
     names = model.config.class_names
-    semantic = features.semantic[0] if model.config.semantic_classes else None
+    semantic = features.semantic[0].cpu() if model.config.semantic_classes else None
     found = detect(
-        out.logits[0].softmax(-1),
-        lambda queries: model.mask_logits(out.mask_embeddings[:, queries], features.mask_features)[0],
-        out.embeddings[0], semantic, image, geometry, MIN_SCORE, np.ones(len(names), bool))
+        out.logits[0].softmax(-1).cpu(),
+        lambda queries: model.mask_logits(
+            out.mask_embeddings[:, queries.to(out.logits.device)], features.mask_features)[0].cpu(),
+        out.embeddings[0].cpu(), semantic, image, geometry, MIN_SCORE, np.ones(len(names), bool))
     full = []
     for detection in found:
         mask = place_runs(detection.runs, detection.box, *image.shape[:2])
@@ -81,7 +84,7 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
         both = []
         for frame in (frame_before(image, np.random.default_rng(number)), image):
             small = resized(frame, short_side)
-            images = model.normalize(small)
+            images = model.normalize(small.to(model.pixel_mean.device))
             both.append(model.encode(images))
         previous = model.decode(both[0]).queries
         geometry = MaskGeometry(both[1].mask_features.shape[-2:], images.shape[-2:], small.shape[-2:], image.shape[:2])
@@ -98,7 +101,11 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
 
 
 def ways_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict[str, Callable]:
-    """The decodings to compare: the first k layers, and TAR with its controls."""
+    """The decodings to compare: the first k layers, and TAR with its controls.
+
+    Each takes (features, previous queries), None for the first frame of a video. The random gates keep to the rate
+    of the routers up to now: on every frame they must come after 'TAR'.
+    """
     def fixed(k: int) -> Callable:
         return lambda features, previous: model.decode(features, routing='fixed', fixed_layers=k)
 
@@ -106,21 +113,31 @@ def ways_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict
     if not routing:
         return ways
     rng = np.random.default_rng(0)
-    rate: list[float] = []
+    rate: list[float] = []      # share of the routed layers that ran, by frame: the routers', then the random gates'
+    drawn: list[float] = []
 
-    def adaptive(features: Features, previous: torch.Tensor) -> DecoderOutput:
+    def share_of(out: DecoderOutput) -> float:
+        return float(np.mean(out.trace.executed[model.config.warmup_layers:]))
+
+    def adaptive(features: Features, previous: torch.Tensor | None) -> DecoderOutput:
         out = model.decode(features, previous, 'adaptive')
-        rate.append(np.mean(out.trace.executed[model.config.warmup_layers:]))
+        if previous is not None:
+            rate.append(share_of(out))
         return out
 
-    def random_gates(features: Features, previous: torch.Tensor) -> DecoderOutput:
-        decoder, share = model.decoder, float(np.mean(rate))
+    def random_gates(features: Features, previous: torch.Tensor | None) -> DecoderOutput:
+        if previous is None:
+            return model.decode(features)
+        # the mean up to now lags behind a rate that changes: what it missed is made up for over some twenty frames
+        decoder, share = model.decoder, np.mean(rate) + (sum(rate[:-1]) - sum(drawn)) / 20
         decoder.execute_probability = lambda x, p, layer, bias: list(      # shadows the method for this one call
             (rng.random(len(decoder.layers) - layer) < share).astype(float))
         try:
-            return model.decode(features, previous, 'adaptive')
+            out = model.decode(features, previous, 'adaptive')
         finally:
             del decoder.execute_probability
+        drawn.append(share_of(out))
+        return out
 
     def biased(bias: float) -> Callable:
         return lambda features, previous: model.decode(features, previous, 'adaptive', skip_bias=bias)
@@ -129,28 +146,46 @@ def ways_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict
             'TAR, random gates': random_gates}
 
 
+def prepare(args: argparse.Namespace) -> tuple[VideoInstanceModel, dict[str, Callable]]:
+    """The model of the command line, on its device, and its ways of decoding."""
+    model = load_model(args.preset, args.weights or packaged_weights(args.preset), args.adapter)
+    ways = ways_of(model, args.layers, model.config.routing and not args.no_routing)
+    return model.to(pick_device(args.device)), ways
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog='tar-vis eval', description=__doc__.split('\n\n')[0])
+    made.add_argument('--data', type=Path, required=True,
+                      help="COCO JSON, images beside it; or YouTube-VIS JSON, frames in JPEGImages beside it")
+    made.add_argument('--preset', default='nano')
+    made.add_argument('--weights', type=Path, help="safetensors file; the preset's packaged weights by default")
+    made.add_argument('--adapter', type=Path, help='safetensors file with TAR for weights without it')
+    made.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
+    made.add_argument('--layers', type=int, nargs='*', default=[0, 1, 3, 6, 9], help='first k layers to evaluate')
+    made.add_argument('--no-routing', action='store_true', help='leave out TAR and its controls')
+    made.add_argument('--short-side', type=int, default=0, help="input size; 0 for the preset's")
+    made.add_argument('--categories', nargs='+', help="stills: person by default, 'voc' for the 20 VOC classes; "
+                                                      'videos: all by default')
+    made.add_argument('--json', type=Path, help='write the figures here, too')
+    video_eval.add_options(made.add_argument_group('videos'))
+    return made
+
+
 def main(argv: list[str] | None = None) -> int:
-    """``tar-vis eval --data COCO.json``."""
-    parser = argparse.ArgumentParser(prog='tar-vis eval', description=__doc__.split('\n\n')[0])
-    parser.add_argument('--data', type=Path, required=True, help='COCO annotation file; images lie beside it')
-    parser.add_argument('--preset', default='nano')
-    parser.add_argument('--weights', type=Path, help="safetensors file; the preset's packaged weights by default")
-    parser.add_argument('--layers', type=int, nargs='*', default=[0, 1, 3, 6, 9], help='first k layers to evaluate')
-    parser.add_argument('--no-routing', action='store_true', help='leave out TAR and its controls')
-    parser.add_argument('--short-side', type=int, default=0, help="input size; 0 for the preset's")
-    parser.add_argument('--categories', nargs='+', default=['person'], help="COCO names; 'voc' for the 20 VOC classes")
-    parser.add_argument('--json', type=Path, help='write the figures here, too')
-    args = parser.parse_args(argv)
+    """``tar-vis eval --data FILE.json``."""
+    args = parser().parse_args(argv)
     try:
-        model = load_model(args.preset, args.weights or packaged_weights(args.preset))
+        if video_eval.holds_videos(args.data):
+            return video_eval.run(args, prepare)
         records = load_coco(args.data, preload=False)
-        ways = ways_of(model, args.layers, model.config.routing and not args.no_routing)
+        model, ways = prepare(args)
         rows = evaluate_routings(model, records, ways, args.short_side or model.config.short_side,
-                                 tuple(args.categories))
+                                 tuple(args.categories or ['person']))
     except (TarVisError, ValueError) as error:
         print(f'tar-vis eval: {error}', file=sys.stderr)
         return 1
-    print(f'\n{args.data.name}: {len(records)} images; person masks, percent')
+    print(f'\n{args.data.name}: {len(records)} images; {rows[-1].result.categories[0].name} masks, percent')
     print(f'{"decoding":<20}{"layers":>8}{"AP":>8}{"AP50":>8}{"AP75":>8}{"small":>8}{"medium":>8}{"large":>8}')
     for row in rows:
         first = row.result.categories[0]

@@ -23,6 +23,7 @@ from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.evaluation.tubes import (
     Rles,
     TubePrediction,
+    by_video_and_category,
     check_tubes,
     frame_areas,
     frame_intersections,
@@ -61,6 +62,7 @@ def identity_measures(records: Sequence[VideoRecord], predictions: Sequence[Tube
     Raises ValueError for a prediction that does not fit its video.
     """
     check_tubes(predictions, records)
+    answers = by_video_and_category(predictions)
     names = sorted({track.category for record in records for track in record.tracks})
     objects = masks = predicted = switches = found = 0
     hits, wanted, given, associated = np.zeros((4, len(OVERLAPS)))
@@ -69,8 +71,7 @@ def identity_measures(records: Sequence[VideoRecord], predictions: Sequence[Tube
             if not is_evaluated(record, name):
                 continue
             truth = [t.rles for t in record.tracks if t.category == name and not t.crowd]
-            tubes = [p.rles for p in predictions
-                     if p.video_id == record.id and p.category == name and p.score >= min_score]
+            tubes = [p.rles for p in answers.get((record.id, name), []) if p.score >= min_score]
             ious, seen, shown = overlaps(truth, tubes, len(record.paths))
             may_be_real = bool(truth) and not record.exhaustive
             counted = shown & (ious >= MATCH - ROUNDING).any(1) if may_be_real else shown

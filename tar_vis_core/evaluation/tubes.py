@@ -39,6 +39,14 @@ def check_tubes(predictions: Sequence[TubePrediction], records: Sequence[VideoRe
             raise ValueError(f'prediction {number} has a mask of size {list(wrong)}, its video {record.id} has {size}')
 
 
+def by_video_and_category(predictions: Sequence[TubePrediction]) -> dict[tuple[int, str], list[TubePrediction]]:
+    """The predictions of each (video id, category), in their order."""
+    groups: dict[tuple[int, str], list[TubePrediction]] = {}
+    for tube in predictions:
+        groups.setdefault((tube.video_id, tube.category), []).append(tube)
+    return groups
+
+
 def is_evaluated(record: VideoRecord, category: str) -> bool:
     """Whether the video says anything of that category: one that is annotated for persons does not of others."""
     return record.annotated == 'all' or category == record.annotated

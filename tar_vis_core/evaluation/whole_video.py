@@ -6,7 +6,9 @@ et al. 2023). The slots of query matching and of the referring tracker always ar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ class VideoInstances:
     scores: Tensor    # (K,) float32, softmax of the mean logits
     labels: Tensor    # (K,) int64, 0-based class
     queries: Tensor   # (K,) int64, the tracker's slot
-    masks: Tensor     # (K, T, H, W) bool, at the video's own size
+    masks: Any        # (K, T, H, W) bool, at the video's own size; or what was kept of each frame, a list
     # (K,) float32, mean probability of the masks' pixels (Mask2Former); CTVIS multiplies its scores by it
     mask_scores: Tensor
 
@@ -68,22 +70,25 @@ def resize_mask_logits(mask_logits: Tensor, geometry: MaskGeometry) -> Tensor:
 
 
 @torch.no_grad()
-def segment_video(tracked: Tracked, mask_features: Tensor, geometry: MaskGeometry,
-                  max_instances: int = 10) -> VideoInstances:
+def segment_video(tracked: Tracked, mask_features: Tensor | Sequence[Tensor], geometry: MaskGeometry,
+                  max_instances: int = 10, keep: Callable[[Tensor], Any] | None = None) -> VideoInstances:
     """The instances of a video from all its frames, tracked, and their mask features ``(T, D, h, w)``.
 
+    A long video's masks are large: ``keep`` takes a frame's ``(K, H, W)`` and gives what is to be kept of them.
     No score threshold and no duplicate removal: the metric wants all of them. MinVIS and DVIS++ give 10 instances
     (20 on OVIS), CTVIS as many as there are classes. In a frame without the slot its mask is empty.
     """
-    numbers, rows = (torch.from_numpy(x).to(mask_features.device) for x in rows_by_slot(tracked.slots))
+    numbers, rows = (torch.from_numpy(x).to(mask_features[0].device) for x in rows_by_slot(tracked.slots))
     probabilities = mean_logits(tracked.logits, rows).softmax(-1)[:, :-1]
     classes = probabilities.shape[1]
     scores, picked = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
     slots, labels = picked // classes, picked % classes
-    masks, pixels, total = [], 0, 0
+    kept, pixels, total = [], 0, 0
     for t, row in enumerate(rows[slots].T):  # one frame at a time bounds the memory of the resize
         logits = resize_mask_logits(masks_of(tracked, t, row.clamp(min=0), mask_features), geometry)
-        masks.append((logits > 0) & (row >= 0)[:, None, None])
-        pixels = pixels + masks[-1].sum((1, 2))
-        total = total + (logits.sigmoid() * masks[-1]).sum((1, 2))
-    return VideoInstances(scores, labels, numbers[slots], torch.stack(masks, 1), total / pixels.clamp(min=1))
+        masks = (logits > 0) & (row >= 0)[:, None, None]
+        pixels = pixels + masks.sum((1, 2))
+        total = total + (logits.sigmoid() * masks).sum((1, 2))
+        kept.append(keep(masks) if keep else masks)
+    return VideoInstances(scores, labels, numbers[slots], kept if keep else torch.stack(kept, 1),
+                          total / pixels.clamp(min=1))

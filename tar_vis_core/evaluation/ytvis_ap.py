@@ -20,6 +20,7 @@ import numpy as np
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.evaluation.tubes import (
     TubePrediction,
+    by_video_and_category,
     check_tubes,
     frame_areas,
     frame_intersections,
@@ -93,9 +94,7 @@ def evaluate_tubes(records: Sequence[VideoRecord], predictions: Sequence[TubePre
     Raises ValueError for a prediction that does not fit its video.
     """
     check_tubes(predictions, records)
-    found: dict[tuple[int, str], list[TubePrediction]] = {}
-    for tube in predictions:
-        found.setdefault((tube.video_id, tube.category), []).append(tube)
+    found = by_video_and_category(predictions)
     names = sorted({track.category for record in records for track in record.tracks})
     scored = []
     for name in names if categories is None else [n for n in names if n in categories]:
