@@ -98,7 +98,7 @@ class VideoSegmenter:
         _whole('threads', threads, 0)
         if threads:
             torch.set_num_threads(threads)
-        model = load_model(preset, packaged_weights(preset) if weights is None else weights)
+        model = load_model(preset, packaged_weights(preset) if weights is None else weights, adapter)
         self._set_up(model, place, dtype, options, tracker)
 
     @classmethod
@@ -236,4 +236,4 @@ def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:
     if (model.tracker is None) if name == 'referring' else not model.config.reid:
         raise ValueError(f'tracker is {name!r}, which needs {needs}, and these weights have none; expected auto, '
                          'motion or matching')
-    return model.tracker if name == 'referring' else MemoryBankTracker()
+    return model.tracker if name == 'referring' else MemoryBankTracker(model.config.match_threshold)

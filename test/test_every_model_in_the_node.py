@@ -10,6 +10,7 @@ from node_process import Client, NodeProcess, picture
 
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import build_model
+from tar_vis_core.weights.adapter import split_adapter
 from tar_vis_core.weights.loading import save_weights
 
 OFFICIAL = [name for name, config in PRESETS.items() if config.family != 'nano']
@@ -50,3 +51,27 @@ def test_it_answers_images(client, preset, tmp_path):
     assert [r.frame_index for r in results] == sorted(r.frame_index for r in results)
     for result in results:
         assert len({i.track_id for i in result.instances}) == len(result.instances)
+
+
+def test_an_adapter_brings_routing_to_weights_without_it(client, tmp_path):
+    files = [tmp_path / name for name in ('full', 'base', 'adapter')]
+    torch.manual_seed(6)
+    save_weights(build_model('dvispp_r50'), files[0], {'kind': 'model', 'preset': 'dvispp_r50'}, torch.float16)
+    split_adapter(*files)
+    assert client.set(model='dvispp', backbone='r50', weights=str(files[1]), adapter=str(files[2]),
+                      input_short_side=96, score_threshold=0.0, refresh_frames=0, skip_bias=0.0) == ''
+    assert client.transition('configure'), client.process.output
+    assert client.transition('activate')
+    first, second = (client.ask(client.image(picture(shift=step))) for step in range(2))
+    assert first.routing.executed == (True,) * 9 and all(map(math.isnan, first.routing.execute_probability))
+    assert not any(map(math.isnan, second.routing.execute_probability[1:])), 'the routers were asked'
+    assert client.set(skip_bias=100.0) == ''
+    assert client.ask(client.image(picture(shift=3))).routing.executed == (True,) + (False,) * 8
+    assert client.transition('deactivate') and client.transition('cleanup')
+    # on other weights it is refused
+    other = tmp_path / 'other'
+    save_weights(build_model('dvispp_r50', routing=False), other, {'kind': 'model', 'preset': 'dvispp_r50'})
+    assert client.set(weights=str(other)) == ''
+    assert not client.transition('configure')
+    assert 'adapter' in client.process.lines('cannot configure')[-1]
+    assert client.set(adapter='', weights='', model='nano', backbone='') == ''

@@ -43,6 +43,7 @@ class ModelConfig:
     referring_layers: int = 0               # layers of DVIS++'s referring tracker; 0: the model has none
     referring_ffn: int = 2048
     tracker: str = 'matching'               # one of ``TRACKERS``
+    match_threshold: float = 0.2            # of the tracker 'memory_bank'
     routing: bool = True                    # Synchronizer and Routers present
     # True: the decoder tells person from object, and the backbone's semantic head names the objects.
     semantic_classes: bool = False
@@ -61,7 +62,7 @@ PRESETS = {
         pixel_std=(127.5,) * 3, tracker='motion', semantic_classes=True),
     'minvis_r50': ModelConfig('minvis', 'r50', short_side=360),
     'minvis_swin_l': ModelConfig('minvis', 'swin_l', queries=200),
-    'ctvis_r50': ModelConfig('ctvis', 'r50', reid=True),
+    'ctvis_r50': ModelConfig('ctvis', 'r50', reid=True, match_threshold=0.3),
     'dvispp_r50': ModelConfig('dvispp', 'r50', reid=True, referring_layers=6, tracker='referring'),
     'dvispp_vit_adapter_l': ModelConfig(
         'dvispp', 'vit_adapter_l', queries=200, reid=True, referring_layers=6, tracker='referring'),
