@@ -253,6 +253,8 @@ def test_the_command_scores_a_model_and_afterwards_its_file(data, tmp_path, caps
     read = json.loads((tmp_path / 'figures.json').read_text())[0]
     assert read['mean'] == pytest.approx(ran['mean'], nan_ok=True)
     assert 'HOTA' in capsys.readouterr().out
+    assert main([*words, '--results', str(tmp_path / 'out' / 'first_1.zip'), '--min-score', '0']) == 0
+    assert json.loads((tmp_path / 'figures.json').read_text())[0]['identities'] == ran['identities']
     assert main([*words, '--results', 'nowhere.json']) == 1
     assert 'nowhere.json: not a file of predictions' in capsys.readouterr().err
     assert main([*words[:4], 'cow', '--results', 'nowhere.json']) == 1

@@ -213,7 +213,7 @@ def test_a_crowd_is_neither_found_nor_missed():
 
 
 @pytest.mark.parametrize(('change', 'words'), [
-    ({'video_id': 9}, 'of video 9, which is not in the data'),
+    ({'score': math.nan}, 'has the score nan'), ({'video_id': 9}, 'of video 9, which is not in the data'),
     ({'rles': tube(1, 1)}, 'has 2 frames, its video 2 has 4'),
     ({'rles': [rle(np.ones((4, 5), bool))] + [None] * 3}, r'size \[4, 5\], its video 2 has \[40, 60\]')])
 def test_a_prediction_that_does_not_fit_is_named(change, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,12 +25,14 @@ class TubePrediction:
 
 
 def check_tubes(predictions: Sequence[TubePrediction], records: Sequence[VideoRecord]) -> None:
-    """ValueError that names the prediction whose video is not there or whose masks do not fit it."""
+    """ValueError that names the prediction whose video is not there, whose masks do not fit it, or without a score."""
     videos = {record.id: record for record in records}
     for number, tube in enumerate(predictions):
         record = videos.get(tube.video_id)
         if record is None:
             raise ValueError(f'prediction {number} is of video {tube.video_id!r}, which is not in the data')
+        if not math.isfinite(tube.score):
+            raise ValueError(f'prediction {number} has the score {tube.score}; expected a finite number')
         if len(tube.rles) != len(record.paths):
             raise ValueError(f'prediction {number} has {len(tube.rles)} frames, its video {record.id} has '
                              f'{len(record.paths)}')

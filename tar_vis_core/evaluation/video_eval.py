@@ -157,15 +157,15 @@ class TrackFollower:
 def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], ways: Mapping[str, Way],
                     tubes: str = 'auto', *, categories: Sequence[str] | None = None, tracker: str = 'auto',
                     short_side: int = 0, max_instances: int = 10, options: SegmenterOptions | None = None,
-                    progress: bool = True) -> list[VideoRow]:
+                    min_score: float | None = None, progress: bool = True) -> list[VideoRow]:
     """Run a model through videos by each way of decoding (see ``evaluate.ways_of``), frames encoded once for all.
 
     The model is used where it is and left in evaluation mode. ``tubes`` is 'slots', 'tracks', or 'auto' by the model.
     ``categories`` are the data's names (default: those that are labelled); classes are matched by name, and
     predictions of others are left out. Slots are never refreshed; ``options`` are the segmenter's, for tracks.
-    Identities are measured on slots that score at least one half, and on all tracks. Kept in memory for one video at a
-    time: its mask features at stride 4, and the decoder's outputs. ValueError where model and data or choices do not
-    fit.
+    Identities are measured on tubes of ``min_score`` (default: one half for slots, 0 for tracks). Kept in memory for
+    one video at a time: its mask features at stride 4, and the decoder's outputs.
+    Raises ValueError where model, data and choices do not fit, or scores are not finite.
     """
     config = model.eval().config
     if tubes not in ('auto', 'slots', 'tracks'):
@@ -179,6 +179,8 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
     if not known.keys() & map(plain_name, config.class_names):
         raise ValueError(f'the model knows none of the categories of the data ({", ".join(categories)}), only '
                          f'{", ".join(config.class_names)}')
+    if min_score is None:
+        min_score = 0 if by_track else MATCH
     options = replace(options or SegmenterOptions(), input_short_side=short_side)
     found: dict[str, list[TubePrediction]] = {name: [] for name in ways}
     executed: dict[str, list[np.ndarray]] = {name: [] for name in ways}
@@ -193,8 +195,7 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
             found[name] += [TubePrediction(record.id, known[plain_name(label)], score, rles)
                             for label, score, rles in follower.tubes() if plain_name(label) in known]
             executed[name].append(np.array(follower.executed))
-    return [score_row(name, records, found[name], executed[name], 0 if by_track else MATCH, categories)
-            for name in ways]
+    return [score_row(name, records, found[name], executed[name], min_score, categories) for name in ways]
 
 
 def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Frame:
@@ -252,6 +253,8 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--max-instances', type=int, default=10, help='slots: predictions a video (OVIS: 20)')
     group.add_argument('--score-threshold', type=float, default=SegmenterOptions.score_threshold,
                        help='tracks: score that a new track needs')
+    group.add_argument('--min-score', type=float,
+                       help='score that a tube needs for identity measures (default: 0.5; 0 for tracks)')
     group.add_argument('--results', type=Path, help='evaluate this results.json (or zip) and run no model')
     group.add_argument('--out', type=Path, help='write the predictions of each decoding to this folder')
     group.add_argument('--zip', action='store_true', help='zipped, as a server takes them')
@@ -265,12 +268,13 @@ def run(args: argparse.Namespace, prepare: Callable) -> int:
         raise ValueError(f'--categories {", ".join(sorted(unknown))}: the data has {", ".join(categories.values())}')
     if args.results:
         predictions = read_results(args.results, records, categories)
-        rows = [score_row(args.results.name, records, predictions, [], MATCH, names)]
+        rows = [score_row(args.results.name, records, predictions, [],
+                          MATCH if args.min_score is None else args.min_score, names)]
     else:
         model, ways = prepare(args)
         rows = evaluate_videos(model, records, ways, args.tubes, categories=names, tracker=args.tracker,
                                short_side=args.short_side, max_instances=args.max_instances,
-                               options=SegmenterOptions(score_threshold=args.score_threshold))
+                               options=SegmenterOptions(score_threshold=args.score_threshold), min_score=args.min_score)
     print(f'\n{args.data.name}: {len(records)} videos, {sum(len(r.tracks) for r in records)} labelled objects; percent')
     print(as_table(rows))
     for row in rows:
