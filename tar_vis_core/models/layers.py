@@ -1,4 +1,4 @@
-"""Small parts that the pixel decoder, the masked decoder and the synchronizer share."""
+"""Small parts that the networks share."""
 
 from __future__ import annotations
 
@@ -55,6 +55,43 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class DecoderLayer(nn.Module):
+    """Cross-attention, self-attention, feed-forward; each followed by residual and LayerNorm."""
+
+    def __init__(self, dim: int, heads: int, ffn: int):
+        super().__init__()
+        self.cross_attn = Attention(dim, heads)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, heads)
+        self.self_norm = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, ffn)
+        self.linear2 = nn.Linear(ffn, dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None,
+                position: Tensor | None = None) -> Tensor:
+        """``query`` asks ``key`` and ``value``, the answer is added to ``x (N, Q, D)``.
+
+        ``keep`` as in :class:`Attention`; ``position (Q, D)`` is added to queries and keys among themselves.
+        """
+        x = self.cross_norm(x + self.cross_attn(query, key, value, keep))
+        asking = x if position is None else x + position
+        x = self.self_norm(x + self.self_attn(asking, asking, x))
+        return self.ffn_norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them, as vision transformers name them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class MLP(nn.Module):

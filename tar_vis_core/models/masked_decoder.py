@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.instances import RoutingTrace
-from tar_vis_core.models.layers import MLP, Attention, bilinear, sine_encoding
+from tar_vis_core.models.layers import MLP, DecoderLayer, bilinear, sine_encoding
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, straight_through
 
 ROUTINGS = ('adaptive', 'full', 'fixed')
@@ -52,26 +51,6 @@ class SupervisedOutput:
     queries: Tensor                # (N, Q, D)
     execute: Tensor | None         # (N, routers) softmax execute probability; None without routing
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
-
-
-class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward; each followed by residual and LayerNorm."""
-
-    def __init__(self, dim: int, heads: int, ffn: int):
-        super().__init__()
-        self.cross_attn = Attention(dim, heads)
-        self.cross_norm = nn.LayerNorm(dim)
-        self.self_attn = Attention(dim, heads)
-        self.self_norm = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, ffn)
-        self.linear2 = nn.Linear(ffn, dim)
-        self.ffn_norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, position: Tensor, key: Tensor, value: Tensor, keep: Tensor) -> Tensor:
-        x = self.cross_norm(x + self.cross_attn(x + position, key, value, keep))
-        q = x + position
-        x = self.self_norm(x + self.self_attn(q, q, x))
-        return self.ffn_norm(x + self.linear2(F.relu(self.linear1(x))))
 
 
 class FrameMemory:
@@ -175,7 +154,7 @@ class MaskedDecoder(nn.Module):
             keep = torch.matmul(embedding, reduced) >= 0
             # a query with an empty mask attends everywhere; without indexing, so without a device sync
             keep |= ~keep.any(-1, keepdim=True)
-        return self.layers[i](x, self.query_embed, key, value, keep)
+        return self.layers[i](x, x + self.query_embed, key, value, keep, self.query_embed)
 
     def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
                    tau: float = 0.0) -> SupervisedOutput:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tar_vis_core.models.layers import FeedForward
+
 MASKED = -100.0   # added to the logits of pairs that the cyclic shift brought together
 
 
@@ -78,18 +80,6 @@ class WindowAttention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Module):
-    """Two linear layers with an exact GELU in between."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class SwinBlock(nn.Module):
     """Pre-norm window attention and feed-forward network; every second block of a stage shifts its windows."""
 
@@ -99,7 +89,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_ratio * dim)
+        self.mlp = FeedForward(dim, mlp_ratio * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C)`` of any size, also below a window's."""
