@@ -127,6 +127,11 @@ def test_a_video_is_judged_as_a_whole_and_a_missing_frame_adds_to_the_union():
     assert tube_ious(frame_intersections(none, none, areas).sum(0), areas, areas) == 0
 
 
+def test_a_video_may_have_hundreds_of_frames():
+    rles = tube(*range(2, 32)) * 10
+    assert (frame_areas([rles], 300) == 100).all()
+
+
 def test_overlaps_count_pixels_exactly():
     rng = np.random.default_rng(0)
     a, b = rng.random((3, 2, *SIZE)) < 0.5, rng.random((4, 2, *SIZE)) < 0.3

@@ -60,8 +60,9 @@ def frame_areas(tubes: Sequence[Rles], frames: int) -> np.ndarray:
     areas = np.zeros((len(tubes), frames))
     for row, rles in zip(areas, tubes, strict=True):
         seen = [t for t, rle in enumerate(rles) if rle is not None]
-        if seen:
-            row[seen] = coco_mask.area([rles[t] for t in seen])
+        for start in range(0, len(seen), 255):   # pycocotools 2.0.11 counts a list's items in 8 bits
+            few = seen[start:start + 255]
+            row[few] = coco_mask.area([rles[t] for t in few])
     return areas
 
 
