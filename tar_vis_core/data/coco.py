@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +20,12 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
+from tar_vis_core.data.folders import picture_folder
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.models.class_sets import VOC
+from tar_vis_core.models.class_sets import VOC, plain_name
+
+PRELOAD_BYTES = 1 << 30     # image files of a smaller set are kept in memory
 
 
 class DataError(TarVisError):
@@ -39,6 +42,7 @@ class Annotation:
     pseudo: bool
     rle: dict                 # pycocotools' compressed run lengths at the image's size
     area: float               # mask pixels
+    label: int                # what the model learns
 
 
 @dataclass
@@ -76,7 +80,7 @@ class ImageRecord:
             ignore &= ~own.any(0)
         return Scene(
             image=self.image(), masks=own,
-            labels=np.array([tf.PERSON if a.category == 'person' else tf.OBJECT for a in single], np.int64),
+            labels=np.array([a.label for a in single], np.int64),
             voc=np.array([voc_index(a.category) for a in single], np.uint8),
             trusted=np.array([not a.pseudo for a in single], bool),
             ignore=ignore, inside=np.ones((self.height, self.width), bool), exhaustive=self.exhaustive)
@@ -138,10 +142,12 @@ def compressed_total(counts: bytes) -> int:
     return sum(runs)
 
 
-def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Container[int] = ()) -> list[ImageRecord]:
-    """Read a COCO file; image paths are relative to its folder. With ``preload`` the image files are kept in memory.
+def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Container[int] = (),
+              labels: Mapping[str, int] | None = None) -> list[ImageRecord]:
+    """Read a COCO file. With ``preload`` the image files are kept in memory.
 
-    Raises DataError naming the file, image or annotation that is wrong.
+    ``labels`` gives the label of a category's name; other categories, and images with no others, are left out. Without
+    it persons are told from objects. Raises DataError naming the file, image or annotation that is wrong.
     """
     json_path = Path(json_path)
     if not json_path.is_file():
@@ -152,12 +158,13 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
         images, annotations = content['images'], content['annotations']
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{json_path}: not a COCO annotation file ({type(error).__name__}: {error})') from error
-    records: dict[int, ImageRecord] = {}
+    records, folder = {}, None
     for entry in images:
         annotated = entry.get('annotated', 'all')
         if annotated not in ('all', 'person'):
             raise DataError(f"{json_path}: image {entry['id']}: annotated is {annotated!r}, expected 'all' or 'person'")
-        path = json_path.parent / entry['file_name']
+        folder = folder or picture_folder(json_path, entry['file_name'], '')
+        path = folder / entry['file_name']
         if not path.is_file():
             raise DataError(f"{json_path}: image {entry['id']}: {path} is missing; extract the whole archive")
         records[entry['id']] = ImageRecord(entry['id'], path, entry['height'], entry['width'], annotated == 'all')
@@ -166,13 +173,17 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
         if record is None or name is None:
             raise DataError(f"{json_path}: annotation {entry['id']} names image {entry['image_id']} and category "
                             f"{entry['category_id']}, which the file does not list")
+        label = int(name != 'person') if labels is None else labels.get(plain_name(name))
+        if label is None:
+            continue
         try:
             rle = to_rle(entry['segmentation'], record.height, record.width)
         except Exception as error:                           # pycocotools raises bare Exception, too
             raise DataError(f"{json_path}: annotation {entry['id']}: bad segmentation: {error}") from error
         record.annotations.append(Annotation(entry['id'], name, bool(entry.get('iscrowd', 0)),
-                                             bool(entry.get('pseudo', 0)), rle, float(coco_mask.area(rle))))
-    kept = [record for record in records.values() if record.id not in skip_image_ids]
+                                             bool(entry.get('pseudo', 0)), rle, float(coco_mask.area(rle)), label))
+    kept = [record for record in records.values()
+            if record.id not in skip_image_ids and (labels is None or record.annotations)]
     for record in kept if preload else ():
         record.encoded = record.path.read_bytes()
     return kept
@@ -187,12 +198,16 @@ class CocoDataset(Dataset):
 
     def __init__(self, json_paths: Sequence[str | Path] | str | Path, size: tuple[int, int] = (256, 384), *,
                  augment: bool = True, seed: int = 0, copy_paste: float = 0.4, lookalikes: float = 0.03,
-                 min_pixels: int = 40, max_instances: int = 40, skip_image_ids: Container[int] = ()) -> None:
+                 min_pixels: int = 40, max_instances: int = 40, skip_image_ids: Container[int] = (),
+                 labels: Mapping[str, int] | None = None) -> None:
         if isinstance(json_paths, (str, Path)):
             json_paths = [json_paths]
-        self.records = [record for path in json_paths for record in load_coco(path, skip_image_ids=skip_image_ids)]
+        self.records = [record for path in json_paths for record in load_coco(path, False, skip_image_ids, labels)]
         if not self.records:
             raise DataError(f'no image in {", ".join(map(str, json_paths))}')
+        small = sum(record.path.stat().st_size for record in self.records) < PRELOAD_BYTES
+        for record in self.records if small else ():
+            record.encoded = record.path.read_bytes()
         self.augment, self.seed, self.copy_paste = augment, seed, copy_paste
         self.lookalikes = lookalikes
         self.min_pixels, self.max_instances = min_pixels, max_instances

@@ -1,8 +1,9 @@
 """YouTube-VIS JSON: videos whose objects carry one mask, or none, in every frame.
 
 Format: one annotation a track with ``segmentations``, a list over the frames; frame files lie in ``JPEGImages`` beside
-the JSON. Optional additions: ``video.exhaustive`` 0 where further objects of the labelled categories are visible but
-not labelled; ``video.annotated`` ``person`` (default: ``all``) where only persons are labelled.
+the JSON, or where the data sets' own archives have them (:mod:`tar_vis_core.data.folders`). Optional additions:
+``video.exhaustive`` 0 where further objects of the labelled categories are visible but not labelled;
+``video.annotated`` ``person`` (default: ``all``) where only persons are labelled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tar_vis_core.data.coco import DataError, to_rle
+from tar_vis_core.data.folders import picture_folder
 
 
 @dataclass
@@ -74,9 +76,10 @@ def load_ytvis(json_path: str | Path) -> list[VideoRecord]:
         videos, annotations = content['videos'], content['annotations'] or []
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{json_path}: not a YouTube-VIS file ({type(error).__name__}: {error})') from error
-    records = {}
+    records, folder = {}, None
     for entry in videos:
-        paths = [json_path.parent / 'JPEGImages' / name for name in entry['file_names']]
+        folder = folder or picture_folder(json_path, entry['file_names'][0], 'JPEGImages')
+        paths = [folder / name for name in entry['file_names']]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing:
             raise DataError(f"{json_path}: video {entry['id']}: {missing} is missing; extract the whole archive")

@@ -40,3 +40,9 @@ CROWD = ('disc', 'star', 'leaf', 'worm')
 
 CLASS_SETS = {'youtube_vis_2019': YOUTUBE_VIS_2019, 'youtube_vis_2021': YOUTUBE_VIS_2021, 'ovis': OVIS, 'coco': COCO,
               'nano': NANO, 'crowd': CROWD}
+
+
+def plain_name(name: str) -> str:
+    """A class name of a data set in the spelling of these tables."""
+    name = name.lower().replace('_', ' ')
+    return 'vehicle' if name == 'vehical' else name     # OVIS spells it so

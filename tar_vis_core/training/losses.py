@@ -1,8 +1,10 @@
 """Set prediction losses: Hungarian matching of queries to instances, then class, mask and dice terms at every depth.
 
 Source: Mask2Former (matching, 2 CE + 5 BCE + 5 dice, no-object weight 0.1, deep supervision with a matching per
-depth). Two departures suit partly labelled data: where an image labels persons only, an unmatched query is charged
-for saying person and for nothing else; and an unmatched query that lies in an unlabelled crowd is not charged.
+depth). Masks are compared at random points of the full resolution as published, or (``points: 0``) in every cell of
+the stride-4 grid, which is quicker for small pictures. Two departures suit partly labelled data: where an image labels
+persons only, an unmatched query is charged for saying person and for nothing else; and an unmatched query that lies
+in an unlabelled region is not charged.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from tar_vis_core.data.transforms import PERSON, Sample
+from tar_vis_core.data.transforms import UNKNOWN, Sample
 from tar_vis_core.models.layers import bilinear
+from tar_vis_core.training.points import sample_at, uncertain_points
+from tar_vis_core.training.processes import mean_over_processes
 
-UNKNOWN = 255
+STRIDE = 4
+Pairs = list[tuple[Tensor, Tensor]]     # matched queries and instances, at each depth
 
 
 @dataclass(frozen=True)
@@ -29,104 +34,139 @@ class LossWeights:
     dice: float = 5.0
     no_object: float = 0.1
     semantic: float = 0.5
+    reid: float = 2.0        # contrast of the referring tracker's references
+    points: int = 0          # where masks are compared: so many points (12544 as published), or 0: the stride-4 grid
 
 
 @dataclass
 class Target:
-    """Ground truth of one frame at the mask features' stride."""
+    """Ground truth of one frame: at stride 4 as area averages, or at the full resolution for losses at points."""
 
-    masks: Tensor      # (n, h, w) in 0..1: area averages
+    masks: Tensor      # (n, h, w) in 0..1
     labels: Tensor     # (n,)
     ignore: Tensor     # (h, w) in 0..1
     exhaustive: bool
     semantic: Tensor   # (H, W) Pascal VOC index, 255 unknown
+    instances: Tensor  # (n,) which of the sample's instances these are
 
 
-def make_target(sample: Sample, stride: int = 4) -> Target:
-    """Average the masks of a sample over ``stride x stride`` cells; instances that vanish there are dropped."""
-    masks = F.avg_pool2d(sample.masks[:, None].float(), stride)[:, 0] if len(sample.masks) else \
-        sample.masks.new_zeros((0, sample.masks.shape[1] // stride, sample.masks.shape[2] // stride),
-                               dtype=torch.float32)
-    seen = masks.flatten(1).sum(1) > 0 if len(masks) else torch.zeros(0, dtype=torch.bool)
-    ignore = F.avg_pool2d(sample.ignore[None, None].float(), stride)[0, 0]
-    return Target(masks[seen], sample.labels[seen], ignore, sample.exhaustive, sample.semantic)
+def make_target(sample: Sample, size: tuple[int, int], points: int = 0, device: torch.device | None = None) -> Target:
+    """The truth of a sample on a canvas of ``size`` (H, W); instances that are not seen in it are dropped."""
+    height, width = sample.masks.shape[-2:]
+    pad = 0, size[1] - width, 0, size[0] - height
+    masks, ignore = (F.pad(x.to(device), pad).float() for x in (sample.masks, sample.ignore[None]))
+    if not points:
+        masks, ignore = (F.avg_pool2d(x, STRIDE) for x in (masks, ignore))
+    seen = masks.flatten(1).any(1)
+    return Target(masks[seen], sample.labels.to(device)[seen], ignore[0], sample.exhaustive,
+                  F.pad(sample.semantic.to(device), pad, value=UNKNOWN), seen.nonzero()[:, 0])
 
 
-def match(class_cost: Tensor, masks: Tensor, truth: Tensor, weights: LossWeights) -> list[tuple[Tensor, Tensor]]:
-    """Hungarian assignment per depth: ``class_cost (M, Q, n)``, mask logits ``(M, Q, K)``, truth ``(n, K)``.
+def matching_cost(class_cost: Tensor, masks: Tensor, truth: Tensor, weights: LossWeights) -> Tensor:
+    """What each query would cost each instance, ``(M, Q, n)`` for M depths.
 
-    Gives, per depth, indices of queries and of instances.
+    ``class_cost (M, Q, n)``; mask logits ``(M, Q, K)`` and truth ``(n, K)`` in the same K places.
     """
-    points = truth.shape[1]
     positive, negative = F.softplus(-masks), F.softplus(masks)
-    bce = (positive @ truth.t() + negative @ (1 - truth).t()) / points
+    bce = (positive @ truth.t() + negative @ (1 - truth).t()) / truth.shape[1]
     p = masks.sigmoid()
     dice = 1 - (2 * (p @ truth.t()) + 1) / (p.sum(-1, keepdim=True) + truth.sum(-1) + 1)
     cost = weights.classification * class_cost + weights.mask * bce + weights.dice * dice
-    cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6).numpy(force=True)
-    return [tuple(torch.as_tensor(i) for i in linear_sum_assignment(c)) for c in cost]
+    return torch.nan_to_num(cost.float(), nan=1e6, posinf=1e6, neginf=-1e6)
+
+
+def match(cost: Tensor) -> Pairs:
+    """The Hungarian assignment of each depth of ``cost (M, Q, n)``."""
+    return [tuple(torch.as_tensor(i, device=cost.device) for i in linear_sum_assignment(c))
+            for c in cost.numpy(force=True)]
+
+
+def matching_places(features: Tensor, target: Target, points: int, phase: tuple[int, int]
+                    ) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask features ``(D, K)``, truth ``(n, K)`` and ignored region ``(K,)`` in the places where matching looks.
+
+    These are ``points`` random ones, or every second cell of the grid from ``phase``.
+    """
+    maps = features, target.masks, target.ignore[None]
+    if points:
+        where = torch.rand(1, points, 2, device=features.device)
+        places = [sample_at(x[None], where)[0] for x in maps]
+    else:
+        places = [x[:, phase[0]::2, phase[1]::2].flatten(1) for x in maps]
+    return places[0], places[1], places[2][0]
 
 
 def class_loss(logits: Tensor, labels: Tensor, matched: Tensor, ignored: Tensor, exhaustive: bool,
-               no_object: float) -> tuple[Tensor, Tensor]:
+               no_object: float, person: int | None = 0) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy sum and weight sum over ``logits (..., C + 1)``.
 
-    ``labels`` hold the class of matched queries; ``ignored`` queries weigh nothing.
+    ``labels`` hold the class of matched queries; ``ignored`` queries weigh nothing. ``person`` is that class.
     """
     log_p = logits.log_softmax(-1)
     hit = -log_p.gather(-1, labels[..., None])[..., 0]
     # persons only: anything but a person is right, so charge -log(1 - p_person)
-    others = [c for c in range(logits.shape[-1]) if c != PERSON]
+    others = [c for c in range(logits.shape[-1]) if c != person]
     miss = -log_p[..., -1] if exhaustive else -log_p[..., others].logsumexp(-1)
     weight = torch.where(matched, 1.0, torch.where(ignored, 0.0, no_object))
     return (weight * torch.where(matched, hit, miss)).sum(), weight.sum()
 
 
 def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_features: Tensor, targets: list[Target],
-               weights: LossWeights, phase: tuple[int, int] = (0, 0)) -> dict[str, Tensor]:
+               weights: LossWeights, phase: tuple[int, int] = (0, 0), person: int | None = 0,
+               pairs: list[Pairs] | None = None) -> dict[str, Tensor]:
     """Losses summed over depths, averaged as Mask2Former does; a dict of the unweighted terms, scalars.
 
-    ``logits, mask_embeddings``: one ``(B, Q, .)`` per depth; ``mask_features (B, D, h, w)``. Matching looks at every
-    second cell of the stride-4 grid, from ``phase``; the losses at all of them.
+    ``logits, mask_embeddings``: one ``(B, Q, .)`` per depth; ``mask_features (B, D, h, w)``. ``pairs``, one a frame,
+    takes the place of the matching. With several processes the averages are those over all their frames.
     """
     depth_logits = torch.stack(logits, 1).float()            # (B, M, Q, C + 1)
     embeddings = torch.stack(mask_embeddings, 1).float()     # (B, M, Q, D)
-    depths, count = depth_logits.shape[1], max(1, sum(len(t.labels) for t in targets))
-    terms = {name: mask_features.new_zeros((), dtype=torch.float32) for name in ('class', 'mask', 'dice')}
-    class_sum, class_weight = 0.0, 0.0
-    for features, target, z, e in zip(mask_features.float().unbind(), targets, depth_logits.unbind(),
-                                      embeddings.unbind(), strict=True):
-        sparse = slice(phase[0], None, 2), slice(phase[1], None, 2)
+    sums = {name: mask_features.new_zeros((), dtype=torch.float32) for name in ('class', 'mask', 'dice')}
+    weight_sum = torch.zeros_like(sums['class'])
+    # unbind and not indices: the gradient of an index is a copy of the whole
+    for i, (features, target, z, e) in enumerate(zip(
+            mask_features.float().unbind(), targets, depth_logits.unbind(), embeddings.unbind(), strict=True)):
         with torch.no_grad():
-            small = features[:, sparse[0], sparse[1]].flatten(1)
-            coarse = e @ small                                              # (M, Q, K)
+            places, truth, ignore = matching_places(features, target, weights.points, phase)
+            coarse = (e @ places).float()                                   # (M, Q, K)
             inside = coarse.sigmoid()
-            ignore = target.ignore[sparse].flatten()
             ignored = (inside @ ignore) > 0.5 * inside.sum(-1)
-            matched = torch.zeros(z.shape[:2], dtype=torch.bool)
-            labels = torch.zeros(z.shape[:2], dtype=torch.long)
-            rows: list[tuple[Tensor, Tensor, Tensor]] = []
-            if len(target.labels):
-                truth = target.masks[:, sparse[0], sparse[1]].flatten(1)
-                pairs = match(-z.softmax(-1)[..., target.labels], coarse, truth, weights)
-                for d, (q, t) in enumerate(pairs):
-                    matched[d, q] = True
-                    labels[d, q] = target.labels[t]
-                    rows.append((torch.full_like(q, d), q, t))
-        loss, weight = class_loss(z, labels, matched, ignored, target.exhaustive, weights.no_object)
-        class_sum, class_weight = class_sum + loss, class_weight + weight
-        if rows:
-            d, q, t = (torch.cat(column) for column in zip(*rows, strict=True))
-            predicted = e[d, q] @ features.flatten(1)                       # (M * n, h * w)
-            truth = target.masks.flatten(1)[t]
-            terms['mask'] = terms['mask'] + F.binary_cross_entropy_with_logits(
-                predicted, truth, reduction='none').mean(1).sum() / count
-            p = predicted.sigmoid()
-            dice = 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
-            terms['dice'] = terms['dice'] + dice.sum() / count
+            if pairs is None:
+                found = match(matching_cost(-z.softmax(-1)[..., target.labels], coarse, truth, weights))
+            else:
+                found = pairs[i]
+            d = torch.cat([torch.full_like(q, depth) for depth, (q, _) in enumerate(found)])
+            q, t = (torch.cat(column) for column in zip(*found, strict=True))
+            matched = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
+            labels = torch.zeros(z.shape[:2], dtype=torch.long, device=z.device)
+            matched[d, q] = True
+            labels[d, q] = target.labels[t]
+        loss, weight = class_loss(z, labels, matched, ignored, target.exhaustive, weights.no_object, person)
+        sums['class'], weight_sum = sums['class'] + loss, weight_sum + weight
+        if len(d):
+            mask, dice = mask_losses((e[d, q] @ features.flatten(1)).float(), target.masks, t, features.shape[-2:],
+                                     weights.points)
+            sums['mask'], sums['dice'] = sums['mask'] + mask, sums['dice'] + dice
+    count = weight_sum.new_tensor(float(sum(len(target.labels) for target in targets)))
+    count, weight_sum = mean_over_processes(torch.stack((count, weight_sum))).unbind()
     # the mean is over all depths at once, times their number: each depth weighs as it does alone
-    terms['class'] = class_sum / class_weight * depths
-    return terms
+    return {'class': sums['class'] / weight_sum.clamp(min=1e-3) * len(logits),
+            'mask': sums['mask'] / count.clamp(min=1), 'dice': sums['dice'] / count.clamp(min=1)}
+
+
+def mask_losses(predicted: Tensor, masks: Tensor, which: Tensor, size: tuple[int, int], points: int
+                ) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice, summed over P masks: logits ``(P, h * w)`` of ``size`` against ``masks[which]``."""
+    if points:
+        predicted = predicted.unflatten(1, size)
+        where = uncertain_points(predicted.detach(), points)
+        predicted = sample_at(predicted[:, None], where)[:, 0]
+        truth = sample_at(masks[which][:, None], where)[:, 0]
+    else:
+        truth = masks.flatten(1)[which]
+    bce = F.binary_cross_entropy_with_logits(predicted, truth, reduction='none').mean(1).sum()
+    p = predicted.sigmoid()
+    return bce, (1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)).sum()
 
 
 def semantic_loss(semantic: Tensor, targets: list[Target]) -> Tensor:
@@ -135,10 +175,11 @@ def semantic_loss(semantic: Tensor, targets: list[Target]) -> Tensor:
     size = semantic.shape[-2] * 4, semantic.shape[-1] * 4
     truth = F.interpolate(truth[:, None].float(), size, mode='nearest')[:, 0].long()
     loss = F.cross_entropy(bilinear(semantic.float(), size), truth, ignore_index=UNKNOWN, reduction='sum')
-    return loss / (truth != UNKNOWN).sum().clamp(min=1)
+    return loss / mean_over_processes((truth != UNKNOWN).sum().float()).clamp(min=1)
 
 
 def total_loss(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
     """The weighted sum that is minimised."""
-    total = weights.classification * terms['class'] + weights.mask * terms['mask'] + weights.dice * terms['dice']
-    return total + weights.semantic * terms['semantic'] if 'semantic' in terms else total
+    factors = {'class': weights.classification, 'mask': weights.mask, 'dice': weights.dice,
+               'semantic': weights.semantic, 'reid': weights.reid}
+    return sum(factors[name] * value for name, value in terms.items())

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
+from tar_vis_core.device import PRECISIONS
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.training.losses import LossWeights
 
 RECIPES = Path(__file__).parent / 'recipes'
+
+# What ``train`` may name, and how the names of its parameters begin.
+PARTS = {'all': '', 'backbone': 'backbone.', 'pixel_decoder': 'pixel_decoder.', 'decoder': 'decoder.',
+         'synchronizer': 'decoder.synchronizer.', 'routers': 'decoder.routers.', 'tracker': 'tracker.'}
 
 
 class RecipeError(TarVisError):
@@ -23,35 +29,60 @@ class Recipe:
     """What ``tar-vis train`` does; every field may stand in the YAML file."""
 
     preset: str = 'nano'
-    # COCO files under --data; [synth]: made-up videos of class set 'crowd' (data/synth.py)
-    data: list[str] = field(default_factory=lambda: ['train/instances_train.json'])
-    clip: int = 1                   # frames per sample: 1 trains on stills, 2 or more trains TAR on pseudo-videos
+    classes: str = ''               # a class set, or a text file with one name a line; '': the preset's own
+    # COCO files under --data, moved as pseudo-videos where ``clip`` is more than 1. [synth]: made-up videos of class
+    # set 'crowd' (data/synth.py). With ``videos`` as well, samples come from both in turn.
+    data: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)         # YouTube-VIS files under --data
+    skip_bad: bool = False          # an unreadable picture is listed in bad_samples.txt and another one drawn
+    workers: int = 0                # processes that make samples; 0: the training process does
+
+    train: list[str] = field(default_factory=lambda: ['all'])   # the parts that train, names of ``PARTS``
+    clip: int = 1                   # frames of a sample; TAR and the referring tracker need 2 or more
+    reroute_first: bool = False     # a clip's first frame is decoded twice, then routed by its own plain queries
     iterations: int = 1000
-    batch: int = 4                  # samples per process and iteration
-    processes: int = 2              # CPU processes of one thread each; gradients are averaged
+    batch: int = 8                  # samples of an iteration, shared out over the processes
+    processes: int = 2              # CPU processes of one thread each; torchrun's number goes first
+    precision: str = 'float32'      # or mixed: bfloat16, on CUDA also float16
+    seed: int = 0
+    checkpoint_every: int = 250
+
     lr: float = 5e-4
-    warmup: int = 200               # iterations of linear warm-up, then cosine to zero
-    weight_decay: float = 0.05      # none on norms, biases, embeddings and the backbone
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    grad_clip: float = 10.0
-    ema: float = 0.998
-    # (from this fraction of the run on, height, width)
-    sizes: list[list[float]] = field(default_factory=lambda: [[0.0, 256, 384]])
-    backbone_from: float = 2.0      # fraction of the run at which the backbone starts to train; over 1: never
+    warmup: int = 200               # iterations of linear warm-up
+    steps: list[int] = field(default_factory=list)          # a tenth of the rate from each on; none: cosine to zero
+    weight_decay: float = 0.05      # none on norms, biases and embeddings
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    grad_clip: float = 10.0         # norm of all gradients together
+    ema: float = 0.0                # decay of the averaged weights, which are what is kept; 0: the last ones
+    backbone_from: float = 0.0      # fraction of the run at which the backbone starts to train; over 1: never
     backbone_lr: float = 0.1        # factor on lr
-    backbone_frozen_blocks: int = 3  # the first blocks never train
-    freeze_encoder: bool = False    # True: only the decoder with its routing trains
-    precision: str = 'float32'      # or bfloat16 autocast
+    backbone_decay: float = 0.05    # weight decay of the backbone
+    backbone_frozen_blocks: int = 0  # first blocks of a MobileNetV2 that never train
+
+    # canvas of stills, pseudo-videos and made-up videos: (from this fraction of the run on, height, width)
+    sizes: list[list[float]] = field(default_factory=lambda: [[0.0, 256, 384]])
+    short_sides: list[int] = field(default_factory=lambda: [360, 480])      # of ``videos``: one is drawn for a clip
+    max_side: int = 1333
+    crop: list[int] = field(default_factory=list)           # sides of random crops of ``videos``: from, to; []: none
+
     gumbel_tau: float = 0.0         # temperature of the routers' training noise; 0: none
     budget_weight: float = 0.0      # times (mean execute probability - target)^2; 0: the paper's recipe
     budget_target: float = 0.5
-    seed: int = 0
-    checkpoint_every: int = 250
+    tracker_noise: float = 0.0      # how often the referring tracker starts from mixed queries
     loss: LossWeights = field(default_factory=LossWeights)
 
+    def trains(self, name: str) -> bool:
+        """Whether the parameter of that name trains at some time. Stills leave routing and tracker out."""
+        if self.clip == 1 and name.startswith((PARTS['synchronizer'], PARTS['routers'], PARTS['tracker'])):
+            return False
+        return name.startswith(tuple(PARTS[part] for part in self.train))
 
-def load_recipe(name: str, changes: list[str] | None = None) -> Recipe:
-    """A recipe by packaged name or YAML path, with ``key=value`` changes. Unknown keys are errors."""
+
+def load_recipe(name: str, changes: Iterable[str] | None = None) -> Recipe:
+    """A recipe by packaged name or YAML path, with ``key=value`` or ``loss.key=value`` changes.
+
+    Raises RecipeError for unknown keys, values of another type, and combinations that make no sense.
+    """
     path = Path(name) if name.endswith(('.yaml', '.yml')) else RECIPES / f'{name}.yaml'
     if not path.is_file():
         known = ', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))
@@ -61,21 +92,50 @@ def load_recipe(name: str, changes: list[str] | None = None) -> Recipe:
         key, separator, text = change.partition('=')
         if not separator:
             raise RecipeError(f'--set {change!r}: expected key=value')
-        values[key] = yaml.safe_load(text)
-    known = {f.name: f for f in fields(Recipe)}
-    for key in values:
+        group, _, inner = key.partition('.')
+        if inner:
+            values.setdefault(group, {})[inner] = yaml.safe_load(text)
+        else:
+            values[key] = yaml.safe_load(text)
+    values['loss'] = LossWeights(**_checked(values.get('loss', {}), LossWeights(), f'{path.name}: loss'))
+    recipe = Recipe(**_checked(values, Recipe(), path.name))
+    _check(recipe, path.name)
+    return recipe
+
+
+def _checked(values: dict, defaults: Recipe | LossWeights, where: str) -> dict:
+    """``values`` with names and types of the fields of ``defaults``."""
+    if not isinstance(values, dict):
+        raise RecipeError(f'{where} is {values!r}, expected options and their values')
+    known, checked = {f.name: getattr(defaults, f.name) for f in fields(defaults)}, {}
+    for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise RecipeError(f'{path.name}: unknown option {key!r}' + (f', did you mean {near[0]!r}?' if near else ''))
-    defaults = asdict(Recipe())
-    for key, value in values.items():
-        if key == 'loss':
-            values[key] = LossWeights(**value)
-        elif isinstance(defaults[key], float):
-            try:
-                values[key] = float(value)     # YAML reads 5e-4 as text
-            except (TypeError, ValueError) as error:
-                raise RecipeError(f'{path.name}: {key} is {value!r}, expected a number') from error
-        elif not isinstance(value, type(defaults[key])):
-            raise RecipeError(f'{path.name}: {key} is {value!r}, expected {type(defaults[key]).__name__}')
-    return Recipe(**values)
+            raise RecipeError(f'{where}: unknown option {key!r}' + (f', did you mean {near[0]!r}?' if near else ''))
+        kind = type(known[key])
+        try:
+            checked[key] = float(value) if kind is float else value     # YAML reads 5e-4 as text
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f'{where}: {key} is {value!r}, expected a number') from error
+        if type(checked[key]) is not kind:
+            raise RecipeError(f'{where}: {key} is {value!r}, expected {kind.__name__}')
+    return checked
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    for part in recipe.train:
+        if part not in PARTS:
+            raise RecipeError(f'{where}: train names {part!r}, expected of {", ".join(PARTS)}')
+    if recipe.precision not in PRECISIONS:
+        raise RecipeError(f'{where}: precision is {recipe.precision!r}, expected one of {", ".join(PRECISIONS)}')
+    if not recipe.data and not recipe.videos:
+        raise RecipeError(f'{where}: neither data nor videos name an annotation file')
+    if min(recipe.clip, recipe.batch, recipe.processes, recipe.iterations) < 1:
+        raise RecipeError(f'{where}: clip, batch, processes and iterations must be at least 1')
+    if recipe.crop and (len(recipe.crop) != 2 or not 0 < recipe.crop[0] <= recipe.crop[1]):
+        raise RecipeError(f'{where}: crop is {recipe.crop}, expected two sides in pixels, the smaller first')
+
+
+def differing(recipe: Recipe, other: dict) -> list[str]:
+    """Names of the options in which ``other``, a recipe as a dictionary, is not ``recipe``."""
+    return [name for name, value in asdict(recipe).items() if other.get(name) != value]

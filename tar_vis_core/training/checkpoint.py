@@ -1,0 +1,83 @@
+"""State of a run on disk, from which it goes on bit for bit, and the weights that it gives."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tar_vis_core.models.presets import ModelConfig
+from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.training.recipe import Recipe, RecipeError
+from tar_vis_core.weights.loading import save_tensors
+
+
+@dataclass
+class Run:
+    """All of a run that changes. What is random in it follows from the seed and the iteration, and needs no state."""
+
+    model: VideoInstanceModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: dict[str, Tensor]
+    iteration: int = 0          # the next one
+
+    def save(self, path: Path, recipe: Recipe) -> None:
+        """Write the state beside ``path``, then move it there: a run killed at any time leaves a whole file."""
+        half = path.with_suffix('.tmp')
+        torch.save({'model': self.model.state_dict(), 'optimizer': self.optimizer.state_dict(),
+                    'scaler': self.scaler.state_dict(), 'average': self.average, 'iteration': self.iteration,
+                    'recipe': asdict(recipe)}, half)
+        os.replace(half, path)
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Take the state from ``path``; gives the recipe that it was made by, as a dictionary."""
+        try:
+            saved = torch.load(path, map_location='cpu', weights_only=True)
+            self.model.load_state_dict(saved['model'])
+            self.optimizer.load_state_dict(saved['optimizer'])
+            self.scaler.load_state_dict(saved['scaler'])
+            for name, value in self.average.items():
+                value.copy_(saved['average'][name])
+            self.iteration = saved['iteration']
+            return saved['recipe']
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RecipeError(f'{path} does not fit this recipe: {" ".join(str(error).split())[:200]}') from error
+
+
+def export(state: Mapping[str, Tensor], config: ModelConfig, preset: str, path: Path) -> None:
+    """Write weights for use, floating point numbers in half precision."""
+    metadata = {'kind': 'model', 'preset': preset, 'class_set': config.class_set,
+                'class_names': '\n'.join(config.class_names)}
+    save_tensors({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path, metadata)
+
+
+class Curves:
+    """The CSV file of the terms of every iteration."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        """Go on after iteration ``start - 1``: rows that a killed run wrote after its last checkpoint go."""
+        lines = path.read_text().splitlines(keepends=True) if start and path.is_file() else []
+        kept = lines[:1] + [line for line in lines[1:] if line.endswith('\n') and int(line.partition(',')[0]) < start]
+        path.write_text(''.join(kept))
+        self._names = lines[0].strip().split(',') if lines else None
+        self._file = path.open('a', newline='')
+        self._writer = None
+
+    def add(self, row: dict[str, float]) -> None:
+        """One iteration; the first row of a file says which terms it has."""
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._file, self._names or list(row), restval='', extrasaction='ignore',
+                                          lineterminator='\n')
+            if self._names is None:
+                self._writer.writeheader()
+        self._writer.writerow({k: f'{v:.5g}' for k, v in row.items()})
+
+    def flush(self) -> None:
+        self._file.flush()

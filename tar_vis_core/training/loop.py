@@ -1,0 +1,113 @@
+"""The one training loop: stills, routed clips, the referring tracker; one process or several."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from tar_vis_core.device import compute_context, pick_precision
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.training.checkpoint import Curves, Run, export
+from tar_vis_core.training.objective import batch_losses
+from tar_vis_core.training.optimizer import learning_rate, parameter_groups, set_trainable, update_average
+from tar_vis_core.training.processes import World, average_gradients, join
+from tar_vis_core.training.recipe import Recipe, RecipeError, differing
+from tar_vis_core.training.samples import Draws, batches, open_sources
+from tar_vis_core.training.start import start_model
+
+
+def train_process(rank: int, size: int, recipe: Recipe, args: argparse.Namespace) -> None:
+    """The whole run of one process; ``args`` are those of the command."""
+    world = join(rank, size, args.device, args.out / 'rendezvous')
+    train(world, recipe, args)
+    if dist.is_initialized():
+        dist.barrier()      # nobody leaves while another still needs it
+        dist.destroy_process_group()
+
+
+def begin(world: World, recipe: Recipe, args: argparse.Namespace) -> Run:
+    """The run as its recipe starts it, or as its last checkpoint left it."""
+    dtype, device = pick_precision(recipe.precision), world.device
+    if dtype == torch.float16 and device.type == 'cpu':
+        raise RecipeError('precision float16 trains on CUDA only; on CPUs take bfloat16 or float32')
+    model, notes = start_model(recipe, args.init, args.backbone)
+    model.to(device)
+    groups = parameter_groups(model, recipe)
+    if not groups:
+        raise RecipeError(f'train: {", ".join(recipe.train)} is no part of preset {recipe.preset} that trains on '
+                          f'clips of {recipe.clip} frames')
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    run = Run(model, optimizer, scaler, {k: v.clone() for k, v in model.state_dict().items()})
+    if args.resume and (args.out / 'last.pt').is_file():
+        changed = differing(recipe, run.restore(args.out / 'last.pt'))
+        notes = [f'going on after {run.iteration} iterations' + (
+            f', with other {", ".join(changed)} than before' if changed else '')]
+    if world.rank == 0:
+        print('\n'.join(notes), end='\n' if notes else '', flush=True)
+    return run
+
+
+def train(world: World, recipe: Recipe, args: argparse.Namespace) -> None:
+    """Iterate, and keep a checkpoint and the weights in ``args.out``."""
+    run = begin(world, recipe, args)
+    draws = Draws(open_sources(recipe, args.data, run.model.config), recipe, args.out / 'bad_samples.txt')
+    end, first, began = min(args.stop_at or recipe.iterations, recipe.iterations), run.iteration, time.monotonic()
+    samples = batches(draws, world, first, end)
+    curves = Curves(args.out / 'log.csv', first) if world.rank == 0 else None
+    progress = tqdm(range(first, end), initial=first, total=recipe.iterations, disable=world.rank != 0, mininterval=5,
+                    unit='it', desc=recipe.preset)
+    for iteration in progress:
+        terms = step(run, next(samples), recipe, world, args)
+        run.iteration = iteration + 1
+        if world.rank:
+            continue
+        curves.add(terms)
+        progress.set_postfix({k: f'{v:.3g}' for k, v in terms.items() if k not in ('iteration', 'lr')}, refresh=False)
+        if run.iteration % recipe.checkpoint_every == 0 or run.iteration == end:
+            curves.flush()
+            # the weights first: a run killed in between makes them again
+            export(run.average, run.model.config, recipe.preset, args.out / 'model.safetensors')
+            run.save(args.out / 'last.pt', recipe)
+    if world.rank == 0:
+        print(f'{args.out / "model.safetensors"}: {run.iteration} of {recipe.iterations} iterations, '
+              f'{(time.monotonic() - began) / 60:.1f} minutes')
+
+
+def step(run: Run, clips: list, recipe: Recipe, world: World, args: argparse.Namespace) -> dict[str, float]:
+    """One update of the weights; gives the terms of the loss.
+
+    Raises TarVisError for a loss that is not finite, after the batch is written to ``args.out``.
+    """
+    model, optimizer, iteration = run.model, run.optimizer, run.iteration
+    # all that is random is a function of seed, iteration and process: a resumed run goes on as if never stopped
+    phase = tuple(np.random.default_rng([recipe.seed, iteration]).integers(2, size=2).tolist())
+    torch.manual_seed(recipe.seed * 1_000_003 + iteration * world.size + world.rank)
+    done = iteration / recipe.iterations
+    set_trainable(model, recipe, done)
+    rate = learning_rate(recipe, iteration)
+    for group in optimizer.param_groups:
+        group['lr'] = rate * group['factor']
+    with compute_context(world.device, pick_precision(recipe.precision)):
+        loss, terms = batch_losses(model, clips, recipe, done, phase)
+    if not torch.isfinite(loss):
+        path = args.out / f'non_finite_{world.rank}.pt'
+        torch.save({'clips': [[asdict(f) for f in c] for c in clips], 'iteration': iteration}, path)
+        raise TarVisError(f'iteration {iteration}: the loss is {float(loss.detach())}; its batch is in {path}')
+    optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    average_gradients(parameters)
+    run.scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
+    run.scaler.step(optimizer)
+    run.scaler.update()
+    update_average(run.average, model, recipe.ema, iteration)
+    return dict(iteration=iteration, lr=rate, loss=float(loss.detach()), **terms)

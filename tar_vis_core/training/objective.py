@@ -1,0 +1,78 @@
+"""What a batch of clips costs: the decoder's losses frame by frame, routed from frame to frame, and the tracker's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tar_vis_core.data.transforms import PERSON, Sample
+from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.training.losses import make_target, semantic_loss, set_losses, total_loss
+from tar_vis_core.training.processes import mean_over_processes
+from tar_vis_core.training.recipe import Recipe
+from tar_vis_core.training.tracker_losses import TrackedFrame, tracker_losses
+
+
+def stack_images(model: VideoInstanceModel, samples: list[Sample]) -> Tensor:
+    """The samples' pictures, normalised and padded to one size on the model's device, ``(B, 3, H, W)``."""
+    images = [model.normalize(sample.image.to(model.pixel_mean.device)) for sample in samples]
+    height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+    return torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images])
+
+
+def person_class(model: VideoInstanceModel) -> int | None:
+    """The decoder's class of persons, where it has one."""
+    if model.config.semantic_classes:
+        return PERSON
+    names = model.config.class_names
+    return names.index('person') if 'person' in names else None
+
+
+def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: Recipe, done: float,
+                 phase: tuple[int, int]) -> tuple[Tensor, dict[str, float]]:
+    """Loss of a batch of clips (of one frame for stills) and its terms; ``done`` is the fraction of the run behind it.
+
+    A clip's first frame is decoded plainly and stays in the loss, so that the plain decoder (first frames, routing
+    'full') does not drift away; every later one is synchronised with, and routed by, the queries of the frame before,
+    which are detached (memory, stability). ``reroute_first`` decodes the first frame once more, routed by its own
+    plain queries: the paper's t = 0. Parts that do not train need no loss of their own: where only the tracker
+    trains, its losses are all.
+    """
+    decoder_trains = any(p.requires_grad for p in model.decoder.parameters())
+    encoder_trains = any(p.requires_grad for part in (model.backbone, model.pixel_decoder) for p in part.parameters())
+    tracker_trains = model.tracker is not None and any(p.requires_grad for p in model.tracker.parameters())
+    routed = model.decoder.routers is not None
+    person, passes, total, log = person_class(model), 0, torch.zeros((), device=model.pixel_mean.device), {}
+    previous, tracked = None, []
+    for samples in zip(*clips, strict=True):
+        images = stack_images(model, samples)
+        with torch.set_grad_enabled(encoder_trains):
+            features = model.encode(images)
+        targets = [make_target(s, images.shape[-2:], recipe.loss.points, images.device) for s in samples]
+        for again in range(2 if recipe.reroute_first and routed and previous is None else 1):
+            with torch.set_grad_enabled(decoder_trains or encoder_trains):
+                output = model.supervised(features, previous, recipe.gumbel_tau)
+            if not again:
+                tracked.append(TrackedFrame(output, features.mask_features, targets))
+            if decoder_trains or encoder_trains:
+                terms = set_losses(output.logits, output.mask_embeddings, features.mask_features, targets,
+                                   recipe.loss, phase, person)
+                if features.semantic is not None and encoder_trains:
+                    terms['semantic'] = semantic_loss(features.semantic, targets)
+                total, passes = total + total_loss(terms, recipe.loss), passes + 1
+                log.update({k: float(v.detach()) for k, v in terms.items()})
+            if output.execute is not None:
+                probability = output.execute.mean()
+                log.update(execute_probability=float(probability.detach()), executed=float(output.executed.mean()))
+                if recipe.budget_weight:
+                    # the value is that of all processes, the gradient this one's share
+                    probability = probability + (mean_over_processes(probability) - probability.detach())
+                    total = total + recipe.budget_weight * (probability - recipe.budget_target) ** 2
+            previous = output.queries.detach() if routed else None
+    total = total / max(passes, 1)
+    if tracker_trains:
+        terms = tracker_losses(model, tracked, recipe, done, phase, person)
+        total = total + total_loss(terms, recipe.loss)
+        log.update({f'tracker_{k}': float(v.detach()) for k, v in terms.items()})
+    return total, log

@@ -1,0 +1,103 @@
+"""The samples of a run: which there are follows from the seed and their number alone.
+
+So they do not depend on how many processes share an iteration, who makes them, or where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from tar_vis_core.data.category_maps import FROM_COCO
+from tar_vis_core.data.clips import VideoClips
+from tar_vis_core.data.coco import CocoDataset, DataError
+from tar_vis_core.data.pseudo_video import PseudoVideoDataset
+from tar_vis_core.data.synth import SynthVideos
+from tar_vis_core.data.transforms import Sample
+from tar_vis_core.models.presets import ModelConfig
+from tar_vis_core.training.processes import World
+from tar_vis_core.training.recipe import Recipe, RecipeError
+
+TRIES = 20      # draws in place of an unreadable sample
+
+
+@dataclass
+class Source:
+    """One data set: its clips, and what sets the epoch (and the canvas, where it has one) of the next of them."""
+
+    clips: Dataset
+    control: CocoDataset | SynthVideos | VideoClips
+
+
+def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Source]:
+    """The recipe's data sets below ``folder``. Raises DataError or RecipeError with what is wrong."""
+    sources, labels = [], None
+    if not config.semantic_classes:
+        labels = {name: index for index, name in enumerate(config.class_names)}
+    if recipe.data == ['synth']:
+        made = SynthVideos(frames=recipe.clip, seed=recipe.seed)
+        sources.append(Source(made, made))
+    elif recipe.data:
+        if labels is not None:
+            # class sets of videos take some of COCO's categories, others those that have their names
+            table = FROM_COCO.get(config.class_set, {name: name for name in labels})
+            labels_of_coco = {name: labels[ours] for name, ours in table.items()}
+        stills = CocoDataset([folder / path for path in recipe.data], seed=recipe.seed,
+                             labels=None if labels is None else labels_of_coco)
+        sources.append(Source(stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip), stills))
+    if recipe.videos:
+        clips = VideoClips([folder / path for path in recipe.videos], labels, recipe.clip, seed=recipe.seed,
+                           short_sides=recipe.short_sides, max_side=recipe.max_side, crop=recipe.crop)
+        sources.append(Source(clips, clips))
+    return sources
+
+
+class Draws(Dataset):
+    """Sample ``number`` of a run, a clip; from each source in turn."""
+
+    def __init__(self, sources: list[Source], recipe: Recipe, bad: Path) -> None:
+        self.sources, self.recipe, self.bad = sources, recipe, bad
+
+    def __getitem__(self, number: int) -> list[Sample]:
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.seed, number])
+        source = self.sources[number % len(self.sources)]
+        done = number // recipe.batch / recipe.iterations
+        height, width = next((int(h), int(w)) for start, h, w in reversed(recipe.sizes) if done >= start)
+        source.control.set_epoch(number)
+        if not isinstance(source.control, VideoClips):
+            source.control.set_size(height, width)
+        for attempt in range(TRIES):
+            try:
+                item = source.clips[int(rng.integers(len(source.clips)))]
+                return item if isinstance(item, list) else [item]
+            except DataError as error:
+                if not recipe.skip_bad or attempt + 1 == TRIES:
+                    raise
+                with self.bad.open('a') as file:
+                    file.write(f'{number}: {error}\n')
+                print(f'sample {number} is replaced: {error}', file=sys.stderr)
+        raise AssertionError('unreachable')
+
+
+def batches(draws: Draws, world: World, start: int, end: int) -> Iterator[list[list[Sample]]]:
+    """This process's clips of iterations ``start`` to ``end - 1``."""
+    recipe, own = draws.recipe, draws.recipe.batch // world.size
+    if recipe.batch % world.size:
+        raise RecipeError(f'a batch of {recipe.batch} cannot be shared by {world.size} processes alike; --set batch=N')
+    numbers = [range(i * recipe.batch + world.rank * own, i * recipe.batch + (world.rank + 1) * own)
+               for i in range(start, end)]
+    return iter(DataLoader(draws, batch_sampler=numbers, num_workers=recipe.workers, collate_fn=list,
+                           worker_init_fn=_own_controls))
+
+
+def _own_controls(_: int) -> None:
+    """Epoch and canvas of data sets lie in shared memory; workers run ahead of each other and need their own."""
+    draws = get_worker_info().dataset
+    draws.sources = copy.deepcopy(draws.sources)

@@ -1,0 +1,84 @@
+"""The model that a run starts with: fresh, on a trained backbone, or from whole weights with other classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tar_vis_core.models.backbones.mobilenet import MobileNetV2
+from tar_vis_core.models.class_sets import CLASS_SETS
+from tar_vis_core.models.presets import ModelConfig, find_preset
+from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.training.recipe import PARTS, Recipe, RecipeError
+from tar_vis_core.weights.backbone import load_backbone
+from tar_vis_core.weights.loading import WeightsHeader, check_fit, fitted, read_header, read_tensors, shapes_of
+from tar_vis_core.weights.official import read_class_names
+
+HEADS = 'decoder.class_embed.', 'tracker.class_embed.'
+# Parts that a file may lack as a whole, for earlier weights do not have them.
+OPTIONAL = {'routing': (PARTS['synchronizer'], PARTS['routers']), 'tracker': (PARTS['tracker'],)}
+
+
+def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None = None,
+                ) -> tuple[VideoInstanceModel, list[str]]:
+    """The model, and lines that say what of it starts afresh although there is an ``init`` file.
+
+    ``init`` is a safetensors file of a whole model or of a backbone; ``backbone`` a DeepLabV3 file for a MobileNetV2.
+    Routing is there where it trains, or where ``init`` has it. Raises WeightsError where a file does not fit.
+    """
+    header = read_header(init) if init else None
+    routing = (recipe.clip > 1 and any(recipe.trains(name) for name in OPTIONAL['routing'])) or (
+        header is not None and header.has_routing)
+    torch.manual_seed(recipe.seed)
+    model = VideoInstanceModel(replace(with_classes(find_preset(recipe.preset), recipe.classes), routing=routing))
+    if backbone:
+        if not isinstance(model.backbone, MobileNetV2):
+            raise RecipeError(f'--backbone is for MobileNetV2; give {recipe.preset} a converted backbone with --init')
+        model.backbone.load_deeplab(backbone)
+    if header is None:
+        return model, []
+    if header.kind == 'backbone':
+        load_backbone(model, init)
+        return model, [f'{init}: a backbone; the rest of the model starts afresh']
+    return model, load_what_fits(model, init, header)
+
+
+def with_classes(config: ModelConfig, classes: str) -> ModelConfig:
+    """The configuration with the classes of a set or of a text file; '' keeps its own."""
+    if not classes:
+        return config
+    if config.semantic_classes:
+        raise RecipeError(f'classes: {config.family} tells person from object and names objects by its backbone; '
+                          'take another preset for classes of your own')
+    names = CLASS_SETS.get(classes) or read_class_names(classes)
+    name = next((name for name, known in CLASS_SETS.items() if known == names), 'custom')
+    return replace(config, class_set=name, class_names=names, classes=len(names))
+
+
+def load_what_fits(model: VideoInstanceModel, path: Path, header: WeightsHeader) -> list[str]:
+    """Copy weights of a whole model; class heads of other classes and optional parts that the file lacks stay fresh.
+
+    Gives a line for each of these. Raises WeightsError for any other difference; the model is unchanged then.
+    """
+    state, notes, fresh = model.state_dict(), [], set()
+    for part, prefixes in OPTIONAL.items():
+        own = {name for name in state if name.startswith(prefixes)}
+        if own and not own & header.shapes.keys():
+            fresh |= own
+            notes.append(f'{path}: without {part}, which starts afresh')
+    names, known = model.config.class_names, header.class_names
+    heads = [name for name in state if name.startswith(HEADS) and name in header.shapes]
+    differ = known != names if known else any(header.shapes[name] != tuple(state[name].shape) for name in heads)
+    if differ and not model.config.semantic_classes:
+        fresh |= set(heads)
+        before = f'{len(known)}' if known else f'{header.shapes[heads[0]][0] - 1}'
+        notes.append(f'{path}: made for {header.metadata.get("class_set", "other")} ({before} classes), not for '
+                     f'{model.config.class_set} ({len(names)}); the class heads start afresh')
+    expected = {name: value for name, value in state.items() if name not in fresh}
+    dropped = set(heads) & fresh
+    check_fit({k: v for k, v in header.shapes.items() if k not in dropped}, shapes_of(expected), path)
+    loaded = fitted({k: v for k, v in read_tensors(path).items() if k not in dropped}, expected, path)
+    model.load_state_dict(loaded, strict=False)
+    return notes
