@@ -19,6 +19,7 @@ ELSEWHERE = {
     'train': ('tar_vis_core.training.train', 'train a model by a recipe'),
     'eval': ('tar_vis_core.evaluation.evaluate', 'mask AP on stills, by layers and by routing'),
     'data': ('tar_vis_core.data.command', 'make videos of look-alike crowds, look at data sets'),
+    'study': ('tar_vis_core.studies.command', "the paper's studies: table, plot, the paper's values beside ours"),
     'bench': ('tar_vis_core.evaluation.speed', 'time of the whole step and of its stages'),
     'weights': ('tar_vis_core.weights.command', 'list, get, verify and convert files of weights'),
 }

@@ -178,6 +178,21 @@ def counts(matches: Sequence[Matches], most: int) -> tuple[np.ndarray, np.ndarra
     return (np.cumsum(x & ~ignored, -1, dtype=np.float64) for x in (matched, ~matched))
 
 
+def average_precision(matches: Sequence[Matches]) -> np.ndarray:
+    """A category's average precision ``(A, T)`` over videos, NaN at area ranges without an object."""
+    objects = sum(m.objects for m in matches)
+    right, wrong = counts(matches, MAX_DETECTIONS)
+    precision = right / np.maximum(right + wrong, 1)
+    # at each recall the best precision that is had at this or any higher recall
+    precision = np.maximum.accumulate(precision[..., ::-1], -1)[..., ::-1]
+    ap = np.full(precision.shape[:2], math.nan)
+    for area, count in enumerate(objects):
+        for threshold in range(len(IOU_THRESHOLDS)) if count else ():
+            at = np.searchsorted(right[area, threshold] / count, RECALLS, 'left')
+            ap[area, threshold] = np.append(precision[area, threshold], 0)[at].mean()
+    return ap
+
+
 def summarise(name: str, matches: Sequence[Matches]) -> TubeAP:
     """A category's figures from the matches of all videos."""
     objects = sum(m.objects for m in matches)
@@ -186,15 +201,7 @@ def summarise(name: str, matches: Sequence[Matches]) -> TubeAP:
         right, _ = counts(matches, most)
         return float(right[0, :, -1].mean() / objects[0]) if right.size else 0.0
 
-    right, wrong = counts(matches, MAX_DETECTIONS)
-    precision = right / np.maximum(right + wrong, 1)
-    # at each recall the best precision that is had at this or any higher recall
-    precision = np.maximum.accumulate(precision[..., ::-1], -1)[..., ::-1]
-    ap = np.full(precision.shape[:2], math.nan)        # (A, T)
-    for area, count in enumerate(objects):
-        for threshold in range(len(IOU_THRESHOLDS)) if count else ():
-            at = np.searchsorted(right[area, threshold] / count, RECALLS, 'left')
-            ap[area, threshold] = np.append(precision[area, threshold], 0)[at].mean()
+    ap = average_precision(matches)
     every, small, medium, large = (float(row.mean()) for row in ap)
     return TubeAP(name, len(matches), int(objects[0]), every, float(ap[0, 0]), float(ap[0, 5]), recall(1), recall(10),
                   small, medium, large)

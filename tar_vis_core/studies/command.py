@@ -1,0 +1,32 @@
+"""``tar-vis study NAME``: the paper's studies, each a table (CSV, Markdown) and a plot beside the paper's values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from tar_vis_core.studies import layers, subject
+
+# name: module with add_options(parser) and run(args), how many files --weights takes, one line of help
+STUDIES = {
+    'layers': (layers, '+', 'AP by decoder layers (Table 5, Figure 2), TAR, its controls and its trade-off'),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog='tar-vis study', description=__doc__)
+    names = made.add_subparsers(dest='study', required=True, metavar='NAME')
+    for name, (module, weights, text) in STUDIES.items():
+        study = names.add_parser(name, help=text, description=module.__doc__.split('\n\n')[0])
+        subject.add_options(study, weights)
+        module.add_options(study)
+        study.set_defaults(call=module.run)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a study; gives 0. Raises TarVisError or ValueError for what is wrong."""
+    args = parser().parse_args(argv)
+    args.call(args)
+    return 0

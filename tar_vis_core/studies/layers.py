@@ -1,0 +1,210 @@
+"""Accuracy by number of decoder layers (the paper's Table 5), by which layers (Figure 2), and by TAR with controls.
+
+How m+n of Figure 2 is meant we take as: of the decoder's layers the first m and the last n run, those between do not.
+TAR is held against what it must beat at the same number of executed layers: the first k layers, interpolated between
+the measured k; and against all layers executed, all routed layers skipped, and random gates at its own rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from unittest import mock
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+from tqdm import tqdm
+
+from tar_vis_core.data.ytvis import VideoRecord
+from tar_vis_core.evaluation.evaluate import ways_of
+from tar_vis_core.evaluation.video_eval import VideoRow, Way, evaluate_videos
+from tar_vis_core.instances import RoutingTrace
+from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory
+from tar_vis_core.models.video_model import Features, VideoInstanceModel
+from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.statistics import Precision, interval, resamples
+from tar_vis_core.studies.subject import PAPER, Stopwatch, described, open_model, open_videos
+
+# milliseconds of a whole frame, and AP where we know it (Tables 4 and 5, abstract)
+PAPER_MS = {'first 1': 24.2, 'first 2': 26.0, 'first 3': 27.4, 'first 6': 33.7, 'first 9': 40.5, 'TAR': 31.5}
+PAPER_AP = {'first 6': 47.6, 'first 9': 47.4, 'TAR': 48.4}
+ALL = 'TAR, all executed'
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One way of decoding, over all videos and over each bootstrap sample of them."""
+
+    row: VideoRow
+    ms: float                # a frame, median: image encoder and decoder
+    ap: np.ndarray           # (1 + samples,) percent, all videos first
+    executed: np.ndarray     # (1 + samples,) layers a frame
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The study's own options."""
+    parser.add_argument('--layers', type=int, nargs='*', default=[1, 2, 3, 6, 9], help='first k (default: 1 2 3 6 9)')
+    parser.add_argument('--pairs', nargs='*', type=pair, default=[(1, 1), (1, 2), (2, 1), (3, 3)], metavar='M+N',
+                        help='first M and last N (default: 1+1 1+2 2+1 3+3)')
+    parser.add_argument('--skip-bias', type=float, nargs='*', default=[-2, -1, -0.5, 0.5, 1, 2],
+                        help="added to the routers' skip score, beside 0 (default: -2 -1 -0.5 0.5 1 2)")
+    parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
+    parser.add_argument('--tracker', default='auto', help="auto (the model's own) or another")
+
+
+def pair(text: str) -> tuple[int, int]:
+    """``M+N`` as two numbers."""
+    m, _, n = text.partition('+')
+    if not (m.isdigit() and n.isdigit()):
+        raise argparse.ArgumentTypeError(f'{text!r}, expected M+N such as 1+2')
+    return int(m), int(n)
+
+
+def decode_layers(model: VideoInstanceModel, features: Features, chosen: Sequence[int]) -> DecoderOutput:
+    """The plain decoder with the layers ``chosen`` only, each at its own level; every frame by itself."""
+    decoder = model.decoder
+    memory = FrameMemory(features.mask_features, features.levels, decoder.level_embed)
+    x = decoder.query_feat.expand(features.mask_features.shape[0], -1, -1)
+    for i in chosen:
+        x = decoder.run_layer(i, x, memory)
+    normed, count = decoder.decoder_norm(x), len(decoder.layers)
+    trace = RoutingTrace(tuple(i in chosen for i in range(count)), np.full(count, np.nan, np.float32))
+    reid = None if decoder.reid_embed is None else decoder.reid_embed(normed)
+    return DecoderOutput(x, normed, reid, decoder.class_embed(normed), decoder.mask_embed(normed), trace)
+
+
+def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],
+                    biases: Sequence[float]) -> dict[str, Way]:
+    """First k, m+n, and where there are routers TAR with its controls and with each bias."""
+    count, routing = model.config.decoder_layers, model.config.routing
+    for k in [*layers, *(m + n for m, n in pairs)]:
+        if not 0 <= k <= count:
+            raise ValueError(f'{k} layers asked for, the decoder has {count}')
+
+    def both_ends(m: int, n: int) -> Way:
+        return lambda features, previous: decode_layers(model, features, [*range(m), *range(count - n, count)])
+
+    def biased(bias: float) -> Way:
+        def way(features: Features, previous: Tensor | None) -> DecoderOutput:
+            return model.decode(features, previous, 'adaptive', skip_bias=bias)
+        return way
+
+    ways = ways_of(model, sorted(set(layers)), routing)
+    ways |= {f'{m}+{n}': both_ends(m, n) for m, n in pairs}
+    return {**ways, **({f'TAR, bias {b:+g}': biased(b) for b in sorted(biases)} if routing else {})}
+
+
+def sample(model: VideoInstanceModel, records: list[VideoRecord], ways: dict[str, Way], samples: np.ndarray,
+           tracker: str = 'auto') -> list[Sampled]:
+    """Evaluate the ways, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
+    device = model.pixel_mean.device
+    watches = {name: Stopwatch(way, device) for name, way in ways.items()}
+    with mock.patch.object(model, 'encode', Stopwatch(model.encode, device)) as encoder:
+        rows = evaluate_videos(model, records, watches, tracker=tracker)
+    chosen = [np.arange(len(records)), *samples]
+    made = []
+    for row in tqdm(rows, desc='bootstrap', unit='way'):
+        precision = Precision(records, row.predictions)
+        layers, frames = np.array([(e.sum(), len(e)) for e in row.executed]).T
+        made.append(Sampled(row, encoder.median + watches[row.name].median,
+                            np.array([100 * precision(c) for c in chosen]),
+                            np.array([layers[c].sum() / frames[c].sum() for c in chosen])))
+    return made
+
+
+def at_same_layers(fixed: Sequence[Sampled], executed: np.ndarray) -> np.ndarray:
+    """AP of the first k layers, interpolated over k, at ``executed`` layers ``(1 + samples,)`` in each sample.
+
+    NaN outside the measured k.
+    """
+    ks = [float(s.executed[0]) for s in fixed]
+    aps = np.stack([s.ap for s in fixed])
+    return np.array([np.interp(e, ks, column, math.nan, math.nan) for e, column in zip(executed, aps.T)])
+
+
+def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> dict[str, object]:
+    """A row of the table, in percent points."""
+    name, mean = sampled.row.name, sampled.row.ap.mean
+    fixed = [s for s in everything if s.row.name.startswith('first ') and s.executed[0] > 0]
+    row: dict[str, object] = {'weights': weights, 'decoding': name, 'layers': float(sampled.executed[0]),
+                              **spread('AP', sampled.ap), 'AP50': 100 * mean.ap50,
+                              'switches': sampled.row.identities.switches}
+    full = next((s for s in everything if s.row.name == ALL), None)
+    row |= spread('AP - all executed', sampled.ap - full.ap if full else np.full(1, np.nan))
+    gain = sampled.ap - at_same_layers(fixed, sampled.executed) if fixed else np.full(1, np.nan)
+    row |= spread('AP - first k at same layers', gain)
+    return row | {'ms': sampled.ms, 'paper ms': PAPER_MS.get(name), 'paper AP': PAPER_AP.get(name)}
+
+
+def spread(title: str, values: np.ndarray) -> dict[str, float]:
+    """A figure, then its interval: of ``values`` the first is of all videos, the others are bootstrap samples."""
+    low, high = interval(values[1:])
+    return {title: float(values[0]), f'{title}: low': low, f'{title}: high': high}
+
+
+def over_weights(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """For each way its mean over several weights; low and high are the least and the greatest of them."""
+    made = []
+    for name in dict.fromkeys(row['decoding'] for row in rows):
+        same = [row for row in rows if row['decoding'] == name]
+        mean = {key: float(np.mean([row[key] for row in same])) if isinstance(value, (int, float)) else value
+                for key, value in same[0].items()}
+        for key in [key for key in mean if f'{key}: low' in mean]:
+            values = [row[key] for row in same]
+            mean |= {f'{key}: low': float(np.min(values)), f'{key}: high': float(np.max(values))}
+        made.append({**mean, 'weights': f'mean of {len(same)}'})
+    return made
+
+
+def painter(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
+    """AP over executed layers: one colour for each weights file."""
+    def draw(axes: Axes) -> None:
+        for colour, (weights, everything) in enumerate(results.items()):
+            kinds = {'first k': ('o-', lambda n: n.startswith('first ')), 'm+n': ('x', lambda n: '+' in n[:3]),
+                     'TAR, by skip bias': ('s--', lambda n: n == 'TAR' or n.startswith('TAR, bias')),
+                     'random gates': ('v', lambda n: n == 'TAR, random gates'),
+                     'all executed, all skipped': ('D', lambda n: n.startswith('TAR, all'))}
+            for label, (style, belongs) in kinds.items():
+                chosen = sorted((s for s in everything if belongs(s.row.name)), key=lambda s: s.executed[0])
+                if not chosen:
+                    continue
+                bounds = np.array([interval(s.ap[1:]) for s in chosen]).T
+                value = np.array([s.ap[0] for s in chosen])
+                axes.errorbar([s.executed[0] for s in chosen], value, np.maximum(np.abs(bounds - value), 0), fmt=style,
+                              color=f'C{colour}', markersize=5, capsize=2, elinewidth=0.6,
+                              markerfacecolor='none' if style[0] in 'sD' else None,
+                              label=f'{label} ({weights})' if len(results) > 1 else label)
+        axes.set_xlabel('executed decoder layers a frame')
+        axes.set_ylabel('AP, percent (95 % over videos)')
+        axes.legend(fontsize=7)
+    return draw
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> None:
+    """``tar-vis study layers``."""
+    records = open_videos(args)
+    samples = resamples(len(records), args.resamples)
+    results: dict[str, list[Sampled]] = {}
+    for path in args.weights or [None]:
+        model = open_model(args, path)
+        ways = ways_to_compare(model, args.layers, args.pairs, args.skip_bias)
+        name = 'packaged' if path is None else f'{path.parent.name}/{path.stem}'
+        results[name] = sample(model, records, ways, samples, args.tracker)
+    rows = [table_row(name, s, everything) for name, everything in results.items() for s in everything]
+    if len(results) > 1:
+        rows += over_weights(rows)
+    write_report(args.out, 'AP by executed decoder layers', rows, [
+        described(args, records) + f' {args.resamples} bootstrap samples of videos, seed 0; low and high are 95 % '
+        'intervals over videos, in rows over several weights the least and the greatest of them.',
+        PAPER + ' Its milliseconds are of a whole frame (TAR: without its other optimisations, Table 4); ours are '
+        'medians of image encoder and decoder, taken while all decodings take turns.',
+        'm+n: the first m and the last n layers. Layers are counted over all frames, first frames with all nine '
+        'included. It shows what this model loses with fewer layers on these videos, and whether its routers choose '
+        'better than a fixed number or chance at the same cost. It cannot show what TAR gives another model, and '
+        'where nine layers hardly beat one it shows nothing of TAR at all. The fixed decodings run weights that were '
+        'trained for nine layers (and for routing, where they hold routers), not for fewer.'], painter(results))

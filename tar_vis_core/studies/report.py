@@ -1,0 +1,63 @@
+"""What a study leaves behind: table.csv, table.md and plot.png in one folder."""
+
+from __future__ import annotations
+
+import csv
+import math
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+
+UNKNOWN = 'n/a'     # the paper does not say, or we do not know what it says
+
+
+def cell(value: object) -> str:
+    """A table's cell: numbers to two places, ``n/a`` for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return UNKNOWN
+    return f'{value:.2f}' if isinstance(value, float) else str(value)
+
+
+def with_bounds(row: dict[str, object], name: str) -> str:
+    """A cell, with the bounds of its interval where it has known ones."""
+    bounds = [cell(row.get(f'{name}: {end}')) for end in ('low', 'high')]
+    return cell(row[name]) + ('' if UNKNOWN in bounds else f' ({bounds[0]} to {bounds[1]})')
+
+
+def machine(device: torch.device) -> str:
+    """What computed, in a line: device, threads, torch."""
+    if device.type == 'cuda':
+        return f'{torch.cuda.get_device_name(device)}, torch {torch.__version__}'
+    return f'{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads, ' \
+           f'torch {torch.__version__}'
+
+
+def write_report(folder: Path, title: str, rows: Sequence[dict[str, object]], notes: Sequence[str],
+                 draw: Callable[[matplotlib.axes.Axes], None]) -> None:
+    """Write a study's table as CSV and Markdown, and its plot, which ``draw`` paints; print the table.
+
+    All rows have the keys of the first one, which are the columns; those named ``X: low`` and ``X: high`` bound column
+    ``X``, and share its cell in Markdown. ``notes`` stand below the Markdown table, a paragraph each.
+    """
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(rows[0])
+    cells = [[cell(row[name]) for name in columns] for row in rows]
+    with (folder / 'table.csv').open('w', newline='') as file:
+        csv.writer(file, lineterminator='\n').writerows([columns, *cells])
+    shown = [name for name in columns if not name.endswith((': low', ': high'))]
+    lines = ['| ' + ' | '.join(line) + ' |' for line in [
+        shown, ['---'] * len(shown), *([with_bounds(row, name) for name in shown] for row in rows)]]
+    text = '\n\n'.join([f'# {title}', '\n'.join(lines), *notes]) + '\n'
+    (folder / 'table.md').write_text(text)
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
+    draw(axes)
+    axes.set_title(title, fontsize=10)
+    figure.savefig(folder / 'plot.png', dpi=150)
+    pyplot.close(figure)
+    print(text + '\n' + '\n'.join(str(folder / name) for name in ('table.csv', 'table.md', 'plot.png')))

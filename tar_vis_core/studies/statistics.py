@@ -1,0 +1,70 @@
+"""How sure a figure is: bootstrap over videos, whose frames are no independent draws, and rank correlation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+from tar_vis_core.data.ytvis import VideoRecord
+from tar_vis_core.evaluation.tubes import TubePrediction, by_video_and_category, is_evaluated
+from tar_vis_core.evaluation.ytvis_ap import Matches, average_precision, match_video
+
+LEVEL = 0.95
+
+
+def resamples(videos: int, times: int, seed: int = 0) -> np.ndarray:
+    """Indices ``(times, videos)`` drawn with replacement: the videos of each bootstrap sample."""
+    return np.random.default_rng(seed).integers(videos, size=(times, videos))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 % of bootstrap values, those that are NaN left out; NaN where none is left."""
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def with_interval(measure: Callable[[np.ndarray], float], videos: int, times: int, seed: int = 0
+                  ) -> tuple[float, float, float]:
+    """``measure`` of all videos, and the bounds of its bootstrap interval; it is given the videos' indices."""
+    return measure(np.arange(videos)), *interval([measure(chosen) for chosen in resamples(videos, times, seed)])
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation, ties with their mean rank; NaN where one of them does not vary."""
+    if len(x) < 2:
+        return math.nan
+    ranks = np.stack([rankdata(x), rankdata(y)])
+    ranks -= ranks.mean(1, keepdims=True)
+    spread = math.sqrt(float((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
+    return float(ranks[0] @ ranks[1]) / spread if spread else math.nan
+
+
+class Precision:
+    """Average precision (YouTube-VIS) of one set of predictions over any selection of the videos."""
+
+    def __init__(self, records: Sequence[VideoRecord], predictions: Sequence[TubePrediction]):
+        found = by_video_and_category(predictions)
+        names = sorted({track.category for record in records for track in record.tracks})
+        # by category, then video; None where the video says nothing of the category
+        self._matches = [[_of_all_sizes(match_video(record, name, found.get((record.id, name), [])))
+                          if is_evaluated(record, name) else None for record in records] for name in names]
+
+    def __call__(self, videos: np.ndarray) -> float:
+        """AP in 0..1, the mean over the categories with an object in those videos; NaN where there is none."""
+        values = []
+        for category in self._matches:
+            chosen = [category[i] for i in videos if category[i] is not None]
+            if chosen and sum(m.objects[0] for m in chosen):
+                values.append(average_precision(chosen).mean())
+        return float(np.mean(values)) if values else math.nan
+
+
+def _of_all_sizes(matches: Matches) -> Matches:
+    return Matches(matches.scores, matches.matched[:1], matches.ignored[:1], matches.objects[:1])

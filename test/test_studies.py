@@ -1,0 +1,170 @@
+"""The paper's studies: each leaves a table and a plot that say what was measured, beside the paper's own values."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tubes import perfect, square, tube, video
+
+from tar_vis_core.cli import main
+from tar_vis_core.evaluation.tubes import TubePrediction
+from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
+from tar_vis_core.models.video_model import build_model
+from tar_vis_core.studies.layers import at_same_layers, decode_layers, over_weights
+from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval
+from tar_vis_core.weights.loading import save_weights
+
+SMALL = ['--videos', '2', '--frames', '3', '--size', '64x96', '--device', 'cpu']
+
+
+def crowd_model(seed: int = 0, routing: bool = True):
+    """Fresh weights whose routers choose by what they see."""
+    torch.manual_seed(seed)
+    model = build_model('crowd', routing).eval()
+    if routing:
+        with torch.no_grad():
+            model.decoder.routers.weight2.normal_()
+            model.decoder.routers.bias2.zero_()
+    return model
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('weights') / 'crowd.safetensors'
+    save_weights(crowd_model(), path, {'preset': 'crowd'})
+    return path
+
+
+def study(name: str, out: Path, *words: str) -> list[dict[str, str]]:
+    """The rows of a study's table, after a look at all that it leaves."""
+    assert main(['study', name, '--out', str(out), *SMALL, *words]) == 0
+    text = (out / 'table.md').read_text()
+    assert 'cannot show' in text and 'seed' in text and 'torch' in text
+    assert (out / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    with (out / 'table.csv').open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_spearman_is_of_ranks_with_ties_and_nan_where_nothing_varies():
+    x = np.array([0.1, 5, 3, 100, 20])
+    assert spearman(x, np.exp(x / 50)) == pytest.approx(1) and spearman(x, -x ** 3) == pytest.approx(-1)
+    assert spearman([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)         # 1 - 6 sum d^2 / (n (n^2 - 1))
+    assert spearman([1, 2, 3, 4], [1, 1, 2, 2]) == pytest.approx(4 / math.sqrt(20))
+    assert math.isnan(spearman([1, 2, 3], [5, 5, 5])) and math.isnan(spearman([1], [1]))
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    mean, low, high = with_interval(lambda chosen: float(values[chosen].mean()), len(values), 2000)
+    error = values.std() / math.sqrt(len(values))
+    assert mean == values.mean()
+    assert (mean - low, high - mean) == pytest.approx((1.96 * error, 1.96 * error), rel=0.1)
+    assert interval([1, math.nan, 1]) == (1, 1) and all(map(math.isnan, interval([math.nan])))
+
+
+def test_resamples_are_the_same_for_all_that_is_compared():
+    drawn = resamples(7, 50)
+    assert drawn.shape == (50, 7) and set(drawn.flat) == set(range(7))
+    assert np.array_equal(drawn, resamples(7, 50)) and not np.array_equal(drawn, resamples(7, 50, seed=1))
+
+
+def test_precision_of_chosen_videos_is_that_of_the_metric():
+    records = [video(1, ('cat', tube(3, 5)), ('dog', tube(30, 31))), video(2, ('cat', tube(8, 9), )),
+               video(3, ('dog', tube(1, 2)))]
+    good = perfect(records)
+    predictions = [good[0], TubePrediction(1, 'cat', 0.95, tube(20, 40)), *good[2:]]      # a false one, a missed one
+    precision = Precision(records, predictions)
+    for chosen in ([0, 1, 2], [0], [0, 1], [2, 1]):
+        kept = {records[i].id for i in chosen}
+        expected = evaluate_tubes([records[i] for i in chosen], [p for p in predictions if p.video_id in kept])
+        assert precision(np.array(chosen)) == pytest.approx(expected.mean.ap)
+    assert Precision(records, good)(np.array([1, 1, 0])) == 1
+    empty = video(1, frames=2, size=square(0).shape)
+    assert math.isnan(Precision([empty], [])(np.array([0])))
+
+
+def test_a_report_has_the_paper_beside_ours_and_says_where_it_is_silent(tmp_path):
+    rows = [{'layers': 1, 'AP': 12.345678, 'AP: low': 10.0, 'AP: high': 15.0, 'paper AP': None},
+            {'layers': 9, 'AP': math.nan, 'AP: low': math.nan, 'AP: high': math.nan, 'paper AP': 47.4}]
+    write_report(tmp_path / 'new', 'Title', rows, ['A note.'], lambda axes: axes.plot([1, 9], [1, 2]))
+    with (tmp_path / 'new' / 'table.csv').open() as file:
+        assert list(csv.reader(file)) == [['layers', 'AP', 'AP: low', 'AP: high', 'paper AP'],
+                                          ['1', '12.35', '10.00', '15.00', 'n/a'],
+                                          ['9', 'n/a', 'n/a', 'n/a', '47.40']]
+    text = (tmp_path / 'new' / 'table.md').read_text()
+    assert '| layers | AP | paper AP |' in text and '| 1 | 12.35 (10.00 to 15.00) | n/a |' in text
+    assert '| 9 | n/a | 47.40 |' in text and text.endswith('A note.\n')
+
+
+def test_chosen_layers_are_the_decoder_with_only_these():
+    model = crowd_model()
+    with torch.inference_mode():
+        features = model.encode(model.normalize(torch.rand(1, 3, 64, 96) * 255))
+        for k in (0, 2, 9):
+            fixed = model.decode(features, routing='fixed', fixed_layers=k)
+            chosen = decode_layers(model, features, range(k))
+            assert torch.equal(fixed.queries, chosen.queries) and torch.equal(fixed.logits, chosen.logits)
+            assert fixed.trace.executed == chosen.trace.executed
+        ran = []
+        for i, layer in enumerate(model.decoder.layers):
+            layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+        assert decode_layers(model, features, [0, 7, 8]).trace.executed == (True, *[False] * 6, True, True)
+        assert ran == [0, 7, 8]
+
+
+def test_the_fixed_curve_is_interpolated_in_each_sample():
+    class Point:
+        def __init__(self, k, *ap):
+            self.executed, self.ap = np.full(len(ap), float(k)), np.array(ap, float)
+
+    fixed = [Point(1, 10, 20), Point(3, 30, 20), Point(9, 60, 80)]
+    assert at_same_layers(fixed, np.array([2.0, 6.0])) == pytest.approx([20, 50])
+    assert np.isnan(at_same_layers(fixed, np.array([0.5, 9.5]))).all()
+
+
+def test_several_weights_give_their_mean_and_reach():
+    rows = [{'weights': name, 'decoding': 'TAR', 'AP': ap, 'AP: low': 0.0, 'AP: high': 99.0, 'paper AP': 48.4}
+            for name, ap in (('a', 10.0), ('b', 14.0), ('c', 15.0))]
+    assert over_weights(rows) == [{'weights': 'mean of 3', 'decoding': 'TAR', 'AP': 13.0, 'AP: low': 10.0,
+                                   'AP: high': 15.0, 'paper AP': pytest.approx(48.4)}]
+
+
+def test_layers(weights, tmp_path):
+    rows = study('layers', tmp_path, '--weights', str(weights), '--layers', '1', '9', '--pairs', '1+2', '--skip-bias',
+                 '1', '--resamples', '20')
+    by_name = {row['decoding']: row for row in rows}
+    assert list(by_name) == ['first 1', 'first 9', 'TAR', 'TAR, all executed', 'TAR, all skipped', 'TAR, random gates',
+                             '1+2', 'TAR, bias +1']
+    layers = {name: float(row['layers']) for name, row in by_name.items()}
+    # a video's first frame runs all nine, then only the warm-up layer
+    assert layers['first 1'] == 1 and layers['1+2'] == 3
+    assert layers['TAR, all skipped'] == pytest.approx(11 / 3, abs=0.01)
+    assert layers['TAR, bias +1'] <= layers['TAR'] < layers['first 9'] == layers['TAR, all executed'] == 9
+    assert (by_name['first 1']['paper ms'], by_name['first 1']['paper AP']) == ('24.20', 'n/a')
+    assert (by_name['first 9']['paper ms'], by_name['1+2']['paper ms']) == ('40.50', 'n/a')
+    assert by_name['TAR, all executed']['AP - all executed'] == '0.00'
+    assert by_name['first 9']['AP - first k at same layers'] == '0.00'
+
+
+def test_layers_needs_no_routers_and_takes_several_weights(weights, tmp_path):
+    bare = tmp_path / 'bare.safetensors'
+    save_weights(crowd_model(1, routing=False), bare, {'preset': 'crowd'})
+    rows = study('layers', tmp_path / 'out', '--weights', str(bare), str(weights), '--layers', '1', '9', '--pairs',
+                 '--skip-bias', '--resamples', '5')
+    assert [row['decoding'] for row in rows if row['weights'].endswith('/bare')] == ['first 1', 'first 9']
+    assert [row['weights'] for row in rows if row['decoding'] == 'TAR'][-1] == 'mean of 1'
+    assert [row['weights'] for row in rows if row['decoding'] == 'first 9'][-1] == 'mean of 2'
+
+
+@pytest.mark.parametrize(('words', 'said'), [
+    (['--layers', '10'], '10 layers asked for'), (['--pairs', '5+5'], '10 layers asked for'),
+    (['--videos', '0'], '--videos is 0'), (['--data', 'nowhere.json'], 'nowhere.json')])
+def test_what_is_wrong_is_one_line(weights, tmp_path, words, said, capsys):
+    assert main(['study', 'layers', '--out', str(tmp_path), *SMALL, '--weights', str(weights), *words]) == 1
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
