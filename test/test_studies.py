@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_model import picture
 from tubes import perfect, square, tube, video
 
 from tar_vis_core.cli import main
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.models.video_model import build_model
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.layers import at_same_layers, decode_layers, over_weights
+from tar_vis_core.studies.motion import rows_of
+from tar_vis_core.studies.operations import VARIANTS, step
+from tar_vis_core.studies.reference_style import full_size_masks, unfused_attention
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval
 from tar_vis_core.weights.loading import save_weights
@@ -168,3 +173,81 @@ def test_layers_needs_no_routers_and_takes_several_weights(weights, tmp_path):
 def test_what_is_wrong_is_one_line(weights, tmp_path, words, said, capsys):
     assert main(['study', 'layers', '--out', str(tmp_path), *SMALL, '--weights', str(weights), *words]) == 1
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_more_layers_where_more_changes_is_a_positive_coefficient():
+    # within each video layers rise with the difference; the video that differs more runs fewer
+    calm, wild = np.array([[1, 5], [2, 6], [3, 7.0]]), np.array([[100, 1], [200, 2], [300, 3.0]])
+    together, alone, *parts = rows_of([calm, wild], 50)
+    assert together['Spearman'] < 0 < alone['Spearman'] == alone['Spearman: low'] == 1
+    assert together['Spearman: low'] <= together['Spearman'] <= together['Spearman: high'] == 1
+    assert together['paper direction'] == 'positive' and together['count'] == 6 == sum(p['count'] for p in parts)
+    assert together['executed layers'] == 4 and parts[0]['executed layers'] == 5.5
+    steady = np.array([[1, 9], [2, 9.0]])
+    assert all(math.isnan(row['Spearman']) for row in rows_of([steady], 5))
+
+
+def test_motion(weights, tmp_path):
+    rows = study('motion', tmp_path, '--weights', str(weights), '--resamples', '20')
+    assert [row['count'] for row in rows[:2]] == ['4', '4'] and rows[0]['paper Spearman'] == 'n/a'
+    assert 1 <= float(rows[0]['executed layers']) < 9 and float(rows[0]['median MSE']) > 0
+    all_run = study('motion', tmp_path, '--weights', str(weights), '--resamples', '5', '--skip-bias=-1e9')
+    assert all_run[0]['executed layers'] == '9.00' and all_run[0]['Spearman'] == 'n/a'
+
+
+def test_motion_needs_routers(tmp_path, capsys):
+    bare = tmp_path / 'bare.safetensors'
+    save_weights(crowd_model(routing=False), bare, {'preset': 'crowd'})
+    assert main(['study', 'motion', '--out', str(tmp_path), *SMALL, '--weights', str(bare)]) == 1
+    assert 'hold no routers' in capsys.readouterr().err
+
+
+def test_profile(weights, tmp_path):
+    rows = study('profile', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
+    assert [row['stage'] for row in rows] == ['backbone', 'pixel_decoder', 'decoder', 'tracker', 'all']
+    assert [row['paper percent'] for row in rows] == ['17', '28', '52', '3', '100'] and rows[-1]['paper ms'] == '40.50'
+    for routing in ('full', 'adaptive'):
+        *parts, whole = (float(row[f'{routing} percent']) for row in rows)
+        assert min(parts) > 0 and sum(parts) == pytest.approx(whole, abs=0.05) == 100
+
+
+@pytest.mark.parametrize('routing', ['full', 'adaptive'])
+def test_the_reference_style_gives_the_same_answers_by_other_operations(routing):
+    model = crowd_model()
+    torch.nn.init.normal_(model.decoder.mask_embed.layers[-1].weight)       # masks that differ, with empty ones
+    kernels, einsums = [], []
+    with torch.inference_mode():
+        features = model.encode(model.normalize(torch.from_numpy(picture()).permute(2, 0, 1)[None].float()))
+        previous = model.decode(features).queries.flip(1)
+        ours = model.decode(features, previous, routing)
+        with torch.profiler.profile() as fused:
+            model.decode(features, previous, routing)
+        with full_size_masks(model.decoder), unfused_attention(), torch.profiler.profile() as unfused:
+            theirs = model.decode(features, previous, routing)
+    assert theirs.trace.executed == ours.trace.executed
+    assert (theirs.logits - ours.logits).abs().max() < 1e-3 and (theirs.queries - ours.queries).abs().max() < 1e-3
+    for profiled in (fused, unfused):
+        counts = {event.key: event.count for event in profiled.key_averages()}
+        kernels.append(counts.get('aten::_scaled_dot_product_attention_math', 0))
+        einsums.append(counts.get('aten::einsum', 0))
+    runs = sum(ours.trace.executed)
+    assert kernels[0] == 0 < 2 * runs <= kernels[1] and einsums == [0, runs]
+    assert 'run_layer' not in vars(model.decoder)       # all is as it was
+
+
+def test_each_variant_decodes_as_it_says():
+    segmenter = VideoSegmenter.from_model(crowd_model(), 'cpu', options=SegmenterOptions())
+    for variant in VARIANTS:
+        state = segmenter.new_state()
+        executed = [step(segmenter, variant, picture(k), state).routing.executed_layers for k in range(3)]
+        assert (max(executed[1:]) < 9) == variant.tar and executed[0] == 9
+
+
+def test_operations(weights, tmp_path):
+    rows = study('operations', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
+    assert {row['variant']: row['paper frames/s'] for row in rows} == {
+        'reference style': '24.70', 'fused attention': '27.80', 'small masks': '27.20', 'TAR': '31.70',
+        'fused attention, small masks': 'n/a', 'all': '34.60'}
+    for row in rows:
+        assert float(row['frames/s']) == pytest.approx(1e3 / float(row['frame ms']), rel=0.01)
+        assert float(row['frame ms']) > float(row['decoder ms']) > 0

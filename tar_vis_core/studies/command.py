@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tar_vis_core.studies import layers, subject
+from tar_vis_core.studies import layers, motion, operations, profile, subject
 
 # name: module with add_options(parser) and run(args), how many files --weights takes, one line of help
 STUDIES = {
     'layers': (layers, '+', 'AP by decoder layers (Table 5, Figure 2), TAR, its controls and its trade-off'),
+    'motion': (motion, None, 'executed layers against inter-frame difference (Figure 5)'),
+    'operations': (operations, None, 'frames a second by attention kernel, mask size and TAR (Table 4)'),
+    'profile': (profile, None, 'shares of the time of a frame by stage (Figure 1)'),
 }
 
 
