@@ -17,7 +17,7 @@ from tar_vis_core.errors import TarVisError
 # Subcommands that parse the rest of the line themselves: module with ``main(argv)``, one line of help.
 ELSEWHERE = {
     'train': ('tar_vis_core.training.train', 'train a model by a recipe'),
-    'eval': ('tar_vis_core.evaluation.evaluate', 'mask AP on stills, by layers and by routing'),
+    'eval': ('tar_vis_core.evaluation.evaluate', 'mask AP on stills or videos, by layers and by routing'),
     'data': ('tar_vis_core.data.command', 'make videos of look-alike crowds, look at data sets'),
     'study': ('tar_vis_core.studies.command', "the paper's studies: table, plot, the paper's values beside ours"),
     'bench': ('tar_vis_core.evaluation.speed', 'time of the whole step and of its stages'),
