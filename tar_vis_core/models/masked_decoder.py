@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.layers import MLP, DecoderLayer, bilinear, sine_encoding
-from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, straight_through
+from tar_vis_core.models.presets import SYNCHRONIZERS
+from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, into_slots, straight_through
 
 ROUTINGS = ('adaptive', 'full', 'fixed')
 
@@ -78,9 +79,11 @@ class MaskedDecoder(nn.Module):
     """``layers`` decoder layers over three levels in turn, shared heads, and TAR where ``routing`` is set."""
 
     def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
-                 warmup_layers: int = 1, routing: bool = True, reid: bool = False):
+                 warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention'):
         super().__init__()
-        self.warmup_layers = warmup_layers
+        if synchronizer not in SYNCHRONIZERS:
+            raise ValueError(f'synchronizer is {synchronizer!r}, expected one of {", ".join(SYNCHRONIZERS)}')
+        self.warmup_layers, self.permutes = warmup_layers, synchronizer == 'bipartite'
         self.query_feat = nn.Parameter(torch.randn(queries, dim))
         self.query_embed = nn.Parameter(torch.randn(queries, dim))
         self.level_embed = nn.Parameter(torch.randn(3, dim))
@@ -89,7 +92,7 @@ class MaskedDecoder(nn.Module):
         self.class_embed = nn.Linear(dim, classes + 1)
         self.mask_embed = MLP(dim, dim, dim, 3)
         self.reid_embed = MLP(dim, dim, dim, 3) if reid else None   # of CTVIS and DVIS++
-        self.synchronizer = Synchronizer(dim, heads) if routing else None
+        self.synchronizer = Synchronizer(dim, heads) if routing and synchronizer == 'attention' else None
         self.routers = Routers(layers - warmup_layers, dim) if routing else None
 
     def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
@@ -103,14 +106,14 @@ class MaskedDecoder(nn.Module):
         if routing not in ROUTINGS:
             raise ValueError(f'routing is {routing!r}, expected one of {", ".join(ROUTINGS)}')
         memory = FrameMemory(mask_features, levels, self.level_embed)
-        x = self.query_feat.expand(mask_features.shape[0], -1, -1)
+        x, position = self.query_feat.expand(mask_features.shape[0], -1, -1), self.query_embed
         count = len(self.layers)
         executed = [False] * count
         probability = np.full(count, np.nan, np.float32)
 
         def run(i: int, x: Tensor) -> Tensor:
             executed[i] = True
-            return self.run_layer(i, x, memory)
+            return self.run_layer(i, x, memory, position)
 
         if routing != 'adaptive' or previous is None:
             for i in range(min(fixed_layers, count) if routing == 'fixed' else count):
@@ -122,7 +125,7 @@ class MaskedDecoder(nn.Module):
                 raise ValueError(f'adaptive routing decodes one frame at a time, got a batch of {x.shape[0]}')
             for i in range(self.warmup_layers):
                 x = run(i, x)
-            x = self.synchronizer(x, previous)
+            x, position = self.synchronize(x, previous)
             i = self.warmup_layers
             while i < count:
                 # A skip leaves the queries as they are, so every router up to the next executed layer reads
@@ -135,10 +138,19 @@ class MaskedDecoder(nn.Module):
                 if i < count:
                     x = run(i, x)
                     i += 1
+        return self.output(x, RoutingTrace(tuple(executed), probability))
+
+    def output(self, x: Tensor, trace: RoutingTrace) -> DecoderOutput:
+        """The heads on the last queries ``(N, Q, D)``."""
         normed = self.decoder_norm(x)
-        trace = RoutingTrace(tuple(executed), probability)
         reid = None if self.reid_embed is None else self.reid_embed(normed)
         return DecoderOutput(x, normed, reid, self.class_embed(normed), self.mask_embed(normed), trace)
+
+    def synchronize(self, x: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries ``(N, Q, D)`` in the slots of the last frame's, and their positions ``(Q, D)`` or ``(N, Q, D)``."""
+        if self.permutes:
+            return into_slots(x, previous, self.query_embed)
+        return x if self.synchronizer is None else self.synchronizer(x, previous), self.query_embed
 
     def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0) -> list[float]:
         """Probabilities that the routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""
@@ -146,25 +158,29 @@ class MaskedDecoder(nn.Module):
         # sigmoid of the difference is the softmax over two; exactly 0.5 (a tie) executes
         return torch.sigmoid(scores[:, EXECUTE] - scores[:, SKIP] - skip_bias).tolist()
 
-    def run_layer(self, i: int, x: Tensor, memory: FrameMemory) -> Tensor:
-        """Layer ``i`` on queries ``(N, Q, D)``, attending where their own mask says so."""
+    def run_layer(self, i: int, x: Tensor, memory: FrameMemory, position: Tensor | None = None) -> Tensor:
+        """Layer ``i`` on queries ``(N, Q, D)``, attending where their own mask says so.
+
+        ``position`` are the queries' places where they are in other slots than the decoder's own.
+        """
+        position = self.query_embed if position is None else position
         key, value, reduced = memory[i % 3]
         with torch.no_grad():
             embedding = self.mask_embed(self.decoder_norm(x))
             keep = torch.matmul(embedding, reduced) >= 0
             # a query with an empty mask attends everywhere; without indexing, so without a device sync
             keep |= ~keep.any(-1, keepdim=True)
-        return self.layers[i](x, x + self.query_embed, key, value, keep, self.query_embed)
+        return self.layers[i](x, x + position, key, value, keep, position)
 
     def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
                    tau: float = 0.0) -> SupervisedOutput:
         """All layers and heads. With ``previous (N, Q, D)`` routed by straight-through gates per sample (Eq. 10)."""
         memory = FrameMemory(mask_features, levels, self.level_embed)
-        x = self.query_feat.expand(mask_features.shape[0], -1, -1)
+        x, position = self.query_feat.expand(mask_features.shape[0], -1, -1), self.query_embed
         states = [x]
         execute, executed = [], []
         for i in range(len(self.layers)):
-            y = self.run_layer(i, x, memory)
+            y = self.run_layer(i, x, memory, position)
             router = i - self.warmup_layers
             if previous is not None and router >= 0:
                 scores = self.routers(x, previous, router, router + 1)[:, 0]
@@ -174,7 +190,7 @@ class MaskedDecoder(nn.Module):
                 executed.append(gate[:, EXECUTE].detach())
             x = y
             if previous is not None and i == self.warmup_layers - 1:
-                x = self.synchronizer(x, previous)
+                x, position = self.synchronize(x, previous)
             states.append(x)
         normed = [self.decoder_norm(s) for s in states]
         return SupervisedOutput(

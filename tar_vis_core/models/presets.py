@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tar_vis_core.models.class_sets import CLASS_SETS
 
@@ -13,6 +13,12 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 #   referring    the referring tracker network (DVIS++)
 #   memory_bank  detections against remembered embeddings (CTVIS)
 TRACKERS = ('motion', 'matching', 'referring', 'memory_bank')
+
+# How TAR brings a frame's queries into the slots of the frame before (the paper's Table 3):
+#   attention    cross-attention from the previous queries (Eq. 2-3)
+#   bipartite    a permutation, by one-to-one matching
+#   none         they stay as they are
+SYNCHRONIZERS = ('attention', 'bipartite', 'none')
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -32,6 +38,7 @@ class ModelConfig:
     decoder_ffn: int = 2048
     decoder_layers: int = 9
     warmup_layers: int = 1                  # M^s of the paper
+    synchronizer: str = 'attention'         # one of ``SYNCHRONIZERS``
     encoder_layers: int = 6
     encoder_heads: int = 8
     encoder_ffn: int = 1024
@@ -74,12 +81,26 @@ PRESETS = {
 
 
 def find_preset(name: str) -> ModelConfig:
-    """The configuration of that name; ValueError with the nearest name otherwise."""
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f' (did you mean {near[0]!r}?)' if near else ''
-    raise ValueError(f'unknown preset {name!r}{hint}; expected one of {", ".join(PRESETS)}')
+    """The configuration of that name; ValueError with the nearest name otherwise.
+
+    ``crowd:synchronizer=none,warmup_layers=2`` is a preset with another form of TAR, as the studies compare them.
+    """
+    name, _, changes = name.partition(':')
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f' (did you mean {near[0]!r}?)' if near else ''
+        raise ValueError(f'unknown preset {name!r}{hint}; expected one of {", ".join(PRESETS)}')
+    config = PRESETS[name]
+    for change in filter(None, changes.split(',')):
+        key, _, value = change.partition('=')
+        if key == 'synchronizer' and value in SYNCHRONIZERS:
+            config = replace(config, synchronizer=value)
+        elif key == 'warmup_layers' and value.isdigit() and 0 < int(value) < config.decoder_layers:
+            config = replace(config, warmup_layers=int(value))
+        else:
+            raise ValueError(f'preset {name}: {change!r}, expected synchronizer={"|".join(SYNCHRONIZERS)} or '
+                             f'warmup_layers=1..{config.decoder_layers - 1}')
+    return config
 
 
 def preset_of(family: str, backbone: str = '') -> str:

@@ -12,6 +12,9 @@ Q_{t-1}^M the previous frame's output queries, in the decoder's own slot order.
 Where the paper is open: the router reads the layer's input (the figure; the equation's index says output);
 scores are averaged, not summed (the text; the sum saturates the softmax in training); every routable layer has
 a router of its own (with one shared router the first skip would force all later ones); a tie executes.
+
+Instead of by attention, the queries may come into the last frame's slots by a permutation (Table 3, 'bipartite'), their
+positions with them, or not at all ('none').
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tar_vis_core.models.layers import Attention
+from tar_vis_core.tracking.matching import match_embeddings
 
 SKIP, EXECUTE = 0, 1
 
@@ -35,6 +39,15 @@ class Synchronizer(nn.Module):
     def forward(self, queries: Tensor, previous: Tensor) -> Tensor:
         """``queries, previous (N, Q, D)``; slot j of the result continues slot j of ``previous``."""
         return self.norm(previous + self.attention(previous, queries, queries))
+
+
+def into_slots(queries: Tensor, previous: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """``queries (N, Q, D)`` in the order of the slots of ``previous`` that they are nearest to (cosine, one to one).
+
+    Their rows of ``position (Q, D)`` go with them, ``(N, Q, D)``: a slot's place is that of the query it came from.
+    """
+    order = torch.stack([match_embeddings(p, q) for p, q in zip(previous, queries)])
+    return queries.take_along_dim(order[..., None], 1), position[order]
 
 
 class Routers(nn.Module):

@@ -40,7 +40,7 @@ class VideoInstanceModel(nn.Module):
             separable=config.separable)
         self.decoder = MaskedDecoder(
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
-            config.warmup_layers, config.routing, config.reid)
+            config.warmup_layers, config.routing, config.reid, config.synchronizer)
         self.tracker = None
         if config.referring_layers:
             self.tracker = ReferringTracker(

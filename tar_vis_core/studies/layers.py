@@ -71,10 +71,8 @@ def decode_layers(model: VideoInstanceModel, features: Features, chosen: Sequenc
     x = decoder.query_feat.expand(features.mask_features.shape[0], -1, -1)
     for i in chosen:
         x = decoder.run_layer(i, x, memory)
-    normed, count = decoder.decoder_norm(x), len(decoder.layers)
-    trace = RoutingTrace(tuple(i in chosen for i in range(count)), np.full(count, np.nan, np.float32))
-    reid = None if decoder.reid_embed is None else decoder.reid_embed(normed)
-    return DecoderOutput(x, normed, reid, decoder.class_embed(normed), decoder.mask_embed(normed), trace)
+    count = len(decoder.layers)
+    return decoder.output(x, RoutingTrace(tuple(i in chosen for i in range(count)), np.full(count, np.nan, np.float32)))
 
 
 def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],

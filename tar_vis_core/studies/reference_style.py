@@ -44,14 +44,14 @@ def full_size_masks(decoder: MaskedDecoder) -> Iterator[None]:
 
     Rows without a pixel are found by indexing, which waits for the device.
     """
-    def run_layer(i: int, x: Tensor, memory: UnreducedMemory) -> Tensor:
+    def run_layer(i: int, x: Tensor, memory: UnreducedMemory, position: Tensor) -> Tensor:
         key, value, _ = memory[i % 3]
         normed = decoder.decoder_norm(x)
         decoder.class_embed(normed)
         masks = torch.einsum('nqd,ndhw->nqhw', decoder.mask_embed(normed), memory.mask_features)
         blocked = bilinear(masks, memory.levels[i % 3].shape[-2:]).flatten(2).sigmoid() < 0.5
         blocked[torch.where(blocked.all(-1))] = False
-        return decoder.layers[i](x, x + decoder.query_embed, key, value, ~blocked, decoder.query_embed)
+        return decoder.layers[i](x, x + position, key, value, ~blocked, position)
 
     with mock.patch.object(masked_decoder, 'FrameMemory', UnreducedMemory), \
             mock.patch.object(decoder, 'run_layer', run_layer):
