@@ -253,7 +253,7 @@ def test_bfloat16_stays_near_float32(run):
     network, layers = run.network, run.network.decoder.layers
     tracker = make_tracker(network.config.tracker, network)
     keeps: list[torch.Tensor] = []
-    recording = [layer.register_forward_pre_hook(lambda _, inputs: keeps.append(inputs[-1])) for layer in layers]
+    recording = [layer.register_forward_pre_hook(lambda _, inputs: keeps.append(inputs[4])) for layer in layers]
     network.decode(run.features)
     for hook in recording:
         hook.remove()
@@ -266,7 +266,7 @@ def test_bfloat16_stays_near_float32(run):
         tracked, _ = tracker.track(decoded, features.mask_features, None)
         check_top(run, tracked, features, distance=0.05)
 
-        replaying = [layer.register_forward_pre_hook(lambda _, inputs, keep=keep: (*inputs[:-1], keep))
+        replaying = [layer.register_forward_pre_hook(lambda _, inputs, keep=keep: (*inputs[:4], keep, inputs[5]))
                      for layer, keep in zip(layers, keeps, strict=True)]
         decoded = network.decode(features)
         for hook in replaying:
