@@ -17,13 +17,14 @@ from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
-from tar_vis_core.studies.layers import at_same_layers, decode_layers, over_weights
+from tar_vis_core.studies.layers import at_same_layers, decode_layers
 from tar_vis_core.studies.motion import rows_of
 from tar_vis_core.studies.operations import VARIANTS, step
 from tar_vis_core.studies.reference_style import full_size_masks, unfused_attention
 from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.sampling import mean_rows
 from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval
-from tar_vis_core.weights.loading import save_weights
+from tar_vis_core.weights.loading import read_tensors, save_weights
 
 SMALL = ['--videos', '2', '--frames', '3', '--size', '64x96', '--device', 'cpu']
 
@@ -136,8 +137,9 @@ def test_the_fixed_curve_is_interpolated_in_each_sample():
 def test_several_weights_give_their_mean_and_reach():
     rows = [{'weights': name, 'decoding': 'TAR', 'AP': ap, 'AP: low': 0.0, 'AP: high': 99.0, 'paper AP': 48.4}
             for name, ap in (('a', 10.0), ('b', 14.0), ('c', 15.0))]
-    assert over_weights(rows) == [{'weights': 'mean of 3', 'decoding': 'TAR', 'AP': 13.0, 'AP: low': 10.0,
-                                   'AP: high': 15.0, 'paper AP': pytest.approx(48.4)}]
+    assert mean_rows(rows, ['decoding'], 'weights') == [{
+        'weights': 'mean of 3', 'decoding': 'TAR', 'AP': 13.0, 'AP: low': 10.0, 'AP: high': 15.0,
+        'paper AP': pytest.approx(48.4)}]
 
 
 def test_layers(weights, tmp_path):
@@ -251,3 +253,55 @@ def test_operations(weights, tmp_path):
     for row in rows:
         assert float(row['frames/s']) == pytest.approx(1e3 / float(row['frame ms']), rel=0.01)
         assert float(row['frame ms']) > float(row['decoder ms']) > 0
+
+
+TRAINING = ['--iterations', '2', '--resamples', '5', *(word for change in (
+    'clip=2', 'batch=1', 'processes=1', 'sizes=[[0.0, 64, 96]]', 'loss.points=64') for word in ('--set', change))]
+
+
+def test_synchronizer(weights, tmp_path):
+    words = ['--weights', str(weights), '--seeds', '0', *TRAINING]
+    rows = study('synchronizer', tmp_path, *words)
+    kinds = [(name, router) for name in ('none', 'bipartite', 'attention') for router in ('on', 'off')]
+    assert [(row['variant'], row['router']) for row in rows] == 2 * [('plain', 'off'), *kinds]
+    mean = {(row['variant'], row['router']): row for row in rows[7:]}
+    assert all(float(row['layers']) == 9 for (_, router), row in mean.items() if router == 'off')
+    assert {kind: row['paper frames/s'] for kind, row in mean.items() if row['paper frames/s'] != 'n/a'} == {
+        ('plain', 'off'): '24.70', ('attention', 'on'): '34.60', ('attention', 'off'): '24.20'}
+    base = read_tensors(tmp_path / 'base.safetensors')
+    runs = {path.name: read_tensors(path / 'model.safetensors') for path in tmp_path.glob('*_2_seed0')}
+    assert set(runs) == {f'{name}_2_seed0' for name in ('plain', 'none', 'bipartite', 'attention')}
+    for name, state in runs.items():
+        # the image encoder is that of the base, the decoder has moved, routing is what the variant needs
+        assert all(torch.equal(state[k], base[k].half()) for k in base if k.startswith(('backbone.', 'pixel_decoder.')))
+        assert any(not torch.equal(state[k], base[k].half()) for k in base if k.startswith('decoder.'))
+        parts = {k.split('.')[1] for k in state.keys() - base.keys()}
+        assert parts == {'plain': set(), 'attention': {'routers', 'synchronizer'}}.get(name.split('_')[0], {'routers'})
+    made = (tmp_path / 'none_2_seed0' / 'model.safetensors').stat().st_mtime_ns
+    assert [r | {'frames/s': ''} for r in study('synchronizer', tmp_path, *words)] == [
+        r | {'frames/s': ''} for r in rows]
+    assert (tmp_path / 'none_2_seed0' / 'model.safetensors').stat().st_mtime_ns == made      # not trained again
+
+
+def test_warmup(weights, tmp_path):
+    rows = study('warmup', tmp_path, '--weights', str(weights), '--seeds', '0', '1', '--warmup-layers', '1', '4',
+                 *TRAINING)
+    assert [(row['variant'], row['router']) for row in rows] == 3 * [
+        ('1', 'on'), ('1', 'off'), ('4', 'on'), ('4', 'off')]
+    assert [row['seed'] for row in rows[::4]] == ['0', '1', 'mean of 2']
+    files = [tmp_path / f'{m}_2_seed{seed}' / 'model.safetensors' for m in (1, 4) for seed in (0, 1)]
+    routers = [read_tensors(file)['decoder.routers.weight1'] for file in files]
+    assert not torch.equal(routers[0], routers[1])
+    assert [len(r) for r in routers] == [8, 8, 5, 5]
+    assert float(rows[2]['layers: low']) >= 4
+    assert main(['study', 'warmup', '--out', str(tmp_path), *SMALL, '--weights', str(weights), '--warmup-layers', '9',
+                 '--seeds', '0', *TRAINING]) == 1
+
+
+def test_a_training_that_fails_ends_the_study(weights, tmp_path, capsys):
+    assert main(['study', 'warmup', '--out', str(tmp_path), *SMALL, '--weights', str(weights), '--seeds', '0',
+                 '--set', 'no_such_option=1']) == 1
+    assert 'no_such_option' in capsys.readouterr().err
+    assert main(['study', 'warmup', '--out', str(tmp_path), *SMALL, '--weights', str(weights), '--seeds', '0',
+                 *TRAINING, '--adapter', str(weights)]) == 1
+    assert '--adapter' in capsys.readouterr().err

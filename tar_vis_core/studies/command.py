@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tar_vis_core.studies import layers, motion, operations, profile, subject
+from tar_vis_core.studies import layers, motion, operations, profile, subject, synchronizer, warmup
 
 # name: module with add_options(parser) and run(args), how many files --weights takes, one line of help
 STUDIES = {
@@ -13,6 +13,8 @@ STUDIES = {
     'motion': (motion, None, 'executed layers against inter-frame difference (Figure 5)'),
     'operations': (operations, None, 'frames a second by attention kernel, mask size and TAR (Table 4)'),
     'profile': (profile, None, 'shares of the time of a frame by stage (Figure 1)'),
+    'synchronizer': (synchronizer, None, 'none, bipartite, attention, with router on and off (Table 3); trains'),
+    'warmup': (warmup, None, 'number of warm-up layers (Figure 4); trains'),
 }
 
 

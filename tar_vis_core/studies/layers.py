@@ -10,39 +10,26 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from unittest import mock
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
-from tqdm import tqdm
 
-from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.evaluation.evaluate import ways_of
-from tar_vis_core.evaluation.video_eval import VideoRow, Way, evaluate_videos
+from tar_vis_core.evaluation.video_eval import Way
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.studies.report import write_report
-from tar_vis_core.studies.statistics import Precision, interval, resamples
-from tar_vis_core.studies.subject import PAPER, Stopwatch, described, open_model, open_videos
+from tar_vis_core.studies.sampling import Row, Sampled, mean_rows, sample, spread
+from tar_vis_core.studies.statistics import interval, resamples
+from tar_vis_core.studies.subject import PAPER, described, open_model, open_videos
 
 # milliseconds of a whole frame, and AP where we know it (Tables 4 and 5, abstract)
 PAPER_MS = {'first 1': 24.2, 'first 2': 26.0, 'first 3': 27.4, 'first 6': 33.7, 'first 9': 40.5, 'TAR': 31.5}
 PAPER_AP = {'first 6': 47.6, 'first 9': 47.4, 'TAR': 48.4}
 ALL = 'TAR, all executed'
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One way of decoding, over all videos and over each bootstrap sample of them."""
-
-    row: VideoRow
-    ms: float                # a frame, median: image encoder and decoder
-    ap: np.ndarray           # (1 + samples,) percent, all videos first
-    executed: np.ndarray     # (1 + samples,) layers a frame
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -96,24 +83,6 @@ def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Seq
     return {**ways, **({f'TAR, bias {b:+g}': biased(b) for b in sorted(biases)} if routing else {})}
 
 
-def sample(model: VideoInstanceModel, records: list[VideoRecord], ways: dict[str, Way], samples: np.ndarray,
-           tracker: str = 'auto') -> list[Sampled]:
-    """Evaluate the ways, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
-    device = model.pixel_mean.device
-    watches = {name: Stopwatch(way, device) for name, way in ways.items()}
-    with mock.patch.object(model, 'encode', Stopwatch(model.encode, device)) as encoder:
-        rows = evaluate_videos(model, records, watches, tracker=tracker)
-    chosen = [np.arange(len(records)), *samples]
-    made = []
-    for row in tqdm(rows, desc='bootstrap', unit='way'):
-        precision = Precision(records, row.predictions)
-        layers, frames = np.array([(e.sum(), len(e)) for e in row.executed]).T
-        made.append(Sampled(row, encoder.median + watches[row.name].median,
-                            np.array([100 * precision(c) for c in chosen]),
-                            np.array([layers[c].sum() / frames[c].sum() for c in chosen])))
-    return made
-
-
 def at_same_layers(fixed: Sequence[Sampled], executed: np.ndarray) -> np.ndarray:
     """AP of the first k layers, interpolated over k, at ``executed`` layers ``(1 + samples,)`` in each sample.
 
@@ -124,11 +93,11 @@ def at_same_layers(fixed: Sequence[Sampled], executed: np.ndarray) -> np.ndarray
     return np.array([np.interp(e, ks, column, math.nan, math.nan) for e, column in zip(executed, aps.T)])
 
 
-def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> dict[str, object]:
+def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> Row:
     """A row of the table, in percent points."""
     name, mean = sampled.row.name, sampled.row.ap.mean
     fixed = [s for s in everything if s.row.name.startswith('first ') and s.executed[0] > 0]
-    row: dict[str, object] = {'weights': weights, 'decoding': name, 'layers': float(sampled.executed[0]),
+    row: Row = {'weights': weights, 'decoding': name, 'layers': float(sampled.executed[0]),
                               **spread('AP', sampled.ap), 'AP50': 100 * mean.ap50,
                               'switches': sampled.row.identities.switches}
     full = next((s for s in everything if s.row.name == ALL), None)
@@ -136,26 +105,6 @@ def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> 
     gain = sampled.ap - at_same_layers(fixed, sampled.executed) if fixed else np.full(1, np.nan)
     row |= spread('AP - first k at same layers', gain)
     return row | {'ms': sampled.ms, 'paper ms': PAPER_MS.get(name), 'paper AP': PAPER_AP.get(name)}
-
-
-def spread(title: str, values: np.ndarray) -> dict[str, float]:
-    """A figure, then its interval: of ``values`` the first is of all videos, the others are bootstrap samples."""
-    low, high = interval(values[1:])
-    return {title: float(values[0]), f'{title}: low': low, f'{title}: high': high}
-
-
-def over_weights(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """For each way its mean over several weights; low and high are the least and the greatest of them."""
-    made = []
-    for name in dict.fromkeys(row['decoding'] for row in rows):
-        same = [row for row in rows if row['decoding'] == name]
-        mean = {key: float(np.mean([row[key] for row in same])) if isinstance(value, (int, float)) else value
-                for key, value in same[0].items()}
-        for key in [key for key in mean if f'{key}: low' in mean]:
-            values = [row[key] for row in same]
-            mean |= {f'{key}: low': float(np.min(values)), f'{key}: high': float(np.max(values))}
-        made.append({**mean, 'weights': f'mean of {len(same)}'})
-    return made
 
 
 def painter(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
@@ -195,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         results[name] = sample(model, records, ways, samples, args.tracker)
     rows = [table_row(name, s, everything) for name, everything in results.items() for s in everything]
     if len(results) > 1:
-        rows += over_weights(rows)
+        rows += mean_rows(rows, ['decoding'], 'weights')
     write_report(args.out, 'AP by executed decoder layers', rows, [
         described(args, records) + f' {args.resamples} bootstrap samples of videos, seed 0; low and high are 95 % '
         'intervals over videos, in rows over several weights the least and the greatest of them.',
