@@ -240,7 +240,7 @@ def run(options: argparse.Namespace) -> int:
         if interrupt():
             raise KeyboardInterrupt
         raise ProcessError(f'{sent} frames were sent, but none was answered: run tar-vis-node by hand to see why')
-    routing = options.routing or 'adaptive'
+    routing = options.routing or 'auto'
     title = f'{plan.name}, {len(writer.frames)} frames, routing: {routing}'
     print('drawing the pictures ...', flush=True)
     from tar_vis_ros.demo_pictures import contact_sheet, routing_picture
