@@ -132,6 +132,7 @@ def test_the_fixed_curve_is_interpolated_in_each_sample():
     fixed = [Point(1, 10, 20), Point(3, 30, 20), Point(9, 60, 80)]
     assert at_same_layers(fixed, np.array([2.0, 6.0])) == pytest.approx([20, 50])
     assert np.isnan(at_same_layers(fixed, np.array([0.5, 9.5]))).all()
+    assert np.isnan(at_same_layers([], np.array([3.0, 3.0]))).all()
 
 
 def test_several_weights_give_their_mean_and_reach():
@@ -143,15 +144,18 @@ def test_several_weights_give_their_mean_and_reach():
 
 
 def test_layers(weights, tmp_path):
-    rows = study('layers', tmp_path, '--weights', str(weights), '--layers', '1', '9', '--pairs', '1+2', '--skip-bias',
-                 '1', '--resamples', '20')
+    rows = study('layers', tmp_path, '--weights', str(weights), '--layers', '1', '4', '9', '--pairs', '1+2',
+                 '--skip-bias', '1', '--resamples', '20')
     by_name = {row['decoding']: row for row in rows}
-    assert list(by_name) == ['first 1', 'first 9', 'TAR', 'TAR, all executed', 'TAR, all skipped', 'TAR, random gates',
-                             '1+2', 'TAR, bias +1']
+    assert list(by_name) == ['first 1', 'first 4', 'first 9', 'TAR', 'TAR, all executed', 'TAR, all skipped',
+                             'TAR, random gates', '1+2', 'TAR, fixed gates 4', 'TAR, bias +1']
     layers = {name: float(row['layers']) for name, row in by_name.items()}
     # a video's first frame runs all nine, then only the warm-up layer
     assert layers['first 1'] == 1 and layers['1+2'] == 3
     assert layers['TAR, all skipped'] == pytest.approx(11 / 3, abs=0.01)
+    assert layers['TAR, fixed gates 4'] == pytest.approx(17 / 3, abs=0.01)
+    for name in ('all skipped', 'fixed gates 4', 'all executed'):
+        assert by_name[f'TAR, {name}']['AP - fixed gates at same layers'] == '0.00'
     assert layers['TAR, bias +1'] <= layers['TAR'] < layers['first 9'] == layers['TAR, all executed'] == 9
     assert (by_name['first 1']['paper ms'], by_name['first 1']['paper AP']) == ('24.20', 'n/a')
     assert (by_name['first 9']['paper ms'], by_name['1+2']['paper ms']) == ('40.50', 'n/a')
