@@ -9,6 +9,7 @@ from coco_files import write_coco
 from tubes import rle, square
 
 from tar_vis_core.data.category_maps import FROM_COCO
+from tar_vis_core.data.check import open_set
 from tar_vis_core.data.clips import VideoClips, to_and_fro
 from tar_vis_core.data.coco import CocoDataset, DataError, load_coco
 from tar_vis_core.data.folders import picture_folder
@@ -174,8 +175,9 @@ def test_videos_are_read_from_another_layout(tmp_path):
     write(tmp_path)
     (tmp_path / 'train').mkdir()
     (tmp_path / 'JPEGImages').rename(tmp_path / 'train' / 'JPEGImages')
-    record = load_ytvis((tmp_path / 'instances.json').rename(tmp_path / 'train.json'))[0]
-    assert record.frame(0).shape == (HEIGHT, WIDTH, 3)
+    path = (tmp_path / 'instances.json').rename(tmp_path / 'train.json')
+    assert load_ytvis(path)[0].frame(0).shape == (HEIGHT, WIDTH, 3)
+    assert len(open_set(path).records) == 1
 
 
 def test_the_tables_name_categories_and_classes_that_there_are():

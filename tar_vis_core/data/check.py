@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tar_vis_core.data.coco import DataError, load_coco
+from tar_vis_core.data.folders import picture_folder
 from tar_vis_core.data.ytvis import Track, VideoRecord, load_ytvis
 from tar_vis_core.overlay import track_colour
 
@@ -44,9 +45,11 @@ def open_set(path: Path) -> LabelledSet:
         content = json.loads(path.read_text())
         classes = tuple(c['name'] for c in content['categories'])
         if 'videos' in content:
-            files = [path.parent / 'JPEGImages' / name for video in content['videos'] for name in video['file_names']]
+            names, usual = [name for video in content['videos'] for name in video['file_names']], 'JPEGImages'
         else:
-            files = [path.parent / image['file_name'] for image in content['images']]
+            names, usual = [image['file_name'] for image in content['images']], ''
+        folder = picture_folder(path, names[0], usual) if names else path.parent
+        files = [folder / name for name in names]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{path}: neither a YouTube-VIS nor a COCO file ({type(error).__name__}: {error})') from error
     missing = [file for file in files if not file.is_file()]

@@ -35,8 +35,6 @@ def train_process(rank: int, size: int, recipe: Recipe, args: argparse.Namespace
 def begin(world: World, recipe: Recipe, args: argparse.Namespace) -> Run:
     """The run as its recipe starts it, or as its last checkpoint left it."""
     dtype, device = pick_precision(recipe.precision), world.device
-    if dtype == torch.float16 and device.type == 'cpu':
-        raise RecipeError('precision float16 trains on CUDA only; on CPUs take bfloat16 or float32')
     model, notes = start_model(recipe, args.init, args.backbone)
     model.to(device)
     groups = parameter_groups(model, recipe)
