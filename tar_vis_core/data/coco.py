@@ -158,7 +158,7 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
         images, annotations = content['images'], content['annotations']
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{json_path}: not a COCO annotation file ({type(error).__name__}: {error})') from error
-    records, folder = {}, None
+    records, folder, known = {}, None, labels and {plain_name(name): label for name, label in labels.items()}
     for entry in images:
         annotated = entry.get('annotated', 'all')
         if annotated not in ('all', 'person'):
@@ -173,7 +173,7 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
         if record is None or name is None:
             raise DataError(f"{json_path}: annotation {entry['id']} names image {entry['image_id']} and category "
                             f"{entry['category_id']}, which the file does not list")
-        label = int(name != 'person') if labels is None else labels.get(plain_name(name))
+        label = int(name != 'person') if known is None else known.get(plain_name(name))
         if label is None:
             continue
         try:

@@ -20,12 +20,9 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from tar_vis_core.data.coco import ImageRecord, load_coco
-from tar_vis_core.models.class_sets import VOC
+from tar_vis_core.models.class_sets import VOC, plain_name
 
 Prediction = tuple[float, str, np.ndarray]     # score, category name, mask (h, w) bool at the image's size
-
-VOC_TO_COCO = {'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle',
-               'pottedplant': 'potted plant', 'sofa': 'couch', 'tvmonitor': 'tv'}
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def evaluate(predict: Callable[[np.ndarray], Iterable[Prediction]], json_path: s
     found: dict[str, list[dict]] = {name: [] for name in names}
     for number, record in enumerate(tqdm(records, desc='evaluating', unit='image', disable=not progress)):
         for score, name, mask in predict(record.image()):
-            name = VOC_TO_COCO.get(name, name)
+            name = plain_name(name)
             if name not in found:
                 continue
             if np.shape(mask) != (record.height, record.width):
@@ -116,7 +113,7 @@ def expand_categories(categories: Sequence[str], records: Sequence[ImageRecord])
     occurring = {a.category for r in records for a in r.annotations if r.exhaustive or a.category == 'person'}
     names: list[str] = []
     for name in categories:
-        names += [n for n in VOC[1:] if n in occurring] if name == 'voc' else [VOC_TO_COCO.get(name, name)]
+        names += [n for n in VOC[1:] if n in occurring] if name == 'voc' else [plain_name(name)]
     return list(dict.fromkeys(names))
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
-from tar_vis_core.evaluation.coco_ap import VOC_TO_COCO
 from tar_vis_core.evaluation.identity_measures import MATCH, IdentityMeasures, identity_measures
 from tar_vis_core.evaluation.results_json import categories_of, read_results, write_results
 from tar_vis_core.evaluation.tubes import TubePrediction
@@ -29,6 +28,7 @@ from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, cells, evaluate_tubes
 from tar_vis_core.instances import TrackStatus
 from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.presets import TRACKERS
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
@@ -37,7 +37,6 @@ from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter, make_tracke
 from tar_vis_core.tracking.tracker import Tracked
 
 Way = Callable[[Features, Tensor | None], DecoderOutput]   # features, the way's own queries of the frame before
-ALIASES = {**VOC_TO_COCO, 'vehical': 'vehicle'}            # OVIS spells it so
 
 
 @dataclass(frozen=True)
@@ -205,12 +204,6 @@ def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Fra
     features = model.encode(images)
     return Frame(image, features, MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:],
                                                small.shape[-2:], image.shape[:2]))
-
-
-def plain_name(name: str) -> str:
-    """A class name as all data sets would spell it."""
-    name = name.lower().replace('_', ' ')
-    return ALIASES.get(name.replace(' ', ''), name)
 
 
 def score_row(name: str, records: Sequence[VideoRecord], predictions: list[TubePrediction],

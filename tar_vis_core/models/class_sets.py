@@ -42,7 +42,12 @@ CLASS_SETS = {'youtube_vis_2019': YOUTUBE_VIS_2019, 'youtube_vis_2021': YOUTUBE_
               'nano': NANO, 'crowd': CROWD}
 
 
+# What others call some of these: Pascal VOC, and OVIS for the last.
+ALIASES = {'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle',
+           'pottedplant': 'potted plant', 'sofa': 'couch', 'tvmonitor': 'tv', 'vehical': 'vehicle'}
+
+
 def plain_name(name: str) -> str:
-    """A class name of a data set in the spelling of these tables."""
+    """One spelling for what data sets call a class in several; for comparisons, on both sides."""
     name = name.lower().replace('_', ' ')
-    return 'vehicle' if name == 'vehical' else name     # OVIS spells it so
+    return ALIASES.get(name.replace(' ', ''), name)
