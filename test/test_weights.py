@@ -230,7 +230,8 @@ def test_verify_names_what_is_wrong(tiny, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match='weights get minvis_ovis_R50'):
         verify('minvis_ovis_R50')
     nano = weights.find_weights('nano')
-    assert len(verify()) == 2 and 'as in the manifest' in verify('nano')[0]
+    packaged = [entry for entry in weights.manifest() if entry.file]
+    assert len(verify()) == 2 * len(packaged) and 'as in the manifest' in verify('nano')[0]
     with pytest.raises(WeightsError, match='expected 00'):
         verify_entry(replace(nano, sha256='00'), nano.path)
     with pytest.raises(WeightsError, match='weights get dvispp_ovis_R50'):
