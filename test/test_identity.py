@@ -196,3 +196,24 @@ def test_memory_stays_flat_and_no_id_comes_twice_over_5000_frames():
     assert started == list(range(1, len(started) + 1))
     assert len(started) > 1000
     assert max(sizes[25:]) < 1.2 * max(sizes[:25]), sizes
+
+
+@pytest.mark.parametrize('by_slot', [True, False])
+def test_by_slot_an_object_is_who_has_the_slot_whatever_motion_and_looks_say(by_slot):
+    tracker = IdentityTracker(by_slot=by_slot)
+    first = see(tracker, Person((100, 240), slot=1, look=1), Person((540, 240), slot=2, look=2))
+    left, right = id_at(first, 100), id_at(first, 540)
+    seen = see(tracker, Person((100, 240), slot=2, look=1), Person((540, 240), slot=1, look=2))
+    assert (id_at(seen, 100), id_at(seen, 540)) == ((right, left) if by_slot else (left, right))
+
+
+def test_by_slot_an_id_returns_with_its_slot_within_its_grace_and_never_after():
+    tracker = IdentityTracker(grace_frames=3, by_slot=True)
+    assert ids(see(tracker, Person((100, 240), slot=4))) == {1}
+    for _ in range(3):
+        assert ids(see(tracker), lost=True) == {1}
+    assert ids(see(tracker, Person((500, 200), slot=4))) == {1}
+    assert ids(see(tracker, Person((500, 200), slot=5))) == {2}
+    for _ in range(4):
+        see(tracker)
+    assert ids(see(tracker, Person((500, 200), slot=4))) == {3}

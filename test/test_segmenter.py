@@ -7,6 +7,7 @@ from tar_vis_core.device import available_devices, pick_device
 from tar_vis_core.errors import DeviceError, WeightsError
 from tar_vis_core.instances import TrackStatus
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+from tar_vis_core.tracking.tracker import MatchingTracker
 
 
 @pytest.fixture(scope='module')
@@ -240,3 +241,47 @@ def test_a_plain_pass_renews_the_queries_every_so_many_frames(every, plain):
     state = segmenter.new_state()
     traces = [segmenter.step(picture(k), state).routing for k in range(8)]
     assert [k for k, t in enumerate(traces) if np.isnan(t.execute_probability).all()] == plain
+
+
+class Slots:
+    """A tracker that gives rows the slots it is told."""
+
+    def __init__(self, slots_of_frame):
+        self.slots_of_frame = slots_of_frame
+
+    def track(self, frames, mask_features, memory):
+        memory = 0 if memory is None else memory + 1
+        tracked, _ = MatchingTracker().track(frames, mask_features, None)
+        tracked.slots = self.slots_of_frame(memory, tracked.slots)
+        return tracked, memory
+
+
+def still_ids(tracker_name, slots_of_frame, frames=3):
+    segmenter = VideoSegmenter.from_model(
+        tiny_model(), 'cpu', options=SegmenterOptions(score_threshold=0.1, refresh_frames=1), tracker=tracker_name)
+    segmenter.tracker = Slots(slots_of_frame)
+    state = segmenter.new_state()
+    results = [segmenter.step(picture(), state, 0.1 * k) for k in range(frames)]
+    return [{i.track_id for i in r.instances if i.status != TrackStatus.LOST} for r in results]
+
+
+def test_identities_are_the_trackers_slots_unless_motion_decides():
+    def always_others(frame, slots):
+        return slots + 100 * frame
+
+    held = still_ids('motion', always_others)
+    assert held[0] and held[0] == held[1] == held[2]
+    others = still_ids('matching', always_others)
+    assert others[0] and not others[0] & others[1] and not others[1] & others[2]
+
+
+def test_what_has_no_slot_is_no_instance():
+    seen = still_ids('matching', lambda frame, slots: slots if frame != 1 else np.full_like(slots, -1))
+    assert seen[0] and seen[1] == set() and seen[2] == seen[0]
+
+
+@pytest.mark.parametrize(('name', 'needs'), [
+    ('referring', 'DVIS'), ('memory_bank', 're-identification'), ('matchin', "did you mean 'matching'")])
+def test_a_tracker_that_the_model_cannot_have_says_what_it_needs(name, needs):
+    with pytest.raises(ValueError, match=needs):
+        VideoSegmenter.from_model(tiny_model(), 'cpu', tracker=name)
