@@ -62,6 +62,14 @@ def test_the_same_pixels_are_not_two_classes():
     assert len(find([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]], [block((2, 12), (4, 10))] * 2)) == 1
 
 
+def test_masks_are_as_the_network_gives_them_where_no_semantic_head_helps():
+    apart = torch.maximum(block((1, 6), (1, 6)), block((11, 13), (19, 21)))
+    over_it = block((3, 9), (3, 12))
+    found = find([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], [apart, over_it])
+    for detection, logits in zip(found, (apart, over_it), strict=True):
+        assert np.array_equal(detection.mask, (logits[:15, :23] > 0).numpy())
+
+
 def test_masks_boxes_and_areas_are_those_of_the_source():
     detection, = find([[0.9, 0.0, 0.1]], [block((4, 8), (6, 10))])
     x, y, w, h = detection.box

@@ -285,3 +285,9 @@ def test_what_has_no_slot_is_no_instance():
 def test_a_tracker_that_the_model_cannot_have_says_what_it_needs(name, needs):
     with pytest.raises(ValueError, match=needs):
         VideoSegmenter.from_model(tiny_model(), 'cpu', tracker=name)
+
+
+def test_the_memory_bank_takes_the_models_threshold():
+    made = VideoSegmenter.from_model(tiny_model(reid=True, match_threshold=0.35), 'cpu', tracker='memory_bank')
+    assert made.tracker.match_threshold == 0.35
+    assert made.step(picture(), made.new_state()).height == 96
