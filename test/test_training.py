@@ -128,6 +128,8 @@ def test_targets_average_masks_to_stride_four():
     target = make_target(Item, (32, 32))
     assert target.labels.tolist() == [1] and target.instances.tolist() == [1]       # the empty one is gone
     assert target.masks[0, 0, 0] == 0.5 and target.masks.sum() == 0.5
+    Item.masks, Item.labels = Item.masks[:0], Item.labels[:0]
+    assert make_target(Item, (32, 32)).masks.shape == (0, 8, 8)       # a picture of nothing
 
 
 @pytest.fixture(scope='module')

@@ -56,7 +56,8 @@ def make_target(sample: Sample, size: tuple[int, int], points: int = 0, device: 
     pad = 0, size[1] - width, 0, size[0] - height
     masks, ignore = (F.pad(x.to(device), pad).float() for x in (sample.masks, sample.ignore[None]))
     if not points:
-        masks, ignore = (F.avg_pool2d(x, STRIDE) for x in (masks, ignore))
+        # one channel each, for of no instances at all it pools a batch, but no channels
+        masks, ignore = (F.avg_pool2d(x[:, None], STRIDE)[:, 0] for x in (masks, ignore))
     seen = masks.flatten(1).any(1)
     return Target(masks[seen], sample.labels.to(device)[seen], ignore[0], sample.exhaustive,
                   F.pad(sample.semantic.to(device), pad, value=UNKNOWN), seen.nonzero()[:, 0])
