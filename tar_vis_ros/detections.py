@@ -1,0 +1,51 @@
+"""Instances as the standard messages of vision_msgs, for tools that know those; only where that package is installed.
+
+A detection has no mask: its id is the track id of the InstanceMask of the same stamp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import Header
+
+from tar_vis_core.instances import FrameResult, Instance, TrackStatus
+
+try:
+    from vision_msgs.msg import (
+        BoundingBox2D,
+        Detection2D,
+        Detection2DArray,
+        LabelInfo,
+        ObjectHypothesis,
+        ObjectHypothesisWithPose,
+        VisionClass,
+    )
+    available = True
+except ImportError:
+    available = False
+
+LABELS_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)   # reliable, and late listeners get it
+
+
+def encode_detections(result: FrameResult, header: Header) -> Detection2DArray:
+    """The visible instances of a frame, in its order, with the image's header; LOST ones are not detections."""
+    return Detection2DArray(header=header, detections=[
+        _encode_detection(instance, header) for instance in result.instances if instance.status != TrackStatus.LOST])
+
+
+def _encode_detection(instance: Instance, header: Header) -> Detection2D:
+    x, y, width, height = instance.box
+    box = BoundingBox2D(size_x=float(width), size_y=float(height))
+    # Pixels are squares whose upper left corner has whole coordinates, as in vision_msgs/create_aabb.hpp.
+    box.center.position.x, box.center.position.y = x + width / 2, y + height / 2
+    hypothesis = ObjectHypothesis(class_id=instance.class_name, score=float(instance.score))
+    return Detection2D(header=header, id=str(instance.track_id), bbox=box,
+                       results=[ObjectHypothesisWithPose(hypothesis=hypothesis)])
+
+
+def label_info(class_names: Sequence[str], score_threshold: float, header: Header) -> LabelInfo:
+    """What ``class_id`` of InstanceMask stands for; published once with LABELS_QOS."""
+    return LabelInfo(header=header, threshold=float(score_threshold), class_map=[
+        VisionClass(class_id=number, class_name=name) for number, name in enumerate(class_names)])
