@@ -135,6 +135,8 @@ setup(
         'tar-vis-node = tar_vis_ros.node:main',
         'tar-vis-video = tar_vis_ros.video_source:main',
         'tar-vis-demo = tar_vis_ros.demo:main',
+        'tar-vis-depth = tar_vis_ros.depth_lifter:main',
+        'tar-vis-follow = tar_vis_ros.follow_person:main',
     ]},
     zip_safe=False,
 )
