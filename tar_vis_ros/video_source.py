@@ -8,14 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import rclpy
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
 from rclpy.duration import Duration
-from rclpy.exceptions import InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -28,50 +25,10 @@ from std_msgs.msg import Header
 from tar_vis_core.frames import PHOTOGRAPHS, Frame, FrameReader, SourceError, open_frames, play
 from tar_vis_ros.dds import use_shared_memory_profile
 from tar_vis_ros.image_conversion import array_to_image
+from tar_vis_ros.options import Option, OptionError, declare
 from tar_vis_ros.shutdown import shut_down
 
 SETTLE_S = 0.5     # after the subscribers are matched: their side of the match may come later than ours
-
-
-@dataclass(frozen=True)
-class Option:
-    """One setting: a parameter of the node and a flag of the command line."""
-
-    name: str
-    default: str | bool | int | float
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    live: bool = False       # may change while frames are being published
-
-    def checked(self, value: Any) -> Any:
-        """``value`` in the type of the default; raises SourceError with one line where it does not fit."""
-        kind = type(self.default)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, kind) and (whole or kind is not int):
-            good = value
-        elif kind in (float, str) and whole:     # rate:=10 and source:=0 say what they mean
-            good = kind(value)
-        else:
-            names = {float: 'a number', int: 'a whole number', bool: 'true or false', str: 'text'}
-            raise SourceError(f'{self.name}: expected {names[kind]}, got {value!r}')
-        if self.choices and good not in self.choices:
-            raise SourceError(f'{self.name}: expected one of {", ".join(self.choices)}, got {good!r}')
-        if self.low is not None and not (self.low <= good <= self.high):
-            raise SourceError(f'{self.name}: expected {self.low} to {self.high}, got {good}')
-        return good
-
-    def descriptor(self) -> ParameterDescriptor:
-        """What ``ros2 param describe`` shows."""
-        out = ParameterDescriptor(description=self.help, read_only=not self.live, dynamic_typing=True)
-        if self.choices:
-            out.additional_constraints = f'one of {", ".join(self.choices)}'
-        if self.low is not None and isinstance(self.default, float):
-            out.floating_point_range = [FloatingPointRange(from_value=float(self.low), to_value=float(self.high))]
-        elif self.low is not None:
-            out.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high))]
-        return out
 
 
 OPTIONS = (
@@ -101,9 +58,7 @@ class VideoSource(Node):
     def __init__(self, overrides: dict[str, Any] | None = None, **kwargs):
         parameters = [Parameter(name, value=value) for name, value in (overrides or {}).items()]
         super().__init__('tar_vis_video', parameter_overrides=parameters, **kwargs)
-        for option in OPTIONS:
-            setattr(self, option.name, self._declare(option))
-        self.add_on_set_parameters_callback(self._on_parameters)
+        declare(self, OPTIONS)
         self._stamp_answered: tuple[int, int] = (0, 0)
         self._slowest_s = 0.0    # of the answers so far
         self._executor = SingleThreadedExecutor(context=self.context)
@@ -194,23 +149,6 @@ class VideoSource(Node):
     def _on_answer(self, answer: Any) -> None:
         self._stamp_answered = (answer.header.stamp.sec, answer.header.stamp.nanosec)
 
-    def _declare(self, option: Option) -> Any:
-        try:
-            return option.checked(self.declare_parameter(option.name, option.default, option.descriptor()).value)
-        except InvalidParameterValueException as error:
-            got = str(error).partition('(')[2].partition(')')[0]
-            raise SourceError(f'{option.name}: expected {option.low} to {option.high}, got {got}') from None
-
-    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        table = {option.name: option for option in OPTIONS if option.live}
-        try:
-            values = {p.name: table[p.name].checked(p.value) for p in parameters if p.name in table}
-        except SourceError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        for name, value in values.items():
-            setattr(self, name, value)
-        return SetParametersResult(successful=True)
-
 
 def command_line(arguments: list[str]) -> dict[str, Any]:
     """The options that a command line sets, by parameter name."""
@@ -252,7 +190,7 @@ def main(args: list[str] | None = None) -> int:
     except Exception as error:
         if node is not None and not rclpy.ok():
             return 0            # the context ended under a call, as SIGTERM makes it: no error
-        if not isinstance(error, (SourceError, RCLError, UnknownROSArgsError)):
+        if not isinstance(error, (OptionError, SourceError, RCLError, UnknownROSArgsError)):
             raise
         what = 'unknown ROS arguments: ' if isinstance(error, UnknownROSArgsError) else ''
         print(f'tar-vis-video: {what}{" ".join(str(error).split())}', file=sys.stderr)

@@ -17,9 +17,9 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from tar_vis_core.frames import SourceError
 from tar_vis_ros.image_conversion import image_to_rgb
 from tar_vis_ros.msg import InstanceMaskArray
+from tar_vis_ros.options import OptionError
 from tar_vis_ros.video_source import OPTIONS, command_line
 
 PATIENCE_S = 60.0   # a deadline for what takes a second on an idle machine
@@ -210,14 +210,14 @@ def test_bad_input_is_one_line_and_exit_code_1(start, arguments, expected):
 @pytest.mark.parametrize('arguments', [['--rate', 'nan'], ['--rate', '-1'], ['--rate', '1e9'], ['--width', '-3'],
                                        ['--follow-timeout-s', '0'], ['--depth', '0']])
 def test_command_line_values_out_of_range_are_refused(arguments):
-    with pytest.raises(SourceError, match=r'expected .* to .*, got'):
+    with pytest.raises(OptionError, match=r'expected .* to .*, got'):
         command_line(arguments)
 
 
 @pytest.mark.parametrize('name, value', [('loop', 1), ('loop', 'yes'), ('rate', True), ('frames', 2.5),
                                          ('frames', True), ('stamps', 'never'), ('frame_id', [1])])
 def test_values_of_another_type_are_refused(name, value):
-    with pytest.raises(SourceError, match=f'^{name}: expected'):
+    with pytest.raises(OptionError, match=f'^{name}: expected'):
         next(option for option in OPTIONS if option.name == name).checked(value)
 
 
