@@ -1,15 +1,15 @@
-"""How the node fares: counters over a bounded window, throttled complaints, and the /diagnostics message."""
+"""How the node fares: counters over a bounded window, throttled complaints, and a status for /diagnostics."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 RECENT_S = 5.0      # how long a fault colours the status, and how long its like stays out of the log
 WINDOW_FRAMES = 300
@@ -24,7 +24,7 @@ class _Frame:
 
 
 class Health:
-    """Written to by the worker thread and the executor, read once a second for /diagnostics."""
+    """Of one camera. Written to by the worker thread and the executor, read once a second for /diagnostics."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,7 +35,6 @@ class Health:
         self._waiting_since = clock()      # the last image, or the activation
         self._held_back: dict[str, tuple[float, int]] = {}   # kind -> (when it was logged, how many since)
         self._fault = (-np.inf, DiagnosticStatus.OK, '')     # when, level, text
-        self.blocked = ''                  # why the node cannot be configured; empty when nothing is known
 
     def activated(self) -> None:
         """Images are expected from now on; what was measured before is forgotten."""
@@ -46,12 +45,16 @@ class Health:
     def image_arrived(self) -> None:
         self._waiting_since = self._clock()
 
-    def frame_done(self, latency_ms: float, executed_layers: int, dropped: int) -> None:
-        """A frame was answered ``latency_ms`` after its arrival; ``dropped`` others were not."""
+    def frame_done(self, latency_ms: float, executed_layers: int) -> None:
+        """A frame was answered ``latency_ms`` after its arrival."""
         with self._lock:
             self._frames.append(_Frame(self._clock(), latency_ms, executed_layers))
             self._processed += 1
-            self._dropped += dropped
+
+    def dropped(self, count: int) -> None:
+        """So many images were passed over for newer ones, or lost on the way."""
+        with self._lock:
+            self._dropped += count
 
     def picture_published(self, kind: str) -> None:
         """``kind`` is 'label images' or 'overlays'."""
@@ -70,8 +73,13 @@ class Health:
             self._held_back[kind] = (now, 0)
         return f'{text} (and {since} more of this kind before)' if since else text
 
-    def message(self, stamp, name: str, state: str, topic: str, hardware_id: str) -> DiagnosticArray:
-        """The /diagnostics message of a node ``name`` in lifecycle ``state`` that listens to ``topic``."""
+    def status(self, name: str, state: str, topic: str, hardware_id: str, *, blocked: str = '',
+               problems: Sequence[str] = (), timeout_s: float = 5.0) -> DiagnosticStatus:
+        """The status ``name`` of a node in lifecycle ``state`` whose camera publishes on ``topic``.
+
+        ``blocked`` says why the node cannot be configured, ``problems`` what is wrong right now; silence of more than
+        ``timeout_s`` is a warning.
+        """
         now = self._clock()
         with self._lock:
             recent = [frame for frame in self._frames if now - frame.finished <= WINDOW_S]
@@ -82,12 +90,15 @@ class Health:
         level, text = DiagnosticStatus.OK, state
         if state == 'active':
             text = f'active: {fps:.1f} frames per second'
-            if silent > RECENT_S:
-                level, text = DiagnosticStatus.WARN, f'no image on {topic} for {silent:.0f} s'
+            warnings = list(problems)
+            if silent > timeout_s:
+                warnings.insert(0, f'no image on {topic} for {silent:.0f} s')
+            if warnings:
+                level, text = DiagnosticStatus.WARN, '; '.join(warnings)
             if now - fault_time < RECENT_S:
                 level, text = fault_level, fault
-        elif self.blocked:
-            level, text = DiagnosticStatus.ERROR, self.blocked
+        elif blocked:
+            level, text = DiagnosticStatus.ERROR, blocked
         latencies = [frame.latency_ms for frame in recent]
         layers = [frame.executed_layers for frame in recent]
         values = {
@@ -101,13 +112,10 @@ class Health:
             'latency p95 (ms)': _number(np.percentile(latencies, 95) if latencies else None),
             'executed layers (mean)': _number(np.mean(layers) if layers else None),
             **{key: str(count) for key, count in self._pictures.items()},
-            'last error': self.blocked or fault,
+            'last error': blocked or fault,
         }
-        status = DiagnosticStatus(level=level, name=f'{name}: segmentation', message=text, hardware_id=hardware_id,
-                                  values=[KeyValue(key=key, value=value) for key, value in values.items()])
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = stamp
-        return message
+        return DiagnosticStatus(level=level, name=name, message=text, hardware_id=hardware_id,
+                                values=[KeyValue(key=key, value=value) for key, value in values.items()])
 
 
 def _rate(frames: list[_Frame], now: float) -> float:

@@ -1,72 +1,87 @@
-"""The newest-frame mailbox: a slow consumer always gets the newest item, and knows how many it missed."""
+"""The newest-frame mailbox: a slow consumer gets the newest item of each camera, and knows how many it missed."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar('Item')
 
 
-class Mailbox(Generic[Item]):
-    """Holds at most one item; a newer one takes its place."""
+@dataclass
+class _Slot(Generic[Item]):
+    item: Item | None = None
+    replaced: int = 0     # items that a newer one replaced, or that never came this far, since the last take
 
-    def __init__(self) -> None:
+
+class Mailbox(Generic[Item]):
+    """One slot a camera, each of one item, whose place a newer one takes. Cameras take turns."""
+
+    def __init__(self, slots: int = 1) -> None:
         self._changed = threading.Condition()
-        self._item: Item | None = None
-        self._replaced = 0
+        self._slots = [_Slot() for _ in range(slots)]
+        self._served = slots - 1
         self._closed = False
 
-    def put(self, item: Item, missed: int = 0) -> None:
-        """Leaves the item for the consumer. Never waits. Nothing happens after :meth:`close`.
+    def put(self, item: Item, missed: int = 0, slot: int = 0) -> None:
+        """Leaves the item for the consumer. Never waits. After :meth:`close` it is as if the item had never come.
 
         ``missed`` items before it did not come this far; they count as replaced.
         """
         with self._changed:
             if self._closed:
                 return
-            if self._item is not None:
-                self._replaced += 1
-            self._replaced += missed
-            self._item = item
+            box = self._slots[slot]
+            box.replaced += missed + (box.item is not None)
+            box.item = item
             self._changed.notify()
 
-    def take(self) -> tuple[Item, int] | None:
-        """Waits for an item; gives it with the number of items replaced since the last take, None after close."""
+    def take(self) -> tuple[int, Item, int] | None:
+        """Waits for an item; gives slot, item and the number of items replaced there since its last take.
+
+        Of the slots that hold one it is the next after the slot served last. None after close.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._item is not None)
+            self._changed.wait_for(lambda: self._closed or any(box.item is not None for box in self._slots))
             if self._closed:
                 return None
-            item, replaced = self._item, self._replaced
-            self._item, self._replaced = None, 0
-            return item, replaced
+            count = len(self._slots)
+            turns = ((self._served + 1 + step) % count for step in range(count))
+            self._served = next(slot for slot in turns if self._slots[slot].item is not None)
+            box = self._slots[self._served]
+            self._slots[self._served] = _Slot()
+            return self._served, box.item, box.replaced
 
-    def close(self) -> None:
-        """Ends every take, now and later; an item not yet taken is dropped."""
+    def close(self) -> list[int]:
+        """Ends every take, now and later. Gives, slot by slot, how many items were never taken."""
         with self._changed:
-            self._closed, self._item = True, None
+            left = [box.replaced + (box.item is not None) for box in self._slots]
+            self._closed, self._slots = True, [_Slot() for _ in self._slots]
             self._changed.notify_all()
+        return left
 
 
 class Worker(Generic[Item]):
-    """One thread that handles the newest item, until :meth:`stop`."""
+    """One thread that handles the newest items, until :meth:`stop`."""
 
-    def __init__(self, handle: Callable[[Item, int], None], name: str) -> None:
-        """``handle(item, replaced)`` runs in the thread, one call at a time, and does not raise."""
+    def __init__(self, handle: Callable[[int, Item, int], None], name: str, slots: int = 1) -> None:
+        """``handle(slot, item, replaced)`` runs in the thread, one call at a time, and does not raise."""
         self._handle = handle
-        self._mailbox: Mailbox[Item] = Mailbox()
+        self._mailbox: Mailbox[Item] = Mailbox(slots)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, item: Item, missed: int = 0) -> None:
+    def put(self, item: Item, missed: int = 0, slot: int = 0) -> None:
         """Leaves an item for the thread; an older one that it has not begun is dropped. See :meth:`Mailbox.put`."""
-        self._mailbox.put(item, missed)
+        self._mailbox.put(item, missed, slot)
 
-    def stop(self) -> None:
-        """Lets the call in progress finish and ends the thread."""
-        self._mailbox.close()
+    def stop(self) -> list[int]:
+        """Lets the call in progress finish and ends the thread. Gives, slot by slot, the items never handled."""
+        left = self._mailbox.close()
         self._thread.join()
+        return left
 
     def _run(self) -> None:
         while (taken := self._mailbox.take()) is not None:

@@ -73,15 +73,29 @@ class Settings:
     input_short_side: int = _parameter(
         0, "shorter edge of the model's input, pixels; 0: the model's own", low=32, high=1333, or_zero=True,
         needs_configure=True)
+    image_topics: tuple[str, ...] = _parameter(
+        (), 'topics of several cameras for the one model; empty: one camera, on topic image',
+        example="a list of topics such as ['/front/image_raw', '/rear/image_raw']", needs_configure=True)
+    image_transport: str = _parameter(
+        'raw', 'raw: Image on the topic itself; compressed: CompressedImage on topic/compressed',
+        choices=('raw', 'compressed'), needs_configure=True)
+    image_reliability: str = _parameter(
+        'best_effort', 'what is asked of the publishers of images; qos_overrides can say more',
+        choices=('best_effort', 'reliable'), needs_configure=True)
+    image_timeout_s: float = _parameter(
+        5.0, 'seconds without an image after which /diagnostics warns', low=0.1, high=86400)
     routing: str = _parameter(
         'auto', 'which decoder layers run; auto: adaptive where there are routers, else full',
         choices=('auto', 'adaptive', 'full', 'fixed'))
     fixed_layers: int = _parameter(3, 'decoder layers that run when routing is fixed', low=1,
                                    high=max(preset.decoder_layers for preset in PRESETS.values()))
+    latency_budget_ms: float = _parameter(
+        0.0, 'with adaptive, skip_bias is moved so that 95 % of the steps take no longer; 0: off', low=0,
+        high=100000)
     skip_bias: float = _parameter(
         0.0, "added to the routers' skip score: above 0 skips more layers, below 0 fewer", low=-100, high=100)
     refresh_frames: int = _parameter(
-        10, 'with adaptive, so often a plain pass of all layers renews the queries; 0: only at first',
+        10, 'with adaptive, every so many frames a plain pass of all layers; 0: only at first',
         low=0, high=100000)
     score_threshold: float = _parameter(
         0.6, 'score that a new track needs; a known one goes on with half of it', low=0, high=1)
@@ -218,13 +232,30 @@ def declare(node: Node) -> tuple[dict[str, str], list[str]]:
     return mistakes, [f'{unknown(name)}: ignored' for name in foreign]
 
 
+def _shown(default: Value) -> str:
+    return str(default).lower() if isinstance(default, bool) else repr(
+        list(default) if isinstance(default, tuple) else default)
+
+
 def table() -> str:
     """The parameters as lines of text for ``--help``."""
     lines = []
     for name, field in FIELDS.items():
         spec = specification(name)
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
-        shown = str(default).lower() if isinstance(default, bool) else repr(default)
-        lines.append(f'  {name:<17} {shown:<10} {spec.description}')
-        lines.append(f'  {"":<17} {"":<10}   {expected(name)}{"; needs a configure" if spec.needs_configure else ""}')
+        lines.append(f'  {name:<17} {_shown(field.default):<13} {spec.description}')
+        lines.append(f'  {"":<17} {"":<13}   {expected(name)}{"; needs a configure" if spec.needs_configure else ""}')
     return '\n'.join(lines)
+
+
+def markdown() -> str:
+    """The same as a Markdown table, for the node's page."""
+    lines = ['| parameter | default | values | meaning |', '|---|---|---|---|']
+    for name, field in FIELDS.items():
+        spec = specification(name)
+        lines.append(f'| `{name}`{" *" if spec.needs_configure else ""} | `{_shown(field.default)}` '
+                     f'| {expected(name)} | {spec.description} |')
+    return '\n'.join(lines).replace('*', '\\*')
+
+
+if __name__ == '__main__':
+    print(markdown())

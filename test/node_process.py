@@ -93,20 +93,21 @@ def wait_until(done: Callable[[], object], what: str, node: NodeProcess | None =
 class Client:
     """Publishes images for one node process, collects its answers, and calls its services."""
 
-    def __init__(self, process: NodeProcess) -> None:
-        self.process = process
+    def __init__(self, process: NodeProcess, camera: str = '') -> None:
+        """``camera`` is one of several, whose image topic is ``/CAMERA/image_raw``."""
+        self.process, self.camera = process, camera
         self._context = rclpy.Context()
         rclpy.init(context=self._context)
-        self.node = rclpy.create_node(f'tester_of_{process.name}', context=self._context)
+        self.node = rclpy.create_node(f'tester_of_{process.name}{camera}', context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self.images = self.node.create_publisher(Image, f'/{process.name}/image', 1)
+        self.images = self.node.create_publisher(Image, f'/{camera or process.name}/image{"_raw" if camera else ""}', 1)
         self.instances: dict[tuple[int, int], InstanceMaskArray] = {}
         self.diagnostics: dict[tuple[int, int], SkipDiagnostics] = {}
         self.status: DiagnosticStatus | None = None
-        self.node.create_subscription(InstanceMaskArray, f'/{process.name}/instances', self._take(self.instances), 100)
-        self.node.create_subscription(SkipDiagnostics, f'/{process.name}/skip_diagnostics',
-                                      self._take(self.diagnostics), 100)
+        place = f'/{process.name}/{camera}'.rstrip('/')
+        self.node.create_subscription(InstanceMaskArray, f'{place}/instances', self._take(self.instances), 100)
+        self.node.create_subscription(SkipDiagnostics, f'{place}/skip_diagnostics', self._take(self.diagnostics), 100)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
         self.sent = 0
         self._clock_ns = 1_000_000_000_000   # of the images; any time will do
@@ -131,7 +132,7 @@ class Client:
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name == f'{self.process.name}: segmentation':
+            if status.name == f'{self.process.name}: {self.camera or "segmentation"}':
                 self.status = status
 
     def status_where(self, done: Callable[[dict[str, str]], object], what: str) -> dict[str, str]:

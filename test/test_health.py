@@ -3,7 +3,6 @@
 import pytest
 
 pytest.importorskip('diagnostic_msgs.msg')
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from tar_vis_ros.health import RECENT_S, WINDOW_FRAMES, WINDOW_S, Health
@@ -28,19 +27,19 @@ def health(clock):
     return health
 
 
-def status(health, state='active'):
-    message = health.message(Time(sec=5), 'tar_vis', state, '/camera/image', 'cpu')
-    assert message.header.stamp == Time(sec=5)
-    return message.status[0], {pair.key: pair.value for pair in message.status[0].values}
+def status(health, state='active', **more):
+    got = health.status('tar_vis: front', state, '/camera/image', 'cpu', **more)
+    return got, {pair.key: pair.value for pair in got.values}
 
 
 def test_rate_latency_and_layers_are_of_the_last_seconds(health, clock):
     for latency in range(100):      # ten frames a second
         health.image_arrived()
-        health.frame_done(float(latency), 2 + latency % 3, dropped=1)
+        health.frame_done(float(latency), 2 + latency % 3)
+        health.dropped(1)
         clock.now += 0.1
     got, values = status(health)
-    assert got.level == DiagnosticStatus.OK and got.name == 'tar_vis: segmentation' and got.hardware_id == 'cpu'
+    assert got.level == DiagnosticStatus.OK and got.name == 'tar_vis: front' and got.hardware_id == 'cpu'
     assert float(values['frames per second']) == pytest.approx(9.9, abs=0.2)
     assert float(values['latency p50 (ms)']) == pytest.approx(49.5, abs=1)
     assert float(values['latency p95 (ms)']) == pytest.approx(94.5, abs=1)
@@ -53,7 +52,7 @@ def test_rate_latency_and_layers_are_of_the_last_seconds(health, clock):
 
 def test_memory_is_bounded(health):
     for _ in range(3 * WINDOW_FRAMES):
-        health.frame_done(1.0, 9, 0)
+        health.frame_done(1.0, 9)
     assert len(health._frames) == WINDOW_FRAMES
     assert status(health)[1]['frames processed'] == str(3 * WINDOW_FRAMES)
 
@@ -85,11 +84,18 @@ def test_silence_is_a_warning_only_while_active(health, clock):
     got, _ = status(health)
     assert got.level == DiagnosticStatus.WARN and got.message == 'no image on /camera/image for 7 s'
     assert status(health, 'inactive')[0].level == DiagnosticStatus.OK
+    assert status(health, timeout_s=RECENT_S + 3)[0].level == DiagnosticStatus.OK, 'within the timeout'
     health.activated()
     assert status(health)[0].level == DiagnosticStatus.OK
 
 
 def test_a_refused_configure_is_an_error(health):
-    health.blocked = 'cannot configure: no file'
-    got, values = status(health, 'unconfigured')
+    got, values = status(health, 'unconfigured', blocked='cannot configure: no file')
     assert got.level == DiagnosticStatus.ERROR and got.message == values['last error'] == 'cannot configure: no file'
+
+
+def test_what_is_wrong_right_now_is_a_warning_while_active(health):
+    got, _ = status(health, problems=['two publishers', 'no GPU'])
+    assert got.level == DiagnosticStatus.WARN and got.message == 'two publishers; no GPU'
+    assert status(health, 'inactive', problems=['two publishers'])[0].level == DiagnosticStatus.OK
+    assert status(health)[0].level == DiagnosticStatus.OK

@@ -11,9 +11,39 @@ def test_the_newest_replaces_the_rest_and_they_are_counted():
     box = Mailbox()
     for item in range(5):
         box.put(item)
-    assert box.take() == (4, 4)
+    assert box.take() == (0, 4, 4)
     box.put(5, missed=3)
-    assert box.take() == (5, 3)
+    assert box.take() == (0, 5, 3)
+
+
+def test_cameras_take_turns_and_each_gives_its_newest():
+    box = Mailbox(3)
+    for item in range(4):
+        box.put(f'a{item}', slot=0)
+    box.put('c0', slot=2)
+    assert box.take() == (0, 'a3', 3)
+    box.put('a4', slot=0)
+    box.put('b0', slot=1)
+    assert box.take() == (1, 'b0', 0)
+    box.put('b1', slot=1)
+    assert [box.take() for _ in range(3)] == [(2, 'c0', 0), (0, 'a4', 0), (1, 'b1', 0)]
+
+
+def test_no_camera_waits_longer_than_a_round():
+    box, taken = Mailbox(3), []
+    for _ in range(30):       # camera 0 always has a new image, the others now and then
+        for slot in (0, 0, 1, 0, 2):
+            box.put(slot, slot=slot)
+        taken.append(box.take()[0])
+    assert [taken.count(slot) for slot in range(3)] == [10, 10, 10]
+
+
+def test_closing_tells_what_was_never_taken():
+    box = Mailbox(2)
+    for _ in range(3):
+        box.put('x', missed=1, slot=1)
+    assert box.close() == [0, 6] and box.take() is None
+    assert box.close() == [0, 0]
 
 
 def test_closing_ends_a_take_that_waits():
@@ -31,7 +61,7 @@ def test_closing_ends_a_take_that_waits():
 def test_a_busy_worker_skips_to_the_newest_and_nothing_is_uncounted():
     begun, go_on, handled = threading.Event(), threading.Event(), []
 
-    def handle(item, replaced):
+    def handle(slot, item, replaced):
         handled.append((item, replaced))
         begun.set()
         assert go_on.wait(10)
@@ -44,14 +74,14 @@ def test_a_busy_worker_skips_to_the_newest_and_nothing_is_uncounted():
     begun.clear()
     go_on.set()
     assert begun.wait(10)
-    worker.stop()
+    assert worker.stop() == [0]
     assert handled == [(0, 0), (7, 6)]
 
 
 def test_stop_lets_the_item_at_hand_finish():
     begun, go_on, finished = threading.Event(), threading.Event(), []
 
-    def handle(item, replaced):
+    def handle(slot, item, replaced):
         begun.set()
         assert go_on.wait(10)
         finished.append(item)

@@ -1,30 +1,20 @@
-"""The README's tables and commands are those of the code."""
+"""What the README and the pages in docs/ name is there, and their tables are the code's."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 from tar_vis_ros import parameters
-from tar_vis_ros.parameters import FIELDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
 
-def as_text(value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "''" if value == '' else str(list(value) if isinstance(value, tuple) else value)
-
-
-def test_the_parameter_table_is_complete_and_has_the_defaults():
-    table = README.partition('| parameter | default |')[2].partition('\n\n')[0]
-    rows = dict(re.findall(r'^\| `(\w+)`(?: \\?\*)? \| `([^`]*)` \|', table, re.M))
-    assert rows == {name: as_text(field.default) for name, field in FIELDS.items()}
-
-
-def test_parameters_that_need_a_configure_are_marked():
-    marked = set(re.findall(r'^\| `(\w+)` \\?\* \|', README, re.M))
-    assert marked == {name for name in FIELDS if parameters.specification(name).needs_configure}
+def test_the_parameter_table_is_the_codes_own():
+    page = (ROOT / 'docs' / 'nodes' / 'tar_vis.md').read_text()
+    assert page.partition('tar_vis_ros.parameters` -->\n')[2].strip() == parameters.markdown(), \
+        'run python -m tar_vis_ros.parameters and put what it prints there'
 
 
 def test_make_targets_links_and_launch_files_exist():
@@ -37,7 +27,7 @@ def test_make_targets_links_and_launch_files_exist():
         assert (ROOT / link).exists(), link
 
 
-def test_topics_are_those_of_the_node():
-    source = (ROOT / 'tar_vis_ros' / 'lifecycle_node.py').read_text()
-    topics = set(re.findall(r"'(~/\w+|/diagnostics)'", source))
-    assert topics and topics <= set(re.findall(r'^\| `([~/\w]+)`', README, re.M))
+@pytest.mark.parametrize('page', sorted((ROOT / 'docs').rglob('*.md')), ids=lambda page: page.stem)
+def test_links_of_the_pages_lead_somewhere(page):
+    for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text()):
+        assert (page.parent / link).exists(), link
