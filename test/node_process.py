@@ -65,6 +65,16 @@ class NodeProcess:
         """What the process has mapped into its memory, libraries among it (Linux)."""
         return Path(f'/proc/{self._process.pid}/maps').read_text()
 
+    @property
+    def resident_mb(self) -> float:
+        """Memory that the process holds now, MB (Linux)."""
+        pages = int(Path(f'/proc/{self._process.pid}/statm').read_text().split()[1])
+        return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait_for_line(self, word: str, since: str = '') -> str:
         """The first line with ``word``, once it is there."""
         wait_until(lambda: self.lines(word, since) or not self.running, f'{word!r} in the log', self)
