@@ -3,7 +3,8 @@
 Format: one annotation a track with ``segmentations``, a list over the frames; frame files lie in ``JPEGImages`` beside
 the JSON, or where the data sets' own archives have them (:mod:`tar_vis_core.data.folders`). Optional additions:
 ``video.exhaustive`` 0 where further objects of the labelled categories are visible but not labelled;
-``video.annotated`` ``person`` (default: ``all``) where only persons are labelled.
+``video.annotated`` ``person`` (default: ``all``) where only persons are labelled; ``video.stamps``, nanoseconds of each
+frame, where they are to be found among the images of a bag.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class VideoRecord:
     exhaustive: bool               # False: an unmatched prediction may be a real object
     tracks: list[Track] = field(default_factory=list)
     annotated: str = 'all'         # 'person': of other categories nothing is known
+    stamps_ns: tuple[int, ...] = ()    # one a frame, or none
 
     def frames(self) -> Iterator[np.ndarray]:
         """The pictures in time order, ``(h, w, 3)`` uint8 RGB."""
@@ -65,8 +67,11 @@ class VideoRecord:
         return image
 
 
-def load_ytvis(json_path: str | Path) -> list[VideoRecord]:
-    """Read a YouTube-VIS file. Raises DataError naming the file, video or annotation that is wrong."""
+def load_ytvis(json_path: str | Path, pictures: bool = True) -> list[VideoRecord]:
+    """Read a YouTube-VIS file, whose pictures need not be there where ``pictures`` is False.
+
+    Raises DataError naming the file, video or annotation that is wrong.
+    """
     json_path = Path(json_path)
     if not json_path.is_file():
         raise DataError(f'{json_path}: no such annotation file; give the path of a YouTube-VIS JSON')
@@ -80,15 +85,19 @@ def load_ytvis(json_path: str | Path) -> list[VideoRecord]:
     for entry in videos:
         folder = folder or picture_folder(json_path, entry['file_names'][0], 'JPEGImages')
         paths = [folder / name for name in entry['file_names']]
-        missing = next((path for path in paths if not path.is_file()), None)
+        missing = next((path for path in paths if not path.is_file()), None) if pictures else None
         if missing:
             raise DataError(f"{json_path}: video {entry['id']}: {missing} is missing; extract the whole archive")
         annotated = entry.get('annotated', 'all')
         if annotated not in ('all', 'person'):
             raise DataError(f"{json_path}: video {entry['id']}: annotated is {annotated!r}, expected 'all' or 'person'")
+        stamps = tuple(entry.get('stamps', ()))
+        if stamps and len(set(stamps)) != len(paths):
+            raise DataError(f"{json_path}: video {entry['id']}: {len(set(stamps))} different stamps for {len(paths)} "
+                            'frames')
         name = entry.get('name') or Path(entry['file_names'][0]).parent.name
         records[entry['id']] = VideoRecord(entry['id'], name, entry['height'], entry['width'], paths,
-                                           bool(entry.get('exhaustive', 1)), annotated=annotated)
+                                           bool(entry.get('exhaustive', 1)), annotated=annotated, stamps_ns=stamps)
     for entry in annotations:
         record, name = records.get(entry['video_id']), categories.get(entry['category_id'])
         if record is None or name is None or len(entry['segmentations']) != len(record.paths):

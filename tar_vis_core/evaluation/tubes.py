@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from tar_vis_core.data.ytvis import VideoRecord
+from tar_vis_core.instances import FrameResult, TrackStatus
 
 Rles = Sequence[dict | None]   # pycocotools' compressed run lengths, one a frame, None where nothing is seen
 
@@ -22,6 +23,31 @@ class TubePrediction:
     category: str      # as the data set names it
     score: float
     rles: Rles
+
+
+class TrackTubes:
+    """Gathers the online tracks of one video, frame by frame, into tubes. LOST instances are not seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, int], list[tuple[int, str, float, dict]]] = {}
+
+    def add(self, frame: int, result: FrameResult) -> None:
+        """What was found in a frame."""
+        for instance in result.instances:
+            if instance.status != TrackStatus.LOST:
+                mask = np.asfortranarray(instance.mask(result.height, result.width), np.uint8)
+                self._seen.setdefault((result.track_epoch, instance.track_id), []).append(
+                    (frame, instance.class_name, instance.score, coco_mask.encode(mask)))
+
+    def tubes(self, frames: int) -> Iterator[tuple[str, float, list[dict | None]]]:
+        """Class name (that of the greatest total score), mean score and run lengths of each track."""
+        for sightings in self._seen.values():
+            votes: dict[str, float] = {}
+            rles: list[dict | None] = [None] * frames
+            for t, name, score, rle in sightings:
+                votes[name] = votes.get(name, 0) + score
+                rles[t] = rle
+            yield max(votes, key=votes.get), sum(votes.values()) / len(sightings), rles
 
 
 def check_tubes(predictions: Sequence[TubePrediction], records: Sequence[VideoRecord]) -> None:

@@ -23,10 +23,9 @@ from tqdm import tqdm
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.evaluation.identity_measures import MATCH, IdentityMeasures, identity_measures
 from tar_vis_core.evaluation.results_json import categories_of, read_results, write_results
-from tar_vis_core.evaluation.tubes import TubePrediction
+from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction
 from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, cells, evaluate_tubes
-from tar_vis_core.instances import TrackStatus
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
@@ -127,29 +126,19 @@ class TrackFollower:
                                                    tracker=tracker)
         self.segmenter.model = self.model = OneWay(model, way)
         self.state = self.segmenter.new_state()
-        self.seen: dict[tuple[int, int], list[tuple[int, str, float, dict]]] = {}
+        self.tracks = TrackTubes()
         self.executed: list[tuple[bool, ...]] = []
 
     def step(self, frame: Frame) -> None:
         """The next frame."""
         self.model.features = frame.features
         result = self.segmenter.step(frame.image, self.state)
-        for instance in result.instances:
-            if instance.status != TrackStatus.LOST:
-                mask = np.asfortranarray(instance.mask(result.height, result.width), np.uint8)
-                self.seen.setdefault((result.track_epoch, instance.track_id), []).append(
-                    (len(self.executed), instance.class_name, instance.score, coco_mask.encode(mask)))
+        self.tracks.add(len(self.executed), result)
         self.executed.append(result.routing.executed)
 
     def tubes(self) -> Iterable[tuple[str, float, list[dict | None]]]:
-        """Class name (that of the greatest total score), mean score and run lengths of each track."""
-        for sightings in self.seen.values():
-            votes: dict[str, float] = {}
-            rles: list[dict | None] = [None] * len(self.executed)
-            for t, name, score, rle in sightings:
-                votes[name] = votes.get(name, 0) + score
-                rles[t] = rle
-            yield max(votes, key=votes.get), sum(votes.values()) / len(sightings), rles
+        """Class name, score and run lengths of each track."""
+        return self.tracks.tubes(len(self.executed))
 
 
 @torch.inference_mode()
