@@ -1,18 +1,23 @@
-"""sensor_msgs/Image to RGB arrays and back, honouring ``step`` and ``is_bigendian``.
+"""Image messages to RGB arrays and back: :func:`to_rgb` takes sensor_msgs/Image and CompressedImage.
 
-Encodings are those of sensor_msgs/image_encodings.hpp; their bytes are described in REP-118 and
-in the comments of Image.msg. What is not listed in ENCODINGS is refused, never guessed.
+Encodings are those of sensor_msgs/image_encodings.hpp; their bytes are described in REP-118, in the comments of
+Image.msg and, for yuv422, in V4L2's "packed YUV formats". What is not listed in ENCODINGS is refused, never guessed.
+
+This is the one converter, also where cv_bridge is installed: cv_bridge's Python half misreads rows whose padding is no
+whole number of pixels, knows neither uyvy nor yuyv, fails on big-endian images with NumPy 2, and copies twice. Where
+both can read a message they agree (a test compares them).
 """
 
 from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 
@@ -31,8 +36,16 @@ class Encoding:
     channels: int
     dtype: type
     to_rgb: int | None   # an OpenCV colour conversion; None where the pixels are RGB already
+    group: int = 1       # neighbours in a row that share their bytes: a row holds whole groups
+    least: int = 1       # smallest width and height
 
 
+BAYER = {   # OpenCV names a pattern by the second and third pixel of its second row
+    'rggb': cv2.COLOR_BayerBG2RGB,
+    'bggr': cv2.COLOR_BayerRG2RGB,
+    'gbrg': cv2.COLOR_BayerGR2RGB,
+    'grbg': cv2.COLOR_BayerGB2RGB,
+}
 ENCODINGS = {
     'rgb8': Encoding(3, np.uint8, None),
     'bgr8': Encoding(3, np.uint8, cv2.COLOR_BGR2RGB),
@@ -40,25 +53,47 @@ ENCODINGS = {
     'bgra8': Encoding(4, np.uint8, cv2.COLOR_BGRA2RGB),
     'mono8': Encoding(1, np.uint8, cv2.COLOR_GRAY2RGB),
     'mono16': Encoding(1, np.uint16, cv2.COLOR_GRAY2RGB),
+    'yuv422': Encoding(2, np.uint8, cv2.COLOR_YUV2RGB_UYVY, group=2),
+    'uyvy': Encoding(2, np.uint8, cv2.COLOR_YUV2RGB_UYVY, group=2),        # the new name of yuv422
+    'yuv422_yuy2': Encoding(2, np.uint8, cv2.COLOR_YUV2RGB_YUYV, group=2),
+    'yuyv': Encoding(2, np.uint8, cv2.COLOR_YUV2RGB_YUYV, group=2),        # the new name of yuv422_yuy2
+    **{f'bayer_{pattern}8': Encoding(1, np.uint8, to_rgb, least=3) for pattern, to_rgb in BAYER.items()},
+    **{f'bayer_{pattern}16': Encoding(1, np.uint16, to_rgb, least=3) for pattern, to_rgb in BAYER.items()},
 }
+STORED = {   # channel order and number of a decoded picture
+    ('BGR', 3): cv2.COLOR_BGR2RGB, ('BGR', 4): cv2.COLOR_BGRA2RGB,
+    ('RGB', 3): None, ('RGB', 4): cv2.COLOR_RGBA2RGB,
+}
+JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8\xff', b'\xff\xda', b'\xff\xd9'
+PNG_START = b'\x89PNG\r\n\x1a\n'
 
 
-def image_to_array(image: Image) -> np.ndarray:
+def to_rgb(message: Image | CompressedImage) -> np.ndarray:
+    """The picture of a message as contiguous RGB ``(height, width, 3)`` uint8. Do not write into it.
+
+    16 bits are scaled by 1/257, so that 65535 becomes 255; alpha is dropped. Raises :class:`ImageError`.
+    """
+    return compressed_to_rgb(message) if isinstance(message, CompressedImage) else image_to_rgb(message)
+
+
+def image_to_array(image: Image, encodings: Mapping[str, Encoding] = ENCODINGS) -> np.ndarray:
     """The pixels of a message in its own channel order, in the byte order of this machine.
 
     Gives ``(height, width, channels)``, or ``(height, width)`` for one channel; a view of the
-    message's data where its bytes allow that, so do not write into it. Bytes after
-    ``height * step`` are ignored. Raises :class:`ImageError`.
+    message's data where its bytes allow that, so do not write into it. yuv422 of an odd width has one column more,
+    for two pixels share their bytes. Bytes after ``height * step`` are ignored. Raises :class:`ImageError`.
     """
     height, width, step = image.height, image.width, image.step
-    if height == 0 or width == 0:
-        raise ImageError('size', f'image of {width}x{height} pixels: expected at least 1x1')
-    encoding = ENCODINGS.get(image.encoding)
+    encoding = encodings.get(image.encoding)
     if encoding is None:
         raise ImageError('encoding', f"image encoding '{image.encoding}' is not supported: expected one of "
-                                     f'{", ".join(ENCODINGS)}')
+                                     f'{", ".join(encodings)}')
+    if min(height, width) < encoding.least:
+        raise ImageError('size', f'image of {width}x{height} pixels: expected at least '
+                                 f'{encoding.least}x{encoding.least} of {image.encoding}')
     dtype = np.dtype(encoding.dtype)
-    row = width * encoding.channels * dtype.itemsize
+    columns = -(-width // encoding.group) * encoding.group
+    row = columns * encoding.channels * dtype.itemsize
     if step < row:
         raise ImageError('step', f'image step of {step} bytes is shorter than a row: {width} pixels of '
                                  f'{image.encoding} need {row} bytes')
@@ -70,35 +105,66 @@ def image_to_array(image: Image) -> np.ndarray:
     if dtype.itemsize > 1:
         rows = rows.view(dtype.newbyteorder('>' if image.is_bigendian else '<'))
         rows = np.require(rows, dtype, ['ALIGNED'])   # an odd step starts rows at odd addresses; OpenCV misreads those
-    return rows.reshape(height, width, encoding.channels) if encoding.channels > 1 else rows
+    return rows.reshape(height, columns, encoding.channels) if encoding.channels > 1 else rows
 
 
 def image_to_rgb(image: Image) -> np.ndarray:
-    """The message as contiguous RGB ``(height, width, 3)`` uint8; mono is repeated, alpha is dropped.
+    """:func:`to_rgb` of an Image: mono is repeated, Bayer is interpolated, yuv422 is BT.601 of limited range.
 
-    mono16 is scaled by 1/257, so that 65535 becomes 255. Raises :class:`ImageError`. An rgb8
-    message without padding comes back as a view of its data: do not write into it.
+    An rgb8 message without padding comes back as a view of its data. Raises :class:`ImageError`.
     """
-    pixels = image_to_array(image)
+    rgb = _converted(image_to_array(image), ENCODINGS[image.encoding].to_rgb)
+    return rgb if rgb.shape[1] == image.width else np.ascontiguousarray(rgb[:, :image.width])
+
+
+def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
+    """:func:`to_rgb` of a JPEG or PNG, which its bytes tell apart; raises :class:`ImageError` where they are damaged.
+
+    ``format`` is read as image_transport writes it, 'ENCODING; CODEC compressed [ENCODING]': it tells a Bayer mosaic
+    (PNG only, for JPEG carries no mosaic) and colours that were stored as RGB where the codec expects BGR. A bare
+    'jpeg', 'png' or empty one says nothing. Orientation tags are ignored: camera_info knows nothing of them. Changed
+    bytes within a JPEG cannot always be noticed, for it carries no checksum.
+    """
+    data = bytes(message.data)
+    png = data.startswith(PNG_START)
+    # Older OpenCV gives the upper part of a JPEG that was cut off.
+    whole = png or (data.startswith(JPEG_START) and data.rfind(JPEG_END) > data.rfind(JPEG_SCAN))
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
+    except cv2.error:   # too large
+        pixels = None
+    if pixels is None:
+        raise ImageError('data', f"compressed image of {len(data)} bytes, format '{message.format}', cannot be "
+                                 'decoded: expected a whole JPEG or PNG')
+    if pixels.ndim == 3:
+        stored = 'RGB' if 'compressed rgb' in message.format else 'BGR'
+        return _converted(pixels, STORED[stored, pixels.shape[2]])
+    pattern = message.format.removeprefix('bayer_')[:4] if png else ''
+    return _converted(pixels, BAYER.get(pattern, cv2.COLOR_GRAY2RGB))
+
+
+def _converted(pixels: np.ndarray, to_rgb: int | None) -> np.ndarray:
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
-    conversion = ENCODINGS[image.encoding].to_rgb
-    return np.ascontiguousarray(pixels) if conversion is None else cv2.cvtColor(pixels, conversion)
+    return np.ascontiguousarray(pixels) if to_rgb is None else cv2.cvtColor(pixels, to_rgb)
 
 
-def array_to_image(pixels: np.ndarray, encoding: str, header: Header | None = None) -> Image:
+def array_to_image(pixels: np.ndarray, encoding: str, header: Header | None = None,
+                   encodings: Mapping[str, Encoding] = ENCODINGS) -> Image:
     """A message of pixels that already lie in the channel order of ``encoding``.
 
     ``pixels`` is ``(height, width, channels)`` or ``(height, width)`` for one channel, of the
     encoding's type. Raises ValueError where shape or type do not fit. The header is taken over as it is.
     """
-    expected = ENCODINGS.get(encoding)
+    expected = encodings.get(encoding)
     if expected is None:
-        raise ValueError(f"encoding '{encoding}' is not supported: expected one of {', '.join(ENCODINGS)}")
+        raise ValueError(f"encoding '{encoding}' is not supported: expected one of {', '.join(encodings)}")
     channels = pixels.shape[2] if pixels.ndim == 3 else 1 if pixels.ndim == 2 else 0
     if channels != expected.channels or pixels.dtype != expected.dtype:
         raise ValueError(f'{encoding} needs {expected.channels} channel(s) of {np.dtype(expected.dtype)}, '
                          f'got shape {pixels.shape} of {pixels.dtype}')
+    if channels > 1 and pixels.shape[1] % expected.group:
+        raise ValueError(f'{encoding} holds {expected.group} pixels together: the width of {pixels.shape[1]} is odd')
     pixels = np.ascontiguousarray(pixels)
     image = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
                   step=pixels.shape[1] * channels * pixels.itemsize,
