@@ -87,3 +87,14 @@ def _declared(node: Node, option: Option) -> Any:
     except InvalidParameterValueException as error:
         got = str(error).partition('(')[2].partition(')')[0]
         raise OptionError(f'{option.name}: expected {option.low} to {option.high}, got {got}') from None
+
+
+def table(options: Sequence[Option]) -> str:
+    """The options as lines of text for ``--help``."""
+    width = max(len(option.name) for option in options)
+    lines = []
+    for option in options:
+        shown = str(option.default).lower() if isinstance(option.default, bool) else repr(option.default)
+        limits = '' if option.low is None else f'; {option.low:g} to {option.high:g}'
+        lines.append(f'  {option.name:<{width}} {shown:<10} {option.help}{limits}')
+    return '\n'.join(lines)

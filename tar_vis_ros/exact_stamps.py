@@ -1,0 +1,62 @@
+"""Joins messages of several topics whose stamps are equal to the nanosecond, with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Stamp = tuple[int, int]     # seconds, nanoseconds
+
+
+def stamp_of(message: Any) -> Stamp:
+    """The stamp of a message with a header."""
+    return message.header.stamp.sec, message.header.stamp.nanosec
+
+
+class ExactStamps:
+    """Holds the last messages of each topic until every topic has one of the same stamp.
+
+    Stamps may come late on one topic, in any order between topics. A stamp that goes back on a topic is a clock that
+    was set or a bag that loops: everything held is forgotten, so that no two messages of different rounds meet.
+    """
+
+    def __init__(self, keep: Mapping[str, int]) -> None:
+        """``keep`` tells for each topic how many messages are held at most; the oldest goes first."""
+        self._keep = dict(keep)
+        self._held: dict[str, dict[Stamp, Any]] = {name: {} for name in keep}
+        self.newest: dict[str, Stamp | None] = dict.fromkeys(keep)
+        self.received = dict.fromkeys(keep, 0)
+        self.matched = 0
+
+    def add(self, name: str, message: Any) -> dict[str, Any] | None:
+        """Takes a message of topic ``name``; gives the message of every topic once all have this stamp."""
+        stamp, newest = stamp_of(message), self.newest[name]
+        if newest is not None and stamp < newest:
+            self.forget()
+        self.received[name] += 1
+        self.newest[name] = stamp
+        held = self._held[name]
+        held[stamp] = message
+        if all(stamp in messages for messages in self._held.values()):
+            return self._take(stamp)
+        if len(held) > self._keep[name]:
+            del held[next(iter(held))]
+        return None
+
+    def oldest(self, name: str) -> Stamp | None:
+        """The oldest stamp that is still held of a topic."""
+        return next(iter(self._held[name]), None)
+
+    def forget(self) -> None:
+        """Drops all that is held."""
+        for held in self._held.values():
+            held.clear()
+
+    def _take(self, stamp: Stamp) -> dict[str, Any]:
+        self.matched += 1
+        matched = {}
+        for name, held in self._held.items():
+            matched[name] = held[stamp]
+            for older in [other for other in held if other <= stamp]:   # nothing that is older will be asked for
+                del held[older]
+        return matched
