@@ -15,11 +15,9 @@ from tar_vis_core.data.pseudo_video import (
     Mover,
     PseudoVideoDataset,
     align_clip,
-    collate_clips,
     draw_path,
     render_clip,
 )
-from tar_vis_core.data.sampling import ShardSampler, collate
 
 
 def painted_scene(number: int = 2) -> tf.Scene:
@@ -76,7 +74,7 @@ def test_a_filling_view_shows_no_padding_unless_turned():
 def test_warping_masks_inside_their_box_equals_warping_them_whole():
     scene = painted_scene(3)
     for seed in range(10):
-        path = draw_path(np.random.default_rng(seed), 3, scene.size, 6.0, perspective=True)
+        path = draw_path(np.random.default_rng(seed), range(3), scene.size, 6.0, perspective=True)
         for mask in scene.masks:
             whole = cv2.warpPerspective(mask.view(np.uint8), path[-1], (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
             assert (tf.warp_mask(mask, path[-1], scene.size) != whole.astype(bool)).sum() <= 0.02 * mask.sum() + 4
@@ -178,28 +176,14 @@ def test_machine_made_masks_are_never_pasted(tmp_path):
     assert len(dataset[0].masks) <= 2
 
 
-def test_a_batch_and_the_shares_of_two_processes(tmp_path):
-    dataset = CocoDataset(write_coco(tmp_path, images=5), (64, 96))
-    shares = [ShardSampler(len(dataset), rank=rank, world=2) for rank in range(2)]
-    seen = [list(share) for share in shares]
-    assert len(seen[0]) == len(seen[1]) == 2 and not set(seen[0]) & set(seen[1])
-    assert list(shares[0]) == seen[0]
-    batch = collate([dataset[i] for i in seen[0]])
-    assert batch.images.shape == (2, 3, 64, 96) and len(batch.targets) == 2
-    weighted = list(ShardSampler(5, weights=[0, 0, 1, 0, 0]))
-    assert weighted == [2] * 5
-    with pytest.raises(ValueError, match='rank 2'):
-        ShardSampler(5, rank=2, world=2)
-
-
 def test_epoch_and_size_reach_a_running_worker(tmp_path):
     dataset = CocoDataset(write_coco(tmp_path), (64, 96))
-    loader = torch.utils.data.DataLoader(dataset, 1, collate_fn=collate, num_workers=1, persistent_workers=True)
-    first = [batch.images for batch in loader]
+    loader = torch.utils.data.DataLoader(dataset, 1, collate_fn=list, num_workers=1, persistent_workers=True)
+    first = [batch[0].image for batch in loader]
     dataset.set_epoch(3)
-    assert not all(torch.equal(a, b.images) for a, b in zip(first, loader, strict=True))
+    assert not all(torch.equal(a, b[0].image) for a, b in zip(first, loader, strict=True))
     dataset.set_size(48, 64)
-    assert {tuple(batch.images.shape) for batch in loader} == {(1, 3, 48, 64)}
+    assert {tuple(batch[0].image.shape) for batch in loader} == {(3, 48, 64)}
 
 
 # clips
@@ -209,8 +193,8 @@ def test_clip_masks_follow_the_picture_and_keep_their_order():
         rng = np.random.default_rng(seed)
         scene = painted_scene(2)
         donor = painted_scene(3).select(np.array([2]))
-        camera = draw_path(rng, 4, scene.size, 5.0, perspective=seed % 2 == 0)
-        mover = Mover(donor, tf.translation(0, 30), draw_path(rng, 4, scene.size, 8.0), behind=seed % 3 == 0)
+        camera = draw_path(rng, range(4), scene.size, 5.0, perspective=seed % 2 == 0)
+        mover = Mover(donor, tf.translation(0, 30), draw_path(rng, range(4), scene.size, 8.0), behind=seed % 3 == 0)
         clip = render_clip(scene, np.eye(3), camera, [mover], scene.size)
         assert len(clip) == 4 and all(len(frame.masks) == 3 for frame in clip)
         for frame in clip:
@@ -239,7 +223,7 @@ def test_too_small_in_one_frame_is_empty_and_ignored_there_only():
 
 
 def test_no_amplitude_is_a_camera_at_rest():
-    path = draw_path(np.random.default_rng(0), 5, (64, 96), 0.0, perspective=True)
+    path = draw_path(np.random.default_rng(0), range(5), (64, 96), 0.0, perspective=True)
     assert all(np.allclose(matrix, np.eye(3)) for matrix in path)
 
 
@@ -261,11 +245,9 @@ def test_clips_hold_identities_and_say_where_one_is_out_of_view(tmp_path):
                for a, b in zip(clip, again, strict=True))
 
 
-def test_clips_collate_frame_by_frame(tmp_path):
+def test_clips_change_their_length(tmp_path):
     clips = PseudoVideoDataset(CocoDataset(write_coco(tmp_path), (64, 96)), frames=3)
-    batches = collate_clips([clips[0], clips[1]])
-    assert [b.images.shape for b in batches] == [(2, 3, 64, 96)] * 3
-    assert torch.equal(batches[2].targets[1].masks, clips[1][2].masks)
+    assert len(clips[0]) == 3
     clips.set_frames(2)
     assert len(clips[0]) == 2
     with pytest.raises(ValueError, match='0 frames'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from coco_files import write_coco
 from torch.utils.data import DataLoader
 
 from tar_vis_core.cli import main
+from tar_vis_core.data.sampling import draw_times
 from tar_vis_core.data.shapes import Shape
 from tar_vis_core.data.synth import SynthVideos, draw_crowd, render, wander
 from tar_vis_core.data.ytvis import load_ytvis
@@ -265,3 +267,27 @@ def test_check_names_what_is_wrong_in_one_line(written, tmp_path, capsys):
         assert main(['data', 'check', str(path)]) == 1
         error = capsys.readouterr().err
         assert error.count('\n') == 1 and all(word in error for word in words)
+
+
+def test_gaps_show_the_same_world_at_other_moments():
+    every, seldom = SynthVideos(SIZE, 7, seed=5)[2], SynthVideos(SIZE, 3, seed=5, gaps=[3])[2]
+    for sample, other in zip(every[::3], seldom, strict=True):
+        # shown moments differ by the noise of the camera alone; which bodies the clip ever shows may differ
+        assert (sample.image.float() - other.image.float()).abs().mean() < 8
+    rests = SynthVideos(SIZE, 12, seed=5, gaps=[0, 4])[2]
+    moved = [bool((a.masks != b.masks).any()) for a, b in pairwise(rests)]
+    assert 0 < sum(moved) < len(moved), 'now it rests, now it jumps'
+
+
+@pytest.mark.parametrize('gaps', [[], [0], [-1, 2]])
+def test_gaps_that_lead_nowhere_are_refused(gaps):
+    with pytest.raises(ValueError, match='gaps'):
+        SynthVideos(SIZE, 3, gaps=gaps)
+
+
+def test_moments_rise_by_the_gaps_and_one_gap_draws_nothing():
+    rng = np.random.default_rng(0)
+    assert draw_times(rng, 4, (1,)) == [0, 1, 2, 3] and draw_times(rng, 3, (5,)) == [0, 5, 10]
+    assert rng.random() == np.random.default_rng(0).random()
+    steps = np.diff(draw_times(rng, 200, (0, 1, 8)))
+    assert set(steps) == {0, 1, 8} and draw_times(rng, 1, (0, 1)) == [0]

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.coco import DataError, voc_index
 from tar_vis_core.data.pseudo_video import align_clip
+from tar_vis_core.data.sampling import check_gaps, draw_times
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.models.class_sets import plain_name
@@ -23,6 +24,7 @@ class VideoClips(Dataset):
 
     Instances keep their index through a clip, with an empty mask where they are not seen; those that no frame shows
     are left out. The same (seed, epoch, index) gives the same clip. A video shorter than a clip is played to and fro.
+    From one frame to the next a clip goes on by one of ``gaps`` (:func:`sampling.draw_times`).
 
     ``labels`` gives the label of a class name; None tells person (0) from object (1), as preset nano does. The
     shorter edge of a clip becomes one of ``short_sides``, the longer at most ``max_side``. With ``crop`` (from, to)
@@ -31,7 +33,8 @@ class VideoClips(Dataset):
 
     def __init__(self, json_paths: Sequence[str | Path], labels: Mapping[str, int] | None, frames: int = 2, *,
                  short_sides: Sequence[int] = (360, 480), max_side: int = 1333, crop: Sequence[int] = (),
-                 mirror: float = 0.5, max_instances: int = 60, seed: int = 0) -> None:
+                 mirror: float = 0.5, max_instances: int = 60, seed: int = 0, gaps: Sequence[int] = (1,)) -> None:
+        self.gaps = check_gaps(gaps)
         self.labels = None if labels is None else {plain_name(name): label for name, label in labels.items()}
         self.frames, self.short_sides, self.max_side, self.crop = frames, list(short_sides), max_side, list(crop)
         self.mirror, self.max_instances, self.seed, self.epoch = mirror, max_instances, seed, 0
@@ -55,10 +58,11 @@ class VideoClips(Dataset):
 
     def __getitem__(self, index: int) -> list[Sample]:
         rng, record = np.random.default_rng([self.seed, self.epoch, index]), self.records[index]
-        start = int(rng.integers(max(1, len(record.paths) - self.frames + 1)))
+        times = draw_times(rng, self.frames, self.gaps)
+        start = int(rng.integers(max(1, len(record.paths) - times[-1])))
         view, size = self.draw_view(rng, (record.height, record.width))
-        clip = [tf.warp_scene(self.scene(record, to_and_fro(start + i, len(record.paths))), view, size)
-                for i in range(self.frames)]
+        clip = [tf.warp_scene(self.scene(record, to_and_fro(start + time, len(record.paths))), view, size)
+                for time in times]
         return [tf.to_sample(frame) for frame in align_clip(clip, 1, self.max_instances)]
 
     def scene(self, record: VideoRecord, frame: int) -> Scene:

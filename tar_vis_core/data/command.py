@@ -18,10 +18,11 @@ def synth(args: argparse.Namespace) -> None:
     from tar_vis_core.data.ytvis_writer import write_ytvis
     from tar_vis_core.models.class_sets import CROWD
 
-    made = SynthVideos(args.size, args.frames, length=args.videos, seed=args.seed)
+    made = SynthVideos(args.size, args.frames, length=args.videos, seed=args.seed, gaps=args.gaps)
     clips = (made[i] for i in tqdm(range(len(made)), unit='video'))
     path = write_ytvis(args.out, clips, CROWD, f'tar-vis data synth --videos {args.videos} --frames {args.frames} '
-                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed}')
+                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed} '
+                                               f'--gaps {" ".join(map(str, args.gaps))}')
     print(f'{path}: {args.videos} videos of {args.frames} frames')
 
 
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     making.add_argument('--videos', type=int, default=50, help='how many (default: 50)')
     making.add_argument('--frames', type=int, default=36, help='frames of each (default: 36)')
     making.add_argument('--size', type=size, default=(192, 288), metavar='HxW', help='pixels (default: 192x288)')
+    making.add_argument('--gaps', type=int, nargs='+', default=[1], metavar='N',
+                        help='from frame to frame the world goes on by one of these, drawn each time; 0: not at all '
+                             '(default: 1)')
     making.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
     making.set_defaults(call=synth)
     checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds, draw samples')

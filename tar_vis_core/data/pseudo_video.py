@@ -7,6 +7,7 @@ the motion is drawn from nothing (a camera on a wall) to a twelfth of the pictur
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.coco import CocoDataset
-from tar_vis_core.data.sampling import Batch, collate
+from tar_vis_core.data.sampling import check_gaps, draw_times
 from tar_vis_core.data.transforms import Sample, Scene
 
 
@@ -37,14 +38,15 @@ def draw_amplitude(rng: np.random.Generator, size: tuple[int, int], still: float
     return min(size) * math.exp(rng.uniform(math.log(0.001), math.log(0.08)))
 
 
-def draw_path(rng: np.random.Generator, frames: int, size: tuple[int, int], amplitude: float,
+def draw_path(rng: np.random.Generator, times: Sequence[int], size: tuple[int, int], amplitude: float,
               perspective: bool = False) -> list[np.ndarray]:
-    """One 3x3 matrix a frame: a smooth pan, zoom and turn about the canvas's centre with some shake.
+    """A 3x3 matrix for each of the ``times`` (frames, rising): a smooth pan, zoom and turn about the canvas's centre
+    with some shake.
 
     ``amplitude`` is the typical motion in pixels a frame; with 0 all matrices are the identity. A random frame of the
     clip keeps its place.
     """
-    height, width = size
+    (height, width), frames = size, times[-1] + 1
     radius = math.hypot(height, width) / 2
     heading = rng.uniform(0, 2 * math.pi)
     speed = amplitude * np.array([math.cos(heading), 0.6 * math.sin(heading)])
@@ -53,10 +55,10 @@ def draw_path(rng: np.random.Generator, frames: int, size: tuple[int, int], ampl
     shake = np.array([0.25, 0.25, 0.2 / radius, 0.2 / radius, 0, 0]) * amplitude
     steps = rates * rng.uniform(0.6, 1.4, (frames, 1)) + shake * rng.normal(0, 1, (frames, 6))
     places = np.cumsum(steps, 0)
-    places -= places[rng.integers(frames)]
+    places -= places[rng.integers(len(places))]
     centre = ((width - 1) / 2, (height - 1) / 2)
     path = []
-    for x, y, zoom, turn, tilt_x, tilt_y in places:
+    for x, y, zoom, turn, tilt_x, tilt_y in places[list(times)]:
         zoom, tilt = math.exp(np.clip(zoom, -1, 1)), np.clip((tilt_x, tilt_y), -0.3, 0.3) / radius
         lens = np.array([[zoom, 0, 0], [0, zoom, 0], [*tilt, 1]])
         about = tf.translation(*centre) @ lens @ tf.translation(-centre[0], -centre[1])
@@ -103,12 +105,14 @@ def align_clip(frames: list[Scene], min_pixels: int, max_instances: int) -> list
 class PseudoVideoDataset(Dataset):
     """Clips of ``frames`` samples whose masks, labels and trust stand at the same index in every frame.
 
-    Seed, epoch, canvas, instance limits and the stills themselves are those of ``stills``. The same (seed, epoch,
-    index) gives the same clip.
+    From one frame to the next a clip goes on by one of ``gaps`` (:func:`sampling.draw_times`). Seed, epoch, canvas,
+    instance limits and the stills themselves are those of ``stills``. The same (seed, epoch, index) gives the same
+    clip.
     """
 
     def __init__(self, stills: CocoDataset, frames: int = 2, *, movers: float = 0.6,
-                 still_camera: float = 0.25) -> None:
+                 still_camera: float = 0.25, gaps: Sequence[int] = (1,)) -> None:
+        self.gaps = check_gaps(gaps)
         self.stills, self.movers, self.still_camera = stills, movers, still_camera
         self._frames = torch.zeros(1, dtype=torch.int64).share_memory_()
         self.set_frames(frames)
@@ -126,8 +130,9 @@ class PseudoVideoDataset(Dataset):
         rng, size, frames = self.stills.rng(index), self.stills.size, int(self._frames[0])
         scene = self.stills.records[index].scene()
         view = tf.random_view(rng, scene, size, fill=rng.random() < 0.7)
-        camera = draw_path(rng, frames, size, draw_amplitude(rng, size, self.still_camera), rng.random() < 0.3)
-        movers = self.draw_movers(rng, frames, size) if rng.random() < self.movers else []
+        times = draw_times(rng, frames, self.gaps)
+        camera = draw_path(rng, times, size, draw_amplitude(rng, size, self.still_camera), rng.random() < 0.3)
+        movers = self.draw_movers(rng, times, size) if rng.random() < self.movers else []
         clip = render_clip(scene, view, camera, movers, size)
         colours = tf.random_colours(rng) if rng.random() < 0.8 else np.eye(3, 4)
         flicker, camera_fault = rng.choice((0.0, 0.02, 0.1)), tf.Degradation.draw(rng)
@@ -139,7 +144,7 @@ class PseudoVideoDataset(Dataset):
             frame.image = camera_fault.apply(rng, cv2.transform(frame.image, change))
         return [tf.to_sample(frame) for frame in align_clip(clip, self.stills.min_pixels, self.stills.max_instances)]
 
-    def draw_movers(self, rng: np.random.Generator, frames: int, size: tuple[int, int]) -> list[Mover]:
+    def draw_movers(self, rng: np.random.Generator, times: list[int], size: tuple[int, int]) -> list[Mover]:
         """One to three pasted groups; now and then all are copies of one, so that only position tells them apart."""
         movers: list[Mover] = []
         copies, donor = rng.random() < 0.25, None
@@ -147,11 +152,6 @@ class PseudoVideoDataset(Dataset):
             donor = donor if copies and donor is not None else self.stills.draw_donor(rng, most=2)
             if donor is None:
                 break
-            path = draw_path(rng, frames, size, draw_amplitude(rng, size, still=0.15))
+            path = draw_path(rng, times, size, draw_amplitude(rng, size, still=0.15))
             movers.append(Mover(donor, tf.random_placement(rng, donor, size), path, bool(rng.random() < 0.3)))
         return movers
-
-
-def collate_clips(clips: list[list[Sample]]) -> list[Batch]:
-    """One :class:`Batch` a frame, in time order; target ``i`` of each belongs to clip ``i``."""
-    return [collate(list(frame)) for frame in zip(*clips, strict=True)]

@@ -1,48 +1,23 @@
-"""From single samples to batches, shared out over processes."""
+"""Which moments of a video a clip shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch.utils.data import Sampler
-
-from tar_vis_core.data.transforms import Sample
 
 
-@dataclass
-class Batch:
-    """Samples of one size together."""
-
-    images: torch.Tensor        # (b, 3, h, w) uint8 RGB
-    targets: list[Sample]
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Stack the images; the targets stay a list, for each has its own number of instances."""
-    return Batch(torch.stack([sample.image for sample in samples]), list(samples))
+def check_gaps(gaps: Sequence[int]) -> tuple[int, ...]:
+    """``gaps`` for :func:`draw_times`; ValueError where they are no whole numbers from 0, or all 0."""
+    if not gaps or min(gaps) < 0 or not max(gaps):
+        raise ValueError(f'gaps are {list(gaps)}, expected whole numbers from 0, not all 0')
+    return tuple(gaps)
 
 
-class ShardSampler(Sampler):
-    """Every process's own share of a shuffled epoch; the same (seed, epoch) gives the same order everywhere.
+def draw_times(rng: np.random.Generator, frames: int, gaps: Sequence[int]) -> list[int]:
+    """The moments of a clip, from 0: each lies one of ``gaps``, drawn evenly, after the one before; 0 shows it again.
 
-    ``weights`` (one per item) draws with replacement in proportion to them instead of visiting each item once.
+    A world that now rests and now jumps is what gives a router something to decide by.
     """
-
-    def __init__(self, length: int, *, seed: int = 0, rank: int = 0, world: int = 1,
-                 weights: Sequence[float] | None = None) -> None:
-        if not 0 <= rank < world:
-            raise ValueError(f'rank {rank} is not one of {world} processes')
-        self.length, self.seed, self.rank, self.world, self.epoch = length, seed, rank, world, 0
-        self.odds = None if weights is None else np.asarray(weights, float) / np.sum(weights)
-
-    def __len__(self) -> int:
-        return self.length // self.world
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order = (rng.permutation(self.length) if self.odds is None
-                 else rng.choice(self.length, self.length, p=self.odds))
-        return iter(order[self.rank:len(self) * self.world:self.world].tolist())
+    drawn = gaps if len(gaps) == 1 else rng.choice(gaps, frames - 1)
+    return [0, *np.cumsum(np.broadcast_to(drawn, frames - 1)).tolist()]

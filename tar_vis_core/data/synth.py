@@ -9,6 +9,7 @@ are no instances.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.pseudo_video import align_clip, draw_amplitude
+from tar_vis_core.data.sampling import check_gaps, draw_times
 from tar_vis_core.data.shapes import TILE, Shape, draw_tile
 from tar_vis_core.data.transforms import Degradation, Sample, Scene
 from tar_vis_core.models.class_sets import CROWD
@@ -222,12 +224,14 @@ def render(crowd: Crowd, frame: int, size: tuple[int, int]) -> Scene:
 class SynthVideos(Dataset):
     """Clips of ``frames`` samples of class set 'crowd', whose instances stand at the same index in every frame.
 
-    The same (seed, epoch, index) gives the same clip; ``length`` only says when an epoch ends. ``set_epoch``,
+    The same (seed, epoch, index) gives the same clip; ``length`` only says when an epoch ends. From one frame to the
+    next the world goes on by one of ``gaps`` (:func:`sampling.draw_times`). ``set_epoch``,
     ``set_size`` and ``set_frames`` reach the workers of a running DataLoader as well.
     """
 
     def __init__(self, size: tuple[int, int] = (192, 288), frames: int = 2, *, length: int = 10_000, seed: int = 0,
-                 min_pixels: int = 40, max_instances: int = 14) -> None:
+                 gaps: Sequence[int] = (1,), min_pixels: int = 40, max_instances: int = 14) -> None:
+        self.gaps = check_gaps(gaps)
         self.length, self.seed, self.min_pixels, self.max_instances = length, seed, min_pixels, max_instances
         self._shared = torch.zeros(4, dtype=torch.int64).share_memory_()   # epoch, height, width, frames
         self.set_size(*size)
@@ -255,8 +259,9 @@ class SynthVideos(Dataset):
     def __getitem__(self, index: int) -> list[Sample]:
         epoch, height, width, frames = self._shared.tolist()
         rng = np.random.default_rng([self.seed, epoch, index])
-        crowd = draw_crowd(rng, frames, (height, width))
-        clip = [render(crowd, frame, (height, width)) for frame in range(frames)]
+        times = draw_times(rng, frames, self.gaps)
+        crowd = draw_crowd(rng, times[-1] + 1, (height, width))
+        clip = [render(crowd, time, (height, width)) for time in times]
         fault, flicker = Degradation.draw(rng), rng.choice((0.0, 0.02, 0.1))
         fault = Degradation(fault.defocus, (1, 1), max(fault.noise, int(rng.choice((0, 2, 4, 8)))), fault.quality)
         for frame in clip:

@@ -39,6 +39,9 @@ class Recipe:
 
     train: list[str] = field(default_factory=lambda: ['all'])   # the parts that train, names of ``PARTS``
     clip: int = 1                   # frames of a sample; TAR and the referring tracker need 2 or more
+    # Frames of the video from one of a clip to the next, drawn each time; 0: the same moment again. With [1] alone
+    # routers hardly meet a frame on which layers matter more than on another.
+    gaps: list[int] = field(default_factory=lambda: [1])
     reroute_first: bool = False     # a clip's first frame is decoded twice, then routed by its own plain queries
     iterations: int = 1000
     batch: int = 8                  # samples of an iteration, shared out over the processes
@@ -132,6 +135,8 @@ def _check(recipe: Recipe, where: str) -> None:
         raise RecipeError(f'{where}: neither data nor videos name an annotation file')
     if min(recipe.clip, recipe.batch, recipe.processes, recipe.iterations) < 1:
         raise RecipeError(f'{where}: clip, batch, processes and iterations must be at least 1')
+    if not recipe.gaps or min(recipe.gaps) < 0 or not max(recipe.gaps):
+        raise RecipeError(f'{where}: gaps is {recipe.gaps}, expected whole numbers from 0, not all 0')
     if recipe.crop and (len(recipe.crop) != 2 or not 0 < recipe.crop[0] <= recipe.crop[1]):
         raise RecipeError(f'{where}: crop is {recipe.crop}, expected two sides in pixels, the smaller first')
 

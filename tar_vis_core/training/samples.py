@@ -41,7 +41,7 @@ def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Sour
     if not config.semantic_classes:
         labels = {name: index for index, name in enumerate(config.class_names)}
     if recipe.data == ['synth']:
-        made = SynthVideos(frames=recipe.clip, seed=recipe.seed)
+        made = SynthVideos(frames=recipe.clip, seed=recipe.seed, gaps=recipe.gaps)
         sources.append(Source(made, made))
     elif recipe.data:
         if labels is not None:
@@ -50,10 +50,11 @@ def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Sour
             labels_of_coco = {name: labels[ours] for name, ours in table.items()}
         stills = CocoDataset([folder / path for path in recipe.data], seed=recipe.seed,
                              labels=None if labels is None else labels_of_coco)
-        sources.append(Source(stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip), stills))
+        clips = stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip, gaps=recipe.gaps)
+        sources.append(Source(clips, stills))
     if recipe.videos:
         clips = VideoClips([folder / path for path in recipe.videos], labels, recipe.clip, seed=recipe.seed,
-                           short_sides=recipe.short_sides, max_side=recipe.max_side, crop=recipe.crop)
+                           short_sides=recipe.short_sides, max_side=recipe.max_side, crop=recipe.crop, gaps=recipe.gaps)
         sources.append(Source(clips, clips))
     return sources
 
