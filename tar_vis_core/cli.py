@@ -49,7 +49,7 @@ def make_segmenter(args: argparse.Namespace, options):
 def run(args: argparse.Namespace) -> int:
     """``tar-vis run``: a source of frames through the segmenter, results to a folder."""
     from tar_vis_core.frames import open_frames, play
-    from tar_vis_core.overlay import draw_overlay
+    from tar_vis_core.overlay import Trails, draw_overlay
     from tar_vis_core.results import OverlayVideo, result_line
     from tar_vis_core.segmenter import SegmenterOptions
 
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     options = SegmenterOptions(**given)
     segmenter = make_segmenter(args, options)
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
+    trails = Trails()
     args.out.mkdir(parents=True, exist_ok=True)
     with open_frames(args.source) as reader, (args.out / 'instances.jsonl').open('w') as lines:
         video = OverlayVideo(args.out / 'overlay.mp4')
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
                 executed.append(result.routing.executed_layers)
                 tracks.update((result.track_epoch, i.track_id) for i in result.instances)
                 lines.write(json.dumps({'position_s': round(frame.position_s, 6), **result_line(result)}) + '\n')
-                video.add(frame.position_s, draw_overlay(frame.image, result.instances))
+                video.add(frame.position_s, draw_overlay(frame.image, result.instances,
+                                                           trails=trails.follow(result)))
         except KeyboardInterrupt:
             print('interrupted; what was done so far is kept', file=sys.stderr)
         finally:

@@ -1,16 +1,17 @@
-"""Tracked instances drawn on their image: masks, outlines and 'name #id score' labels."""
+"""Tracked instances drawn on their image: masks, outlines, 'name #id score' labels and the paths that they came."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 
-from tar_vis_core.instances import Instance, TrackStatus
+from tar_vis_core.instances import FrameResult, Instance, TrackStatus
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+Polyline = list[tuple[float, float]]    # mask centres x, y in pixels, frame after frame
 
 
 def track_colour(track_id: int) -> tuple[int, int, int]:
@@ -21,12 +22,63 @@ def track_colour(track_id: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+class Trails:
+    """Where each track's mask was centred in the last frames of one stream. Memory does not grow with time.
+
+    Only those who draw keep one: it need not see every frame, and what it has missed is a gap in the paths.
+    """
+
+    def __init__(self, frames: int = 45):
+        """``frames`` is how far back a path reaches."""
+        self._frames = frames
+        self._epoch = -1
+        self._centres: dict[int, dict[int, tuple[float, float]]] = {}    # track id: frame index: x, y
+
+    def follow(self, result: FrameResult) -> dict[int, list[Polyline]]:
+        """Takes the next frame; gives each track's paths up to now, in pieces where frames lie between."""
+        if result.track_epoch != self._epoch:
+            self._epoch, self._centres = result.track_epoch, {}
+        for instance in result.instances:
+            if instance.area:
+                self._centres.setdefault(instance.track_id, {})[result.frame_index] = mask_centre(instance)
+        first = result.frame_index - self._frames
+        kept = {track: {index: centre for index, centre in centres.items() if index > first}
+                for track, centres in self._centres.items()}
+        self._centres = {track: centres for track, centres in kept.items() if centres}
+        return {track: _pieces(centres) for track, centres in self._centres.items()}
+
+
+def _pieces(centres: Mapping[int, tuple[float, float]]) -> list[Polyline]:
+    """The centres by frame index, cut where an index is missing."""
+    pieces: list[Polyline] = []
+    for index, centre in centres.items():
+        if index - 1 not in centres:
+            pieces.append([])
+        pieces[-1].append(centre)
+    return pieces
+
+
+def mask_centre(instance: Instance) -> tuple[float, float]:
+    """Mean x and y of the mask's pixels, from the run lengths alone. ValueError where the mask is empty."""
+    if not instance.area:
+        raise ValueError(f'track {instance.track_id} has no mask in this frame')
+    x, y, width, _ = instance.box
+    rows, columns = np.divmod(np.cumsum(instance.runs, dtype=np.int64), width)   # of the pixel that ends each run
+    # sums of row and column numbers over all pixels of the box before that one
+    row_sums = width * rows * (rows - 1) // 2 + columns * rows
+    column_sums = rows * (width * (width - 1) // 2) + columns * (columns - 1) // 2
+    across, down = (float((sums[1::2] - sums[:-1:2]).sum()) / instance.area for sums in (column_sums, row_sums))
+    return x + across, y + down
+
+
 def draw_overlay(rgb: np.ndarray, instances: Sequence[Instance], *, opacity: float = 0.45,
-                 labels: bool = True, lost: bool = False) -> np.ndarray:
+                 labels: bool = True, lost: bool = False, trails: Mapping[int, Sequence[Polyline]] | None = None
+                 ) -> np.ndarray:
     """A copy of the image with the instances on it, the best score on top.
 
     ``rgb`` is ``(H, W, 3)`` uint8, the image that the instances were found in. ``lost`` adds the
-    last box of LOST tracks. Line and letter sizes follow the image's size.
+    last box of LOST tracks, ``trails`` the paths that :meth:`Trails.follow` gives. Line and letter sizes follow the
+    image's size.
     """
     picture = np.array(rgb, order='C')
     unit = min(picture.shape[:2]) / 480
@@ -34,6 +86,8 @@ def draw_overlay(rgb: np.ndarray, instances: Sequence[Instance], *, opacity: flo
     visible = sorted((i for i in instances if i.status != TrackStatus.LOST), key=lambda i: i.score)
     for instance in visible:
         _draw_mask(picture, instance, opacity, line)
+    for track_id, paths in (trails or {}).items():
+        _draw_trail(picture, paths, track_colour(track_id), line)
     drawn = visible
     if lost:
         gone = [i for i in instances if i.status == TrackStatus.LOST]
@@ -56,6 +110,12 @@ def _draw_mask(picture: np.ndarray, instance: Instance, opacity: float, line: in
     region[crop] = (region[crop] * (1 - opacity) + np.array(colour) * opacity + 0.5).astype(np.uint8)
     outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y))
     cv2.drawContours(picture, outlines, -1, colour, line, cv2.LINE_AA)
+
+
+def _draw_trail(picture: np.ndarray, paths: Sequence[Polyline], colour: tuple[int, int, int], line: int) -> None:
+    pixels = [np.rint(path).astype(np.int32) for path in paths]
+    cv2.polylines(picture, pixels, False, (0, 0, 0), line + 2, cv2.LINE_AA)     # seen on its own mask, too
+    cv2.polylines(picture, pixels, False, colour, line, cv2.LINE_AA)
 
 
 def _draw_label(picture: np.ndarray, instance: Instance, unit: float, taken: list[tuple[int, int, int, int]]) -> None:

@@ -13,7 +13,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from tar_vis_core.instances import FrameResult, TrackStatus
-from tar_vis_core.overlay import draw_overlay
+from tar_vis_core.overlay import Trails, draw_overlay
 from tar_vis_core.results import OverlayVideo, finite_or_none, result_line
 from tar_vis_ros.codec import decode_result
 from tar_vis_ros.image_conversion import image_to_rgb
@@ -112,13 +112,14 @@ class FrameWriter:
         self.lines_path = folder / 'instances.jsonl'
         self._lines = self.lines_path.open('w', encoding='utf-8')
         self.frames: list[FrameSummary] = []
+        self._trails = Trails()
 
     def add(self, frame: AnsweredFrame) -> None:
         """Draw and write one frame."""
         result, stamp_s = frame.result, frame.stamp[0] + frame.stamp[1] * 1e-9
         self._lines.write(json.dumps(frame_line(frame), allow_nan=False) + '\n')
         self._lines.flush()
-        self.video.add(stamp_s, draw_overlay(frame.image, result.instances))
+        self.video.add(stamp_s, draw_overlay(frame.image, result.instances, trails=self._trails.follow(result)))
         self.frames.append(FrameSummary(
             stamp_s, result.frame_index, result.track_epoch, result.routing.executed, result.frame_mse,
             frame.latency_ms, result.times.total, frame.dropped, result.reset_reason,

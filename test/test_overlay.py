@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip('cv2')
 
-from tar_vis_core.instances import Instance, TrackStatus, encode_runs
-from tar_vis_core.overlay import draw_overlay, track_colour
+from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus, encode_runs
+from tar_vis_core.overlay import Trails, draw_overlay, mask_centre, track_colour
 
 
 def disc(track_id: int, x: int, y: int, size: int, score: float = 0.9, status=TrackStatus.TRACKED) -> Instance:
@@ -63,3 +63,71 @@ def test_lost_tracks_are_drawn_only_when_asked():
     gone = disc(5, 100, 100, 60, status=TrackStatus.LOST)
     np.testing.assert_array_equal(draw_overlay(grey(), [gone]), grey())
     assert (draw_overlay(grey(), [gone], lost=True) != grey()).any()
+
+
+def frame(index: int, *instances: Instance, epoch: int = 0) -> FrameResult:
+    return FrameResult(480, 640, index, epoch, list(instances), RoutingTrace((True,), np.ones(1, np.float32)), 0.0,
+                       StageTimes(0, 0, 0, 0, 0, 0))
+
+
+def test_a_mask_centre_is_the_mean_of_its_pixels():
+    rng = np.random.default_rng(0)
+    for shape in [(1, 1), (1, 9), (9, 1), (20, 30), (31, 7)] * 4:
+        mask = rng.random(shape) < 0.5
+        mask.flat[rng.integers(mask.size)] = True
+        instance = Instance(1, TrackStatus.TRACKED, 1, 0, 'person', 1.0, (40, 50, *shape[::-1]), int(mask.sum()),
+                            encode_runs(mask))
+        rows, columns = np.nonzero(mask)
+        assert mask_centre(instance) == pytest.approx((40 + columns.mean(), 50 + rows.mean()))
+
+
+def test_the_centre_of_a_large_mask_does_not_overflow():
+    whole = np.ones((4320, 7680), bool)
+    instance = Instance(1, TrackStatus.TRACKED, 1, 0, 'sky', 1.0, (0, 0, 7680, 4320), whole.size, encode_runs(whole))
+    assert mask_centre(instance) == pytest.approx((7679 / 2, 4319 / 2))
+
+
+def test_a_lost_track_has_no_centre():
+    gone = Instance(5, TrackStatus.LOST, 1, 0, 'person', 0.5, (0, 0, 4, 4), 0, np.array([16], np.uint32))
+    with pytest.raises(ValueError, match='track 5'):
+        mask_centre(gone)
+
+
+def test_a_trail_is_the_path_of_the_mask_centre_over_the_last_frames():
+    trails = Trails(frames=3)
+    for index in range(5):
+        paths = trails.follow(frame(index, disc(7, 100 + 10 * index, 200, 21)))
+    assert paths == {7: [[(130, 210), (140, 210), (150, 210)]]}
+
+
+def test_a_trail_has_a_gap_where_frames_were_missed_and_ends_when_its_track_is_long_gone():
+    trails = Trails(frames=4)
+    trails.follow(frame(0, disc(1, 0, 0, 21), disc(2, 300, 0, 21)))
+    trails.follow(frame(1, disc(1, 50, 0, 21)))
+    paths = trails.follow(frame(3, disc(1, 100, 0, 21)))
+    assert paths == {1: [[(10, 10), (60, 10)], [(110, 10)]], 2: [[(310, 10)]]}
+    assert trails.follow(frame(4)) == {1: [[(60, 10)], [(110, 10)]]}
+    assert trails.follow(frame(40)) == {}
+
+
+def test_trails_start_anew_with_the_tracks():
+    trails = Trails()
+    trails.follow(frame(5, disc(1, 0, 0, 21)))
+    assert trails.follow(frame(6, disc(1, 300, 0, 21), epoch=1)) == {1: [[(310, 10)]]}
+
+
+def test_trails_do_not_grow_with_time():
+    trails = Trails(frames=5)
+    for index in range(500):    # every track is seen once
+        kept = trails.follow(frame(index, disc(index, 0, 0, 5), disc(10_000 + index, 9, 0, 5)))
+        assert sum(len(path) for paths in kept.values() for path in paths) <= 10
+    assert len(trails._centres) <= 10
+
+
+def test_trails_are_drawn_in_the_colour_of_their_track_and_only_there():
+    paths = {3: [[(100, 100), (200, 100)], [(200, 300)]]}
+    out = draw_overlay(grey(), [], trails=paths)
+    assert tuple(out[100, 150]) == track_colour(3)
+    changed = np.argwhere((out != grey()).any(2))
+    assert ((np.abs(changed - [100, 150]) <= [6, 56]).all(1) | (np.abs(changed - [300, 200]) <= 6).all(1)).all()
+    np.testing.assert_array_equal(draw_overlay(grey(), [], trails={}), grey())
