@@ -9,6 +9,7 @@ from rclpy.exceptions import InvalidTopicNameException
 from rclpy.lifecycle import LifecyclePublisher
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
+from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_ros.health import Health
 from tar_vis_ros.parameters import ParameterError
 
@@ -23,9 +24,11 @@ class Outputs:
     diagnostics: LifecyclePublisher
     label_image: LifecyclePublisher
     overlay: LifecyclePublisher
+    detections: LifecyclePublisher | None = None    # these two where vision_msgs is installed
+    labels: LifecyclePublisher | None = None
 
-    def all(self) -> tuple[LifecyclePublisher, ...]:
-        return self.instances, self.diagnostics, self.label_image, self.overlay
+    def all(self) -> list[LifecyclePublisher]:
+        return [publisher for publisher in vars(self).values() if publisher is not None]
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Camera:
     state: object                                   # TemporalState
     health: Health = field(default_factory=Health)
     unreported: int = 0                             # images dropped since the last published frame
+    budget: LatencyBudget | None = None             # where a step may take only so long
 
     @property
     def prefix(self) -> str:

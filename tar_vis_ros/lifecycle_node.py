@@ -16,6 +16,7 @@ from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.models.presets import preset_of
+from tar_vis_ros import detections
 from tar_vis_ros.cameras import Camera, Outputs, camera_topics
 from tar_vis_ros.health import Health
 from tar_vis_ros.image_input import ImageInput
@@ -72,6 +73,7 @@ class TarVisNode(ManagedNode):
         cameras = [Camera(name, topic, self._create_outputs(name), segmenter.new_state())
                    for name, topic in topics.items()]
         self._pipeline = Pipeline(segmenter, cameras, self.get_logger())
+        self.apply(settings)
         self._resets = [self._create_reset(camera) for camera in cameras if camera.name]
         self.get_logger().info(f'{preset_of(settings.model, settings.backbone)} is ready on {self._pipeline.device}, '
                                f'loaded and warmed up in {time.monotonic() - began:.1f} s')
@@ -84,7 +86,9 @@ class TarVisNode(ManagedNode):
             camera.health.activated()
             self._inputs.append(self._listen(number, camera))
         self.get_logger().info(f'waiting for images on {", ".join(source.topic for source in self._inputs)}')
-        return super().on_activate(state)
+        result = super().on_activate(state)
+        self._pipeline.announce_labels()
+        return result
 
     @logged
     def on_deactivate(self, state: State) -> TransitionCallbackReturn:
@@ -111,11 +115,15 @@ class TarVisNode(ManagedNode):
     def _create_outputs(self, camera: str) -> Outputs:
         place = f'~/{camera}' if camera else '~'
 
-        def publisher(message: type, topic: str):
-            return self.create_lifecycle_publisher(message, f'{place}/{topic}', OUTPUT_QOS)
+        def publisher(message: type, topic: str, qos: QoSProfile = OUTPUT_QOS):
+            return self.create_lifecycle_publisher(message, f'{place}/{topic}', qos)
 
+        standard = ()
+        if detections.available:
+            standard = (publisher(detections.Detection2DArray, 'detections'),
+                        publisher(detections.LabelInfo, 'label_info', detections.LABELS_QOS))
         return Outputs(publisher(InstanceMaskArray, 'instances'), publisher(SkipDiagnostics, 'skip_diagnostics'),
-                       publisher(Image, 'label_image'), publisher(Image, 'overlay'))
+                       publisher(Image, 'label_image'), publisher(Image, 'overlay'), *standard)
 
     def _create_reset(self, camera: Camera):
         return self.create_service(Trigger, f'~/{camera.name}/reset',
@@ -158,7 +166,7 @@ class TarVisNode(ManagedNode):
 
     def apply(self, settings: Settings) -> None:
         if self._pipeline is not None:
-            self._pipeline.set_options(live_options(self._configured, settings))
+            self._pipeline.set_options(live_options(self._configured, settings), settings.latency_budget_ms)
 
     def _on_reset(self, response: Trigger.Response, cameras: Sequence[Camera] | None = None) -> Trigger.Response:
         response.success = self._pipeline is not None
@@ -179,8 +187,11 @@ class TarVisNode(ManagedNode):
         else:
             for number, camera in enumerate(self._pipeline.cameras):
                 source = self._inputs[number] if self._inputs else None
+                problems = source.problems() if source else []
+                if camera.budget and camera.budget.report:
+                    problems.append(camera.budget.report)
                 message.status.append(camera.health.status(
                     f'{node}: {camera.name or "segmentation"}', self.state,
                     source.topic if source else self.resolve_topic_name(camera.topic), self._pipeline.device,
-                    problems=source.problems() if source else (), timeout_s=timeout_s))
+                    problems=problems, timeout_s=timeout_s))
         self._diagnostics.publish(message)

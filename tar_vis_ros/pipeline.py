@@ -5,18 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult
+from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.overlay import draw_overlay
 from tar_vis_ros.cameras import Camera
 from tar_vis_ros.codec import encode_diagnostics, encode_instances, label_image
-from tar_vis_ros.image_conversion import ImageError, array_to_image, image_to_rgb
+from tar_vis_ros.detections import encode_detections, label_info
+from tar_vis_ros.image_conversion import ImageError, array_to_image, to_rgb
 from tar_vis_ros.mailbox import Worker
 from tar_vis_ros.managed_node import one_line
 
@@ -31,6 +35,8 @@ class Pipeline:
         self.cameras = tuple(cameras)
         self.device = str(segmenter.device)
         self._segmenter = segmenter
+        self._options, self._bias = segmenter.options, 0.0      # as they were set, and what a budget adds right now
+        self._budget_ms = 0.0
         self._logger = logger
         self._worker: Worker[tuple[Image | CompressedImage, float]] | None = None
         self._between_frames = threading.Lock()   # held during a step: who changes the segmenter waits for its end
@@ -56,10 +62,25 @@ class Pipeline:
         if self._worker is not None:
             self._worker.put((image, arrived), missed, camera)
 
-    def set_options(self, options) -> None:
-        """``options`` (SegmenterOptions) hold from the next frame on. ValueError where they do not fit the model."""
+    def set_options(self, options, budget_ms: float) -> None:
+        """``options`` (SegmenterOptions) and the latency budget (0: none) hold from the next frame on.
+
+        ValueError where the options do not fit the model.
+        """
         with self._between_frames:
             self._segmenter.options = options
+            self._options, self._bias = options, 0.0
+            if budget_ms != self._budget_ms:
+                self._budget_ms = budget_ms
+                for camera in self.cameras:
+                    camera.budget = LatencyBudget(budget_ms) if budget_ms else None
+
+    def announce_labels(self) -> None:
+        """Publishes what class ids mean, for whoever listens now or later."""
+        for camera in self.cameras:
+            if camera.outputs.labels is not None:
+                camera.outputs.labels.publish(
+                    label_info(self._segmenter.class_names, self._options.score_threshold, Header()))
 
     def reset(self, cameras: Sequence[Camera], reason: str) -> None:
         """The next frame of each of them begins new tracks and says why."""
@@ -72,7 +93,7 @@ class Pipeline:
         camera.unreported += dropped
         camera.health.dropped(dropped)
         try:
-            rgb = image_to_rgb(image)
+            rgb = to_rgb(image)
         except ImageError as error:
             self._complain(camera, error.kind, f'image refused: {error}', DiagnosticStatus.WARN)
             return
@@ -88,7 +109,15 @@ class Pipeline:
     def _step(self, camera: Camera, rgb: np.ndarray, image: Image | CompressedImage) -> FrameResult:
         stamp = image.header.stamp
         with self._between_frames:
+            bias = camera.budget.bias if camera.budget else 0.0
+            if bias != self._bias:
+                self._segmenter.options = replace(self._options, skip_bias=self._options.skip_bias + bias)
+                self._bias = bias
             result = self._segmenter.step(rgb, camera.state, stamp.sec + stamp.nanosec * 1e-9)
+            if camera.budget:
+                trace = result.routing
+                camera.budget.update(result.times.total, trace.executed_layers, len(trace.executed),
+                                     routed=bool(np.isfinite(trace.execute_probability).any()))
         if result.reset_reason:
             self._logger.info(f'{camera.prefix}tracks start anew (epoch {result.track_epoch}): {result.reset_reason}')
         return result
@@ -101,6 +130,8 @@ class Pipeline:
         outputs.diagnostics.publish(encode_diagnostics(result, header, latency_ms, camera.unreported))
         camera.health.frame_done(latency_ms, result.routing.executed_layers)
         camera.unreported = 0
+        if outputs.detections is not None and outputs.detections.get_subscription_count() > 0:
+            outputs.detections.publish(encode_detections(result, header))
         self._publish_image(camera, outputs.label_image, 'label images', 'mono16', image,
                             lambda: label_image(result.instances, result.height, result.width))
         self._publish_image(camera, outputs.overlay, 'overlays', 'rgb8', image,

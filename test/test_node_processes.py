@@ -65,7 +65,7 @@ def test_other_encodings_and_padded_rows_are_answered(client, encoding, channels
 
 def broken(image: Image, what: str) -> Image:
     if what == 'encoding':
-        image.encoding = 'yuv422_yuy2'
+        image.encoding = '32FC3'
     elif what == 'step':
         image.step = 3 * image.width - 1
     elif what == 'data':
@@ -76,7 +76,7 @@ def broken(image: Image, what: str) -> Image:
 
 
 @pytest.mark.parametrize(('what', 'words'), [
-    ('encoding', "image encoding 'yuv422_yuy2' is not supported"),
+    ('encoding', "image encoding '32FC3' is not supported"),
     ('step', 'image step of 479 bytes is shorter than a row'),
     ('data', 'image data of 57599 bytes is too short'),
     ('size', 'image of 0x120 pixels'),
@@ -275,3 +275,20 @@ def test_diagnostics_tell_how_it_goes(client):
 def test_silence_on_the_image_topic_is_told(client):
     client.until(lambda: client.status is not None and 'no image on' in client.status.message, 'warning of silence')
     assert client.status.level == DiagnosticStatus.WARN and f'/{client.process.name}/image' in client.status.message
+
+
+def test_a_latency_budget_skips_what_it_can_and_says_when_that_is_not_enough(client):
+    try:
+        assert client.set(latency_budget_ms=1e-3, routing='adaptive', refresh_frames=0) == ''
+        first = client.ask(client.image(picture()))
+        for shift in range(150):
+            last = client.ask(client.image(picture(shift=shift % 5)))
+            if client.status and 'latency budget' in client.status.message:
+                break
+        client.until(lambda: 'latency budget of 0.001 ms cannot be met' in client.status.message, 'the report')
+        assert last.routing.executed_layers == 1 < first.routing.executed_layers, 'only the warm-up layer is left'
+        assert client.set(latency_budget_ms=0) == ''
+        assert client.ask(client.image(picture())).routing.executed_layers > 1
+        client.until(lambda: 'latency budget' not in client.status.message, 'the end of the report')
+    finally:
+        assert client.set(latency_budget_ms=0.0, refresh_frames=10) == ''
