@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tar_vis_core.data.pseudo_video import (
     draw_path,
     render_clip,
 )
+from tar_vis_core.data.ytvis import load_ytvis
 
 
 def painted_scene(number: int = 2) -> tf.Scene:
@@ -321,3 +324,17 @@ def test_all_three_forms_of_run_lengths_agree():
                  {'size': [HEIGHT, WIDTH], 'counts': runs}):
         assert np.array_equal(coco_mask.decode(to_rle(form, HEIGHT, WIDTH)).astype(bool), mask)
     assert compressed_total(compressed['counts'].encode()) == HEIGHT * WIDTH
+
+
+def test_stills_become_videos_that_load_again(tmp_path, capsys):
+    from tar_vis_core.cli import main
+    path = write_coco(tmp_path / 'stills', annotated='person')
+    assert main(['data', 'move', str(path), str(tmp_path / 'out'), '--frames', '3', '--size', '64x96']) == 0
+    assert 'videos of 3 frames' in capsys.readouterr().out
+    records = load_ytvis(tmp_path / 'out' / 'instances.json')
+    assert records and all(len(r.paths) == 3 and (r.height, r.width) == (64, 96) for r in records)
+    assert all(r.annotated == 'person' for r in records), 'what is not labelled stays unknown'
+    tracks = [track for record in records for track in record.tracks]
+    assert tracks and {track.category for track in tracks} <= {c['name'] for c in
+                                                              json.loads(path.read_text())['categories']}
+    assert any(track.mask(0) is not None and track.mask(0).any() for track in tracks)

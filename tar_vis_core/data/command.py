@@ -26,6 +26,26 @@ def synth(args: argparse.Namespace) -> None:
     print(f'{path}: {args.videos} videos of {args.frames} frames')
 
 
+def move(args: argparse.Namespace) -> None:
+    """Writes videos of stills that a camera moves over and objects move in."""
+    from tar_vis_core.data.coco import CocoDataset, load_coco
+    from tar_vis_core.data.pseudo_video import PseudoVideoDataset
+    from tar_vis_core.data.ytvis_writer import write_ytvis
+
+    records = load_coco(args.stills, False)
+    names = tuple(sorted({a.category for record in records for a in record.annotations}))
+    crowded = {record.id for record in records if any(a.crowd for a in record.annotations)}
+    stills = CocoDataset(args.stills, args.size, seed=args.seed, skip_image_ids=crowded,
+                         labels={name: number for number, name in enumerate(names)})
+    videos = PseudoVideoDataset(stills, args.frames, gaps=args.gaps)
+    clips = (videos[i] for i in tqdm(range(len(videos)), unit='video'))
+    path = write_ytvis(args.out, clips, names, f'tar-vis data move {args.stills.name} --frames {args.frames} '
+                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed} '
+                                               f'--gaps {" ".join(map(str, args.gaps))}')
+    left_out = f'; {len(crowded)} with unlabelled crowds left out' if crowded else ''
+    print(f'{path}: {len(videos)} videos of {args.frames} frames{left_out}')
+
+
 def check(args: argparse.Namespace) -> None:
     """Prints what a file holds, and draws samples of it."""
     from tar_vis_core.data.check import contact_sheet, describe, open_set
@@ -48,19 +68,24 @@ def size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``tar-vis data synth|check``."""
+    """``tar-vis data synth|move|check``."""
     parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, look at data sets.')
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     making = actions.add_parser('synth', help='made-up videos of look-alike crowds, as a YouTube-VIS file')
-    making.add_argument('out', type=Path, help='folder for instances.json and JPEGImages')
     making.add_argument('--videos', type=int, default=50, help='how many (default: 50)')
-    making.add_argument('--frames', type=int, default=36, help='frames of each (default: 36)')
-    making.add_argument('--size', type=size, default=(192, 288), metavar='HxW', help='pixels (default: 192x288)')
-    making.add_argument('--gaps', type=int, nargs='+', default=[1], metavar='N',
-                        help='from frame to frame the world goes on by one of these, drawn each time; 0: not at all '
-                             '(default: 1)')
-    making.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
     making.set_defaults(call=synth)
+    moving = actions.add_parser('move', help='videos of COCO stills that a camera moves over, as a YouTube-VIS file')
+    moving.add_argument('stills', type=Path, help='COCO file, pictures beside it')
+    moving.set_defaults(call=move)
+    for command, frames, canvas in ((making, 36, (192, 288)), (moving, 12, (256, 384))):
+        command.add_argument('out', type=Path, help='folder for instances.json and JPEGImages')
+        command.add_argument('--frames', type=int, default=frames, help=f'frames of each (default: {frames})')
+        command.add_argument('--size', type=size, default=canvas, metavar='HxW',
+                             help=f'pixels (default: {canvas[0]}x{canvas[1]})')
+        command.add_argument('--gaps', type=int, nargs='+', default=[1], metavar='N',
+                             help='from frame to frame the world goes on by one of these, drawn each time; 0: not at '
+                                  'all (default: 1)')
+        command.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
     checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds, draw samples')
     checking.add_argument('path', type=Path, help='the JSON file, or a folder with one')
     checking.add_argument('--sheet', type=Path, metavar='PNG', help='draw samples with their masks into this picture')

@@ -34,7 +34,7 @@ def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[
             if not cv2.imwrite(str(folder / 'JPEGImages' / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
                 raise DataError(f'{folder / "JPEGImages" / name} could not be written')
         videos.append({'id': number, 'file_names': names, 'height': height, 'width': width, 'length': len(clip),
-                       'exhaustive': int(all(sample.exhaustive for sample in clip))})
+                       'annotated': 'all' if all(sample.exhaustive for sample in clip) else 'person'})
         for index, label in enumerate(clip[0].labels.tolist()):
             rles = [_rle(sample.masks[index].numpy()) for sample in clip]
             annotations.append({
