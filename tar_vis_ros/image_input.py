@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,10 @@ try:
 except ModuleNotFoundError:   # rclpy of Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
-TRANSPORTS = {'raw': (Image, ''), 'compressed': (CompressedImage, '/compressed')}   # message, end of the topic
+TRANSPORTS = {   # message, its name, what comes behind the topic
+    'raw': (Image, 'sensor_msgs/msg/Image', ''),
+    'compressed': (CompressedImage, 'sensor_msgs/msg/CompressedImage', '/compressed'),
+}
 OVERRIDABLE = {   # policy of qos_overrides: what it may be
     'history': ('keep_last', 'keep_all'),
     'depth': range(1, 10001),
@@ -31,14 +33,14 @@ OVERRIDABLE = {   # policy of qos_overrides: what it may be
     'durability': ('volatile', 'transient_local'),
 }
 LOOK_S = 1.0         # how often the publishers of the topic are looked at
+NAMELESS_S = 1.0     # so long a publisher may be in the graph without its node
 PATIENCE_S = 3.0     # so long nobody may publish before it is said: discovery takes a second or two
-
 SHOWN_TOPICS = 5
 
 
 @dataclass(frozen=True)
 class _Publisher:
-    node: str        # its full name; '' where the graph does not tell it (yet)
+    node: str        # its full name; '' where the graph does not tell it
     type: str        # of its messages, package/msg/Name
     mismatch: str    # why its QoS cannot be taken; '' where it can
 
@@ -63,19 +65,20 @@ class ImageInput:
                  on_image: Callable[[Image | CompressedImage, float, int], None],
                  on_problem: Callable[[str, str], None]) -> None:
         self._node, self._on_image, self._on_problem = node, on_image, on_problem
-        self._message, ending = TRANSPORTS[transport]
+        message_type, self._type, ending = TRANSPORTS[transport]
         if ending:   # remap rules are for the topic itself
             topic = node.resolve_topic_name(topic) + ending
         self.topic = node.resolve_topic_name(topic)
         self._arrivals = Arrivals()
         self._found: dict[tuple[str, frozenset[str]], str] = {}   # (kind, whose) -> text
-        self._published = time.monotonic()   # when somebody last did
+        self._published = time.monotonic()                        # when somebody last did
+        self._sources: list[str] = []                             # and who that was
+        self._known: dict[tuple, tuple[float, str]] = {}          # publisher's id -> (first seen, node)
         told = hasattr(Subscription, 'CallbackType')   # rclpy of Humble tells nothing of a message but its contents
         self._subscription: Subscription | None = node.create_subscription(
-            self._message, topic, self._take if told else lambda message: self._take(message, {}),
+            message_type, topic, self._take if told else lambda message: self._take(message, {}),
             QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()]),
-            event_callbacks=SubscriptionEventCallbacks(
-                incompatible_qos=lambda event: self._look(names_only=True)),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: self._look()),
             qos_overriding_options=QoSOverridingOptions(_overridden(node, self.topic)))
         self._timer = node.create_timer(LOOK_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -98,54 +101,57 @@ class ImageInput:
 
     # What keeps images from coming
 
-    def _look(self, names_only: bool = False) -> None:
-        """Looks at the publishers; ``names_only`` leaves out those whose node has not been heard of yet."""
+    def _look(self) -> None:
         if self._subscription is None:
             return
-        publishers = [publisher for publisher in self._publishers() if publisher.node or not names_only]
-        found = dict(self._judge(publishers))
-        new, self._found = found.keys() - self._found.keys(), found
-        for key in sorted(new, key=str):
-            self._on_problem(key[0], found[key])
+        before, self._found = self._found, dict(self._judge(list(self._publishers())))
+        for key in sorted(self._found.keys() - before.keys(), key=str):
+            self._on_problem(key[0], self._found[key])
 
     def _publishers(self) -> Iterator[_Publisher]:
+        """Those of the topic. The name of a node comes a little after its publishers, and goes before them."""
+        now, before, self._known = time.monotonic(), self._known, {}
         for info in self._node.get_publishers_info_by_topic(self.topic):
-            compatible, reason = qos_check_compatible(info.qos_profile, self._subscription.qos_profile)
-            known = not info.node_name.startswith('_')   # _NODE_NAME_UNKNOWN_, _CREATED_BY_BARE_DDS_APP_
-            yield _Publisher(f'{info.node_namespace.rstrip("/")}/{info.node_name}' if known else '', info.topic_type,
-                             _words(reason) if compatible == QoSCompatibility.ERROR else '')
+            gid = tuple(info.endpoint_gid)
+            since, node = before.get(gid, (now, ''))
+            if not info.node_name.startswith('_'):   # _NODE_NAME_UNKNOWN_, _CREATED_BY_BARE_DDS_APP_
+                node = f'{info.node_namespace.rstrip("/")}/{info.node_name}'
+            self._known[gid] = since, node
+            if node or now - since >= NAMELESS_S:
+                compatible, reason = qos_check_compatible(info.qos_profile, self._subscription.qos_profile)
+                yield _Publisher(node, info.topic_type,
+                                 _words(reason) if compatible == QoSCompatibility.ERROR else '')
 
     def _judge(self, publishers: list[_Publisher]) -> Iterator[tuple[tuple[str, frozenset[str]], str]]:
         """((kind, whose), text) of each problem."""
-        expected = _type_name(self._message)
-        good = [p for p in publishers if p.type == expected and not p.mismatch]
         for publisher in publishers:
             whose = frozenset([str(publisher)])
-            if publisher.type != expected:
-                yield ('wrong type', whose), (
-                    f'{publisher} publishes {publisher.type} on {self.topic}, expected {expected}: '
-                    'set image_transport to raw or compressed to fit it')
+            if publisher.type != self._type:
+                yield ('wrong type', whose), (f'{publisher} publishes {publisher.type} on {self.topic}, expected '
+                                              f'{self._type}: set image_transport or the topic to fit it')
             elif publisher.mismatch:
                 yield ('incompatible QoS', whose), (
                     f'no image comes from {publisher} on {self.topic}, its QoS is incompatible ({publisher.mismatch}): '
                     f'set image_reliability or qos_overrides.{self.topic}.subscription.* to what it offers')
-        if len(good) > 1:
-            names = Counter(map(str, good))
-            yield ('several publishers', frozenset(names)), (
-                f'{len(good)} publishers on {self.topic}: '
-                f'{", ".join(f"{name} ({count})" if count > 1 else name for name, count in sorted(names.items()))}; '
-                'their images are taken for those of one camera: leave one, or give each its own topic')
+        good = Counter(str(p) for p in publishers if p.type == self._type and not p.mismatch)
+        if good.total() > 1:
+            names = ', '.join(f'{name} ({count})' if count > 1 else name for name, count in sorted(good.items()))
+            yield ('several publishers', frozenset(good)), (
+                f'{good.total()} publishers on {self.topic}: {names}; their images are taken for those of one camera: '
+                'leave one (one that was killed counts for 20 s still), or give each its own topic')
         if publishers:
-            self._published = time.monotonic()
+            self._published, self._sources = time.monotonic(), sorted({str(p) for p in publishers})
         elif time.monotonic() - self._published > PATIENCE_S:
-            yield ('no publisher', frozenset()), f'nobody publishes {self.topic}{self._elsewhere(expected)}'
+            since = f' any more, {" and ".join(self._sources)} did' if self._sources else ''
+            yield ('no publisher', frozenset()), f'nobody publishes {self.topic}{since}{self._elsewhere()}'
 
-    def _elsewhere(self, expected: str) -> str:
-        """Where images of the expected type are, after a colon; '' where there are none."""
+    def _elsewhere(self) -> str:
+        """Where there are images, for a topic is easily mistaken; '' where there are none."""
         own = self._node.get_fully_qualified_name() + '/'   # the node's own pictures
-        topics = [topic for topic, types in self._node.get_topic_names_and_types()
-                  if expected in types and topic != self.topic and not topic.startswith(own)]
-        return f': {expected} is on {", ".join(sorted(topics)[:SHOWN_TOPICS])}' if topics else ''
+        types = {name for _, name, _ in TRANSPORTS.values()}
+        topics = sorted(topic for topic, of in self._node.get_topic_names_and_types()
+                        if types.intersection(of) and topic != self.topic and not topic.startswith(own))
+        return f'; there are images on {", ".join(topics[:SHOWN_TOPICS])}' if topics else ''
 
 
 def _overridden(node: Node, topic: str) -> list[QoSPolicyKind]:
@@ -162,7 +168,7 @@ def _overridden(node: Node, topic: str) -> list[QoSPolicyKind]:
                 raise ParameterError(f"parameter '{name}': there is no QoS policy '{policy}' to override, expected "
                                      f'one of {", ".join(OVERRIDABLE)}')
             allowed = OVERRIDABLE[policy]
-            if isinstance(value, bool) or value not in allowed:
+            if type(value) not in (int, str) or value not in allowed:
                 words = 'a whole number from 1 to 10000' if policy == 'depth' else f'one of {", ".join(allowed)}'
                 raise ParameterError(f"parameter '{name}' is {value!r}: expected {words}")
             kinds.append(QoSPolicyKind[policy.upper()])
@@ -172,9 +178,3 @@ def _overridden(node: Node, topic: str) -> list[QoSPolicyKind]:
 def _words(reason: str) -> str:
     """The text of ``qos_check_compatible`` without its decoration."""
     return reason.replace('ERROR: ', '').strip(' ;').lower()
-
-
-@functools.cache
-def _type_name(message: type) -> str:
-    package, _, folder = message.__module__.partition('.')
-    return f'{package}/{folder.partition(".")[0]}/{message.__name__}'
