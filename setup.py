@@ -21,7 +21,7 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 NAME = 'tar_vis_ros'
-DATA_KINDS = ('json', 'md', 'safetensors', 'toml', 'yaml')   # the same as in CMakeLists.txt
+DATA_KINDS = ('html', 'json', 'md', 'safetensors', 'toml', 'yaml')   # the same as in CMakeLists.txt
 
 
 def ament_prefixes() -> list[Path]:
@@ -135,6 +135,8 @@ setup(
         'tar-vis-node = tar_vis_ros.node:main',
         'tar-vis-video = tar_vis_ros.video_source:main',
         'tar-vis-demo = tar_vis_ros.demo:main',
+        'tar-vis-bag = tar_vis_ros.bags.command:main',
+        'tar-vis-replay = tar_vis_ros.replay.command:main',
         'tar-vis-depth = tar_vis_ros.depth_lifter:main',
         'tar-vis-follow = tar_vis_ros.follow_person:main',
     ]},

@@ -11,20 +11,16 @@ does, and the node's newest-frame mailbox drops what it cannot keep up with.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
-import signal
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rclpy
-from lifecycle_msgs.msg import Transition
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
@@ -33,7 +29,7 @@ from tar_vis_core.errors import TarVisError
 from tar_vis_core.frames import PHOTOGRAPHS, camera_path, open_frames
 from tar_vis_ros.dds import use_shared_memory_profile
 from tar_vis_ros.parameters import specification
-from tar_vis_ros.processes import Child, ProcessError, change_state, free_domain
+from tar_vis_ros.processes import Caller, Child, Interrupt, ProcessError, free_domain
 from tar_vis_ros.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 
 NODE = '/tar_vis'
@@ -54,33 +50,6 @@ class SourcePlan:
     name: str
     arguments: list[str]
     total: int | None
-
-
-class Interrupt:
-    """The first Ctrl-C or SIGTERM asks for an orderly end, a second one raises KeyboardInterrupt."""
-
-    def __init__(self):
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    @contextlib.contextmanager
-    def ignored(self) -> Iterator[None]:
-        """No signal disturbs what is done in here: no child is left behind."""
-        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-
-    def _on_signal(self, *_) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def plan_source(options: argparse.Namespace) -> SourcePlan:
@@ -141,9 +110,7 @@ def run_graph(options: argparse.Namespace, plan: SourcePlan, writer: FrameWriter
         source = Child('the video source', 'tar_vis_ros.video_source', plan.arguments)
         children.append(source)
         print('loading the model ...', flush=True)
-        for transition, label in ((Transition.TRANSITION_CONFIGURE, 'configure'),
-                                  (Transition.TRANSITION_ACTIVATE, 'activate')):
-            change_state(recorder, executor, NODE, transition, label, children, CONFIGURE_S, interrupt)
+        Caller(recorder, executor, children, interrupt).bring_up(NODE, CONFIGURE_S)
         bar = tqdm(total=plan.total, unit='frame', desc=plan.name, dynamic_ncols=True, disable=None)
         record(executor, recorder, source, node, writer, interrupt)
         bar.close()

@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.executors import Executor
 from rclpy.node import Node
@@ -27,17 +29,44 @@ class ProcessError(TarVisError):
     """A child process failed; the message carries its last lines."""
 
 
+class Interrupt:
+    """The first Ctrl-C or SIGTERM asks for an orderly end, a second one raises KeyboardInterrupt."""
+
+    def __init__(self):
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextlib.contextmanager
+    def ignored(self) -> Iterator[None]:
+        """No signal disturbs what is done in here: no child is left behind."""
+        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+    def _on_signal(self, *_) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
 class Child:
     """A module of this package as a process of its own, whose output is kept and shown only when it matters."""
 
-    def __init__(self, name: str, module: str, arguments: list[str]):
+    def __init__(self, name: str, module: str, arguments: list[str], environment: Mapping[str, str] | None = None):
         self.name = name
         self.lines: deque[str] = deque(maxlen=200)
         # A session of its own: Ctrl-C reaches the parent only, which then ends its children in order.
         self._process = subprocess.Popen(
             [sys.executable, '-m', module, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True,
-            env=dict(os.environ, PYTHONUNBUFFERED='1', RCUTILS_COLORIZED_OUTPUT='0'))
+            env={**os.environ, 'PYTHONUNBUFFERED': '1', 'RCUTILS_COLORIZED_OUTPUT': '0', **(environment or {})})
         self._reader = threading.Thread(target=self._read, name=f'output of {name}', daemon=True)
         self._reader.start()
 
@@ -83,37 +112,57 @@ class Child:
             self.lines.append(line.rstrip())
 
 
-def change_state(driver: Node, executor: Executor, node_name: str, transition: int, label: str,
-                 children: Sequence[Child], timeout_s: float, interrupted: Callable[[], bool]) -> None:
-    """Ask a lifecycle node, the first of ``children``, for a transition and wait until it is done.
+class Caller:
+    """Calls services while it looks after the children and an interruption."""
 
-    Raises ProcessError where the node refuses or takes longer than ``timeout_s`` or a child ends, KeyboardInterrupt
-    where ``interrupted()`` becomes true.
-    """
-    client = driver.create_client(ChangeState, f'{node_name}/change_state')
-    until = time.monotonic() + timeout_s
+    def __init__(self, node: Node, executor: Executor, children: Sequence[Child], interrupted: Callable[[], bool]):
+        self._node, self._executor, self._children, self._interrupted = node, executor, children, interrupted
 
-    def wait(done: Callable[[], bool]) -> None:
+    def check(self) -> None:
+        """Raises ProcessError where a child has ended, KeyboardInterrupt where ``interrupted()`` is true."""
+        for child in self._children:
+            child.check()
+            if child.code is not None:
+                raise child.error('ended too early')
+        if self._interrupted():
+            raise KeyboardInterrupt
+
+    def wait(self, done: Callable[[], object], what: str, timeout_s: float) -> None:
+        """Spins until ``done()``.
+
+        Raises ProcessError where ``timeout_s`` go by (``what`` is what did not happen), and as :meth:`check` does.
+        """
+        until = time.monotonic() + timeout_s
         while not done():
-            for child in children:
-                child.check()
-                if child.code is not None:
-                    raise child.error('ended too early')
-            if interrupted():
-                raise KeyboardInterrupt
+            self.check()
             if time.monotonic() > until:
-                raise children[0].error(f'did not {label} within {timeout_s:g} s')
-            executor.spin_once(timeout_sec=0.1)
+                text = f'{what} within {timeout_s:g} s'
+                raise self._children[0].error(text) if self._children else ProcessError(text)
+            self._executor.spin_once(timeout_sec=0.1)
 
-    wait(client.service_is_ready)
-    request = ChangeState.Request()
-    request.transition.id = transition
-    future = client.call_async(request)
-    wait(future.done)
-    driver.destroy_client(client)
-    if not future.result().success:
-        time.sleep(0.2)     # its last line may still be on the way
-        raise children[0].error(f'could not {label}')
+    def call(self, kind: type, name: str, request: object, timeout_s: float, what: str = '') -> Any:
+        """The answer of a service. Raises as :meth:`wait` does."""
+        client = self._node.create_client(kind, name)
+        try:
+            what = what or f'{name} did not answer'
+            self.wait(client.service_is_ready, what, timeout_s)
+            future = client.call_async(request)
+            self.wait(future.done, what, timeout_s)
+            return future.result()
+        finally:
+            self._node.destroy_client(client)
+
+    def bring_up(self, node_name: str, timeout_s: float) -> None:
+        """Configures and activates a lifecycle node, the first of the children.
+
+        Raises ProcessError where it refuses, too.
+        """
+        for transition, label in ((Transition.TRANSITION_CONFIGURE, 'configure'),
+                                  (Transition.TRANSITION_ACTIVATE, 'activate')):
+            request = ChangeState.Request(transition=Transition(id=transition))
+            if not self.call(ChangeState, f'{node_name}/change_state', request, timeout_s, f'did not {label}').success:
+                time.sleep(0.2)     # its last line may still be on the way
+                raise self._children[0].error(f'could not {label}')
 
 
 def free_domain() -> int:

@@ -20,6 +20,7 @@ from node_process import Client, nano_weights, picture
 
 from tar_vis_ros import parameters
 from tar_vis_ros.msg import InstanceMaskArray
+from tar_vis_ros.replay.command import command_line
 from tar_vis_ros.video_source import OPTIONS
 
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
@@ -123,7 +124,8 @@ def test_executables_are_installed_and_lead_to_a_main(path):
 
 
 def test_console_scripts_lead_to_functions():
-    assert set(console_scripts()) == {'tar-vis', 'tar-vis-node', 'tar-vis-video', 'tar-vis-demo'}
+    assert set(console_scripts()) == {'tar-vis', 'tar-vis-node', 'tar-vis-video', 'tar-vis-demo', 'tar-vis-depth',
+                                      'tar-vis-follow', 'tar-vis-bag', 'tar-vis-replay'}
     for target in console_scripts().values():
         module, _, function = target.partition(':')
         source = ROOT / Path(*module.split('.')).with_suffix('.py')
@@ -162,6 +164,18 @@ def test_parameters_that_are_set_exist(path):
         for entry in getattr(given.get('parameters'), 'elts', []):
             if isinstance(entry, ast.Dict):
                 assert {key.value for key in entry.keys} <= known[given['executable'].value]
+
+
+def test_options_of_the_replay_are_those_of_its_command():
+    source = (ROOT / 'launch' / 'replay.launch.py').read_text()
+    tree, known = ast.parse(source), command_line()._option_string_actions
+    assert {f'--{name}' for name in ast.literal_eval(assigned(tree, 'OPTIONS'))} <= set(known)
+    for call in calls(tree, 'Node'):
+        words = [word for word in texts(keywords(call)['arguments']) if word.startswith('--')]
+        assert words and set(words) <= set(known)
+    choices = {call.args[0].value: texts(keywords(call)['choices']) for call in calls(tree, 'DeclareLaunchArgument')
+               if 'choices' in keywords(call)}
+    assert choices == {'mode': list(known['--mode'].choices)}
 
 
 def test_parameter_file_shows_every_parameter_with_its_default():

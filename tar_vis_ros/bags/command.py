@@ -1,0 +1,107 @@
+"""``tar-vis-bag``: makes bags from a video, a folder of pictures, or labelled videos."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.frames import open_frames, play
+from tar_vis_ros.bags.making import BagOptions, labelled_videos, write_images, write_labelled
+from tar_vis_ros.bags.writing import STORAGES
+
+INTERRUPTED = 130
+
+
+def options_of(args: argparse.Namespace, fps: float) -> BagOptions:
+    """The options of a command line; ``fps`` where none is given."""
+    given = {field.name: getattr(args, field.name) for field in fields(BagOptions)}
+    return BagOptions(**{**given, 'fps': given['fps'] or fps, 'topic': '/' + given['topic'].strip('/')})
+
+
+def from_video(args: argparse.Namespace) -> None:
+    """Writes one bag."""
+    with open_frames(args.source) as reader:
+        if reader.live:
+            raise TarVisError(f'{args.source} is a camera; record one with tar-vis-video and ros2 bag record')
+        frames = (frame.image for frame in play(reader, limit=args.frames, width=args.width))
+        total = min(args.frames or sys.maxsize, reader.count or sys.maxsize)
+        options = options_of(args, reader.fps)
+        count = write_images(args.out, tqdm(frames, total=None if total == sys.maxsize else total, unit='image',
+                                            disable=None), options)
+    print(f'{args.out}: {count} images on {options.full_topic}, {options.fps:g} per second')
+
+
+def from_youtube_vis(args: argparse.Namespace) -> None:
+    """Writes a bag and its ground truth for each video."""
+    records, options = labelled_videos(args.json, args.videos), options_of(args, BagOptions.fps)
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = write_labelled(args.json, records, args.out, options)
+    images = sum(count for _, count in tqdm(written, total=len(records), unit='video', disable=None))
+    print(f'{args.out}: {len(records)} bags with {images} images on {options.full_topic}, {options.fps:g} per second, '
+          'and NAME.truth.json beside each')
+
+
+def number(low: float, high: float, kind: type = float):
+    """An argparse type: a number from ``low`` to ``high``."""
+    def parse(text: str) -> float:
+        try:
+            if low <= kind(text) <= high:
+                return kind(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f'{text!r}: expected a number from {low:g} to {high:g}')
+    return parse
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options of ``tar-vis-bag``."""
+    parser = argparse.ArgumentParser(prog='tar-vis-bag', description='Make rosbag2 bags from files.')
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    video = actions.add_parser('from-video', help='a video file or a folder of pictures to one bag')
+    video.add_argument('source', help="a video file, a folder of images, or 'photographs': a simulated camera")
+    video.add_argument('out', type=Path, help='the bag, a folder that is not there yet')
+    video.add_argument('--frames', type=number(0, 2**31, int), default=0, help='so many at most (default: 0, all)')
+    video.add_argument('--width', type=number(0, 16384, int), default=0,
+                       help='scale to this width in pixels (default: 0, as they are)')
+    video.set_defaults(call=from_video)
+    labelled = actions.add_parser('from-youtube-vis', help='labelled videos to a bag and its ground truth each')
+    labelled.add_argument('json', type=Path, help='YouTube-VIS file, its pictures beside it')
+    labelled.add_argument('out', type=Path, help='folder for the bags and NAME.truth.json')
+    labelled.add_argument('--videos', nargs='+', default=[], metavar='NAME', help='only these (default: all)')
+    labelled.set_defaults(call=from_youtube_vis)
+    for action, rate in ((video, "the video's own"), (labelled, f'{BagOptions.fps:g}')):
+        action.add_argument('--storage', choices=STORAGES, default=BagOptions.storage,
+                            help='format of the bag (default: %(default)s)')
+        action.add_argument('--topic', default=BagOptions.topic, help='topic of the images (default: %(default)s)')
+        action.add_argument('--compressed', action='store_true',
+                            help='JPEG images on TOPIC/compressed (default: raw ones on TOPIC)')
+        action.add_argument('--quality', type=number(1, 100, int), default=BagOptions.quality,
+                            help='of the JPEG (default: %(default)s)')
+        action.add_argument('--frame-id', default=BagOptions.frame_id, help='of the headers (default: %(default)s)')
+        action.add_argument('--fps', type=number(0.001, 10000), help=f'images per second (default: {rate})')
+        action.add_argument('--start', dest='start_s', type=number(0, 2**31 - 1), default=BagOptions.start_s,
+                            metavar='SECONDS', help='stamp of the first image (default: %(default)g)')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Gives the exit code: 0, 2 after one line about what is wrong, 130 after Ctrl-C."""
+    args = command_line().parse_args(argv)
+    try:
+        args.call(args)
+    except (TarVisError, OSError) as error:
+        print(f'tar-vis-bag: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""``tar-vis-replay``: recorded images through a node, its answers recorded, judged and shown."""

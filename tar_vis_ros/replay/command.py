@@ -1,0 +1,172 @@
+"""``tar-vis-replay``: recorded images through the node, and a report on its answers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from tar_vis_core.errors import TarVisError
+from tar_vis_ros import parameters
+from tar_vis_ros.bags.command import number
+from tar_vis_ros.bags.reading import BagError, ImageBag
+from tar_vis_ros.dds import use_shared_memory_profile
+from tar_vis_ros.processes import Interrupt
+from tar_vis_ros.replay.outcome import Job, Outcome
+from tar_vis_ros.replay.pool import replay_all
+from tar_vis_ros.replay.truth import find_truth
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+OWN = ('image_topics', 'image_transport', 'autostart')      # parameters that a replay sets itself
+FILES = ('report.html', 'report.json', 'results.json')
+
+DESCRIPTION = """Replay recorded images through the node and report on its answers.
+
+  lossless   the next image when the last one is answered: accuracy, whatever the speed of this machine
+  realtime   every image at its recorded time: latency and drops on this machine
+
+Without --node every bag gets a node of its own, on a ROS domain of its own. Ground truth is NAME.truth.json beside the
+bag (tar-vis-bag from-youtube-vis makes both), or --truth. Into --out go report.html, report.json, results.json, and a
+folder for each bag with its answers as a bag (answers), one record an image (frames.json) and pictures.
+Exit code: 0, 1 where a node failed, 2 for bad input, 130 after Ctrl-C; what was processed is reported all the same.
+"""
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options of ``tar-vis-replay``."""
+    parser = argparse.ArgumentParser(prog='tar-vis-replay', description=DESCRIPTION,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('bags', nargs='+', metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
+    parser.add_argument('--topic', default=Job.topic, help='topic of the images (default: the only one in the bag)')
+    parser.add_argument('--mode', choices=('lossless', 'realtime'), default=Job.mode, help='(default: %(default)s)')
+    parser.add_argument('--rate', type=number(0.001, 1000), default=Job.rate,
+                        help='realtime: so many times as fast as recorded (default: %(default)g)')
+    parser.add_argument('--out', type=Path, default=Path('replay'), metavar='FOLDER', help='(default: %(default)s)')
+    parser.add_argument('--truth', type=Path, metavar='JSON',
+                        help='YouTube-VIS file with a video for each bag, of its name (default: NAME.truth.json)')
+    parser.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME:=VALUE',
+                        help='a parameter of the node that is started; may come again')
+    parser.add_argument('--params-file', type=Path, metavar='YAML', help='parameters of the node that is started')
+    parser.add_argument('--node', default='', metavar='NAME',
+                        help='drive this active node instead of starting one, such as /tar_vis; one camera of several: '
+                             '/tar_vis/front')
+    parser.add_argument('--to', default='', metavar='TOPIC', help='with --node: its topic of images '
+                        "(default: the bag's)")
+    parser.add_argument('--jobs', type=number(1, 1000, int), default=1,
+                        help='bags at once; more disturb the times of each other (default: %(default)s)')
+    parser.add_argument('--patience', type=number(0.1, 86400), default=Job.patience_s, metavar='SECONDS',
+                        help='lossless: give an answer so long (default: %(default)g)')
+    parser.add_argument('--pictures', type=number(0, 100000, int), default=Job.pictures,
+                        help='pictures in the report at most (default: %(default)s)')
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises TarVisError for what does not fit together, ParameterError for a parameter that the node would refuse."""
+    if args.node and (args.parameter or args.params_file or args.jobs > 1):
+        raise TarVisError('--node drives a node that runs already: -p, --params-file and --jobs are for nodes that are '
+                          'started here')
+    if args.to and not args.node:
+        raise TarVisError('--to is for --node: a node that is started here listens on the topic of the bag')
+    for path in (args.params_file, args.truth):
+        if path and not path.is_file():
+            raise TarVisError(f'{path}: no such file')
+    for text in args.parameter:
+        name, given, value = text.partition(':=')
+        if not given:
+            raise TarVisError(f'-p {text}: expected NAME:=VALUE')
+        if name in OWN:
+            raise TarVisError(f'-p {text}: the replay sets {", ".join(OWN)} itself')
+        if name in parameters.FIELDS:
+            parameters.check(name, yaml.safe_load(value))
+        elif not name.startswith('qos_overrides.'):
+            raise TarVisError(f'-p {text}: {parameters.unknown(name)}')
+
+
+def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
+    """The jobs, how many images they have together, and what is wrong with the other bags, by their paths."""
+    jobs, images, bad, taken = [], 0, {}, set()
+    for number_, path in enumerate(args.bags, 1):
+        try:
+            with ImageBag(path, args.topic) as bag:
+                find_truth(bag, args.truth, len(args.bags) == 1)
+                images += bag.count
+                name = bag.name if bag.name not in taken else f'{bag.name}_{number_}'
+        except (TarVisError, OSError) as error:
+            bad[path] = str(error)
+            continue
+        taken.add(name)
+        jobs.append(Job(
+            bag=path, folder=str(args.out / name), number=number_, alone=len(args.bags) == 1, topic=args.topic,
+            mode=args.mode, rate=args.rate, node=args.node, to=args.to,
+            parameters=tuple(args.parameter), params_file=str(args.params_file or ''), truth=str(args.truth or ''),
+            patience_s=args.patience, pictures=max(1, args.pictures // len(args.bags)) if args.pictures else 0))
+    return jobs, images, bad
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole command; gives the exit code. Raises TarVisError and OSError."""
+    check_options(args)
+    interrupt = Interrupt()
+    jobs, images, bad = plan(args)
+    for line in bad.values():
+        print(f'tar-vis-replay: {line}', file=sys.stderr)
+    if not jobs:
+        return BAD_INPUT
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (args.out / name).unlink(missing_ok=True)
+    use_shared_memory_profile()
+    ended = replay_all(jobs, args.jobs, images, interrupt)
+    codes, outcomes = [BAD_INPUT] * bool(bad), {}
+    for job in [job for job in jobs if job in ended]:
+        code, said = ended[job]
+        codes.append(code)
+        if code and not interrupt():
+            print(f'tar-vis-replay: {said or f"{job.bag}: its process ended with code {code}"}', file=sys.stderr)
+        try:
+            outcome = Outcome.read(Path(job.folder))
+        except OSError:     # nothing came of it
+            continue
+        if outcome.fates:
+            outcomes[Path(job.folder)] = outcome
+    if outcomes:
+        tell(args, outcomes)
+    if interrupt():
+        return INTERRUPTED
+    return next((code for code in (FAILED, BAD_INPUT) if code in codes), FAILED if any(codes) else 0)
+
+
+def tell(args: argparse.Namespace, outcomes: dict[Path, Outcome]) -> None:
+    """Writes the report and prints its figures."""
+    from tar_vis_ros.replay import report
+
+    asked = {'command': report.command(), 'mode': args.mode, 'rate': args.rate, 'node': args.node or 'started here'}
+    total = report.write_report(args.out, outcomes, asked)
+    rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{args.mode}'
+             + (f', {args.rate:g} times as fast as recorded' if args.mode == 'realtime' else ''))]
+    rows += report.lines(total) + [('report', str(args.out / name)) for name in FILES[:1]]
+    wide = max(len(label) for label, _ in rows) + 2
+    print('\n'.join(f'{label:<{wide}}{text}' for label, text in rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Gives the exit code: 0, 1 where a node failed, 2 for bad input, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if '--ros-args' in words:       # what launch adds
+        words = words[:words.index('--ros-args')]
+    args = command_line().parse_args(words)
+    try:
+        return run(args)
+    except (TarVisError, parameters.ParameterError, BagError, OSError) as error:
+        print(f'tar-vis-replay: {error}', file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The figures of one replayed bag, or of several together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.evaluation.results_json import read_results, write_results
+from tar_vis_core.evaluation.tubes import TubePrediction
+from tar_vis_core.evaluation.video_eval import VideoRow, score_row
+from tar_vis_ros.replay.outcome import RESULTS, Outcome, known
+from tar_vis_ros.replay.truth import cut
+
+Spread = dict[str, float | None]    # p50, p95, p99
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Against the ground truth, 0..1; None where nothing is labelled."""
+
+    videos: int
+    objects: int
+    frames: int                 # labelled ones that were played
+    ap: float | None
+    ap50: float | None
+    ar10: float | None
+    hota: float | None
+    idf1: float | None
+    switches: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is counted and measured; times are milliseconds."""
+
+    images: int                 # published
+    answered: int
+    dropped: int                # published, but without an answer
+    passed_over: int            # dropped images that the node itself tells of
+    sent_again: int
+    resets: int
+    layers: int
+    executed_layers: float | None    # of ``layers``, mean over answers
+    executed_share: list[float]      # of the answers, by layer
+    latency_ms: Spread          # from the image's arrival at the node to its answer
+    round_trip_ms: Spread       # from publishing to the answer, at the replay
+    step_ms: Spread             # the model
+    late_ms: Spread             # of publishing, real time only
+    accuracy: Accuracy | None = field(default=None)
+
+
+def figures(outcomes: Sequence[Outcome], accuracy: Accuracy | None) -> Figures:
+    """Over all images of the outcomes."""
+    fates = [fate for outcome in outcomes for fate in outcome.fates]
+    answers = [fate for fate in fates if fate.answered]
+    layers = max((len(fate.executed) for fate in answers), default=0)
+    executed = np.array([fate.executed for fate in answers if len(fate.executed) == layers], float)
+    return Figures(
+        images=len(fates), answered=len(answers), dropped=len(fates) - len(answers),
+        passed_over=sum(fate.dropped for fate in answers), sent_again=sum(fate.sent - 1 for fate in fates),
+        resets=sum(bool(fate.reset_reason) for fate in answers), layers=layers,
+        executed_layers=known(executed.sum(1).mean()) if answers else None,
+        executed_share=[round(share, 4) for share in executed.mean(0).tolist()] if answers else [],
+        **{name: spread([getattr(fate, name) for fate in fates])
+           for name in ('latency_ms', 'round_trip_ms', 'step_ms', 'late_ms')}, accuracy=accuracy)
+
+
+def spread(values: Sequence[float | None]) -> Spread:
+    """p50, p95 and p99 of what is known."""
+    there = [value for value in values if value is not None]
+    return {f'p{share}': known(np.percentile(there, share)) if there else None for share in (50, 95, 99)}
+
+
+def labelled(outcomes: Mapping[Path, Outcome]) -> dict[Path, Outcome]:
+    """The outcomes, by folder, that were judged by a ground truth."""
+    return {folder: outcome for folder, outcome in outcomes.items() if outcome.truth}
+
+
+def accuracy(outcomes: Mapping[Path, Outcome]) -> Accuracy | None:
+    """Of the outcomes with ground truth, over the frames that were played; None where there are none."""
+    judged = labelled(outcomes)
+    records, predictions, names = [], [], {}
+    for number, (folder, outcome) in enumerate(judged.items(), 1):
+        record, tubes = cut(*whole(folder, outcome), sorted({f.frame for f in outcome.fates if f.frame >= 0}))
+        records.append(replace(record, id=number))      # unlike the ids of several files, never the same twice
+        predictions += [replace(tube, video_id=number) for tube in tubes]
+        names |= dict.fromkeys(outcome.categories.values())
+    if not records:
+        return None
+    row: VideoRow = score_row('', records, predictions, [], 0, list(names))
+    mean, identities = row.ap.mean, row.identities
+    return Accuracy(len(records), identities.objects, sum(len(record.paths) for record in records), known(mean.ap),
+                    known(mean.ap50), known(mean.ar10), known(identities.hota), known(identities.idf1),
+                    identities.switches)
+
+
+def whole(folder: Path, outcome: Outcome) -> tuple[VideoRecord, list[TubePrediction]]:
+    """A bag as a labelled video, without labels where there are none, and what was predicted of it."""
+    if outcome.truth:
+        record = next(r for r in load_ytvis(outcome.truth, pictures=False) if r.id == outcome.video_id)
+    else:
+        width, height = outcome.size or (1, 1)
+        record = VideoRecord(outcome.video_id, outcome.name, height, width, [Path()] * len(outcome.fates), True)
+    return record, read_results(folder / RESULTS, [record], outcome.categories)
+
+
+def merge_results(path: Path, outcomes: Mapping[Path, Outcome]) -> None:
+    """One file of all bags, of those with ground truth where some have it.
+
+    Video ids are those of the truth where they differ, else the bags' places, from 1.
+    """
+    chosen = labelled(outcomes) or outcomes
+    unique = len({outcome.video_id for outcome in chosen.values()}) == len(chosen)
+    tubes, ids = [], {}
+    for number, (folder, outcome) in enumerate(chosen.items(), 1):
+        ids |= {name: i for i, name in outcome.categories.items() if name not in ids}
+        for tube in whole(folder, outcome)[1] if outcome.fates else ():
+            tubes.append(tube if unique else replace(tube, video_id=number))
+    write_results(path, tubes, {i: name for name, i in ids.items()})

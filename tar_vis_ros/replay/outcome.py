@@ -1,0 +1,100 @@
+"""What one replayed bag leaves behind: the fate of every image, and where the rest lies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ANSWERS, FRAMES, RESULTS, PICTURES = 'answers', 'frames.json', 'results.json', 'pictures'   # in a bag's own folder
+
+
+@dataclass
+class Fate:
+    """What became of one image; figures that nobody can know are None."""
+
+    index: int                           # in the bag, from 0
+    stamp_ns: int
+    recorded_ns: int
+    sent: int = 1                        # times that it was published
+    late_ms: float | None = None         # published after its time; real time only
+    round_trip_ms: float | None = None   # from publishing to the answer, here; None: not answered
+    # what the node says of it
+    latency_ms: float | None = None      # from the image's arrival to its answer
+    step_ms: float | None = None         # the model
+    executed: list[bool] = field(default_factory=list)
+    frame_mse: float | None = None
+    dropped: int = 0                     # images that the node passed over before it
+    reset_reason: str = ''
+    instances: int = 0                   # visible ones
+    # against the ground truth
+    frame: int = -1                      # of the labelled video; -1: none
+    quality: float | None = None         # 0..1, see scoring.frame_quality
+
+    @property
+    def answered(self) -> bool:
+        return self.round_trip_ms is not None
+
+
+@dataclass
+class Outcome:
+    """One bag, replayed as far as it went. Written to FRAMES of its folder, beside ANSWERS, RESULTS and PICTURES."""
+
+    name: str
+    path: str
+    topic: str
+    storage: str
+    sha256: dict[str, str]               # of the bag's files
+    images: int                          # that the bag says it holds
+    size: list[int] = field(default_factory=list)    # width and height of the first answered image
+    parameters: dict = field(default_factory=dict)   # of the node
+    truth: str = ''                      # the file
+    video_id: int = 0                    # in the truth, or the bag's number
+    categories: dict[int, str] = field(default_factory=dict)   # names by id in RESULTS
+    problem: str = ''                    # why it ended early
+    exit_code: int = 0
+    fates: list[Fate] = field(default_factory=list)
+    worst: list[int] = field(default_factory=list)   # images, the worst first
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(asdict(self), default=float, allow_nan=False)
+        (folder / FRAMES).write_text(text)
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome:
+        """Raises OSError where there is none."""
+        content = json.loads((folder / FRAMES).read_text())
+        content['fates'] = [Fate(**fate) for fate in content['fates']]
+        content['categories'] = {int(number): name for number, name in content['categories'].items()}
+        return cls(**content)
+
+
+def known(value: float) -> float | None:
+    """A finite figure with three decimals; None for NaN, which JSON does not have."""
+    return round(float(value), 3) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bag to replay, as the command tells its process."""
+
+    bag: str
+    folder: str                          # of its outcome
+    number: int = 1                      # among the bags of the command
+    alone: bool = True
+    topic: str = ''
+    mode: str = 'lossless'
+    rate: float = 1.0
+    node: str = ''                       # a running node; '': start one
+    to: str = ''                         # topic to publish on; '': the bag's
+    parameters: tuple[str, ...] = ()     # NAME:=VALUE of the node that is started
+    params_file: str = ''
+    truth: str = ''
+    patience_s: float = 60.0
+    pictures: int = 200
+
+    @classmethod
+    def from_json(cls, values: Mapping) -> Job:
+        return cls(**{**values, 'parameters': tuple(values['parameters'])})

@@ -1,0 +1,69 @@
+"""Small pictures of a replayed bag: the answer over each image, the ground truth as white outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from tar_vis_core.overlay import draw_overlay
+from tar_vis_ros.bags.reading import BagError, ImageBag
+from tar_vis_ros.image_conversion import ImageError, to_rgb
+from tar_vis_ros.replay.judging import answers
+from tar_vis_ros.replay.outcome import PICTURES, Outcome
+from tar_vis_ros.replay.truth import Truth
+
+WIDTH, QUALITY = 480, 80     # pixels; of the JPEG
+
+
+def draw(outcome: Outcome, folder: Path, bag: ImageBag, order: Sequence[int], truth: Truth | None, most: int) -> None:
+    """Writes ``INDEX.jpg`` for the worst images and for others evenly spaced, ``most`` together, into PICTURES."""
+    chosen = choose(outcome, most)
+    results = {index: result for index, result, _ in (answers(folder, order) if order else ()) if index in chosen}
+    (folder / PICTURES).mkdir()
+    try:
+        for image in bag.images():
+            if image.index > max(chosen, default=-1):
+                break
+            if image.index not in chosen:
+                continue
+            try:
+                rgb = to_rgb(deserialize_message(image.cdr, CompressedImage if bag.compressed else Image))
+            except ImageError:      # the node has refused it, too
+                continue
+            if image.index in results:
+                rgb = draw_overlay(rgb, results[image.index].instances)
+            if truth and (frame := outcome.fates[image.index].frame) >= 0:
+                rgb = outlined(rgb, truth, frame)
+            write(folder / PICTURES / f'{image.index:06d}.jpg', rgb)
+    except BagError:    # of a bag that is cut off, which has been said
+        pass
+
+
+def choose(outcome: Outcome, most: int) -> set[int]:
+    """Images to draw: the worst, then as many others as there is room for."""
+    chosen = set(outcome.worst[:most])
+    room = min(most - len(chosen), len(outcome.fates))
+    return chosen | set(np.linspace(0, len(outcome.fates) - 1, room).round().astype(int).tolist())
+
+
+def outlined(rgb: np.ndarray, truth: Truth, frame: int) -> np.ndarray:
+    """A copy with the labelled masks as white lines."""
+    picture = np.array(rgb, order='C')
+    for track in truth.record.tracks:
+        if (mask := track.mask(frame)) is not None:
+            lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, lines, -1, (255, 255, 255), 1)
+    return picture
+
+
+def write(path: Path, rgb: np.ndarray) -> None:
+    """A JPEG of at most WIDTH pixels across."""
+    height, width = rgb.shape[:2]
+    if width > WIDTH:
+        rgb = cv2.resize(rgb, (WIDTH, max(1, round(height * WIDTH / width))), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])

@@ -1,0 +1,86 @@
+"""Replays several bags at once, each in a process of its own on a ROS domain of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tqdm import tqdm
+
+from tar_vis_ros.processes import Child, Interrupt, free_domain
+from tar_vis_ros.replay.outcome import Job
+
+PATIENCE_S = 20.0       # for a process that ends its node first
+
+
+class Replaying:
+    """One bag that is being replayed."""
+
+    def __init__(self, job: Job, domain: int | None) -> None:
+        self.job, self.domain = job, domain
+        self.asked = False
+        environment = {} if domain is None else {
+            'ROS_DOMAIN_ID': str(domain),
+            'ROS_AUTOMATIC_DISCOVERY_RANGE': os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')}
+        self.child = Child(job.bag, 'tar_vis_ros.replay.worker', [json.dumps(asdict(job))], environment)
+
+    @property
+    def images(self) -> int:
+        """How many it has played so far."""
+        for line in reversed(list(self.child.lines)):
+            if found := re.fullmatch(r'image (\d+)', line):
+                return int(found[1]) + 1
+        return 0
+
+    @property
+    def last_words(self) -> str:
+        """What it said about its end."""
+        said = list(self.child.lines)
+        start = max((n for n, line in enumerate(said, 1) if line.startswith('image ')), default=0)
+        return '\n'.join(said[start:])
+
+
+def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: Interrupt) -> dict[Job, tuple[int, str]]:
+    """Exit code and last words of each job that was begun; ``images`` is what the bar counts to.
+
+    Each has a free ROS domain, but those that drive a running node keep that of this process. After an interruption
+    nothing new begins, and those that run end in order.
+    """
+    waiting, running, ended = list(jobs), [], {}
+    played = 0
+    bar = tqdm(total=images, unit='image', dynamic_ncols=True, disable=None, desc='replaying')
+    try:
+        while running or (waiting and not interrupt()):
+            while waiting and len(running) < at_once and not interrupt():
+                job = waiting.pop(0)
+                running.append(Replaying(job, None if job.node else _unused(running)))
+            for one in list(running):
+                if interrupt() and not one.asked:
+                    one.child.interrupt()
+                    one.asked = True
+                if one.child.code is not None:
+                    one.child.end()
+                    running.remove(one)
+                    played += one.images
+                    ended[one.job] = one.child.code, one.last_words
+            bar.update(played + sum(one.images for one in running) - bar.n)
+            time.sleep(0.05)
+    finally:
+        bar.close()
+        with interrupt.ignored():
+            for one in running:
+                one.child.interrupt()
+            for one in running:
+                one.child.end(PATIENCE_S)
+    return ended
+
+
+def _unused(running: Sequence[Replaying]) -> int:
+    """A free domain that none of those has been given: theirs may be in use only in a second."""
+    while (domain := free_domain()) in {one.domain for one in running}:
+        pass
+    return domain

@@ -1,0 +1,186 @@
+"""The process that replays one bag: ``python -m tar_vis_ros.replay.worker JOB``, JOB being a Job as JSON.
+
+It prints ``image N`` as it goes, and in the end one line about what went wrong. Whatever ends it, what was processed
+so far is judged and written, but for a second Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import rclpy
+from rcl_interfaces.srv import GetParameters, ListParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import parameter_value_to_python
+from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import Trigger
+
+from tar_vis_core.data.coco import DataError
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.weights import sha256_of
+from tar_vis_ros.bags.reading import BagError, ImageBag, RecordedMessage
+from tar_vis_ros.bags.writing import BagWriter
+from tar_vis_ros.processes import Caller, Child, Interrupt, ProcessError
+from tar_vis_ros.replay.outcome import ANSWERS, FRAMES, PICTURES, RESULTS, Job, Outcome
+from tar_vis_ros.replay.player import Player
+from tar_vis_ros.replay.truth import find_truth
+
+NODE = '/tar_vis'
+CONFIGURE_S = 300.0         # the model loads and warms up
+FIND_S = 10.0               # a running node is found
+PRINT_S = 0.2               # between two lines about the progress
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def clear(folder: Path) -> None:
+    """An empty folder but for what is not ours: what is there afterwards is of this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (FRAMES, RESULTS):
+        (folder / name).unlink(missing_ok=True)
+    for name in (ANSWERS, PICTURES):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def node_arguments(job: Job, bag: ImageBag) -> list[str]:
+    """ROS arguments of the node: the user's, then what a replay needs."""
+    needs = ["image_topics:=['']", f'image_transport:={"compressed" if bag.compressed else "raw"}', 'autostart:=false']
+    if job.mode == 'lossless':
+        needs.append('image_reliability:=reliable')
+    files = ['--params-file', job.params_file] if job.params_file else []
+    return ['--ros-args', '-r', f'image:={bag.topic.removesuffix("/compressed")}', *files,
+            *(part for value in (*job.parameters, *needs) for part in ('-p', value))]
+
+
+def publish_topic(job: Job, bag: ImageBag) -> str:
+    """Where the images go: a compressed topic ends as image_transport wants it."""
+    topic = job.to or bag.topic
+    return topic if not bag.compressed or topic.endswith('/compressed') else f'{topic}/compressed'
+
+
+def announced(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
+    """The images; every now and then a line for the process that shows the progress."""
+    printed = 0.0
+    for image in images:
+        if time.monotonic() - printed > PRINT_S:
+            print(f'image {image.index}', flush=True)
+            printed = time.monotonic()
+        yield image
+
+
+@contextlib.contextmanager
+def ros(interrupt: Interrupt, children: list[Child]) -> Iterator[tuple[rclpy.node.Node, SingleThreadedExecutor]]:
+    """A node of our own and its executor; at the end the children end as well, undisturbed."""
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    node, executor = rclpy.create_node('tar_vis_replay'), SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        yield node, executor
+    finally:
+        with interrupt.ignored():
+            for child in children:
+                child.end()
+            executor.shutdown()
+            rclpy.try_shutdown()
+
+
+def replay(job: Job, bag: ImageBag, outcome: Outcome, interrupt: Interrupt) -> list[int]:
+    """Plays the bag; gives the answered images in the order of their answers. What ends it is in ``outcome``."""
+    children: list[Child] = []
+    prefix = '/' + job.node.strip('/') if job.node else NODE
+    player = None
+    try:
+        with ros(interrupt, children) as (node, executor):
+            player = Player(node, executor, publish_topic(job, bag), bag.compressed, prefix)
+            outcome.fates = player.fates
+            caller = Caller(node, executor, children, interrupt)
+            if job.node:
+                find(caller, player, prefix, publish_topic(job, bag))
+            else:
+                children.append(Child('the node', 'tar_vis_ros.node', node_arguments(job, bag)))
+                caller.bring_up(NODE, CONFIGURE_S)
+            outcome.parameters = parameters_of(caller, node, prefix)
+            caller.wait(lambda: player.listeners, f'nobody listened on {publish_topic(job, bag)}', FIND_S)
+            with BagWriter(Path(job.folder) / ANSWERS, bag.storage, player.topics) as writer:
+                if job.mode == 'lossless':
+                    player.lossless(announced(bag.images()), writer, caller, job.patience_s)
+                else:
+                    player.real_time(announced(bag.images()), writer, caller, job.rate)
+    except KeyboardInterrupt:
+        outcome.problem, outcome.exit_code = 'interrupted', INTERRUPTED
+    except TarVisError as error:
+        outcome.problem = str(error)
+        outcome.exit_code = BAD_INPUT if isinstance(error, BagError) else FAILED
+        said = next((child.complaints[-1] for child in children if child.complaints), '')
+        if said and said not in outcome.problem:
+            outcome.problem += f'; the node said: {said}'
+    return player.order if player else []
+
+
+def find(caller: Caller, player: Player, prefix: str, topic: str) -> None:
+    """Waits for a running node and resets it, so that tracks start anew. Raises ProcessError."""
+    caller.call(Trigger, f'{prefix}/reset', Trigger.Request(), FIND_S,
+                f'{prefix}/reset did not answer (start the node, or name the one that runs with --node)')
+    caller.wait(lambda: player.listeners, f'nobody listened on {topic} (activate {prefix}, or give the topic that it '
+                                          'listens on with --to)', FIND_S)
+
+
+def parameters_of(caller: Caller, node: rclpy.node.Node, prefix: str) -> dict:
+    """The parameters of the node that has these outputs; {} where it is a camera of one, whose name nobody knows."""
+    names = {f'{space.rstrip("/")}/{name}' for name, space in node.get_node_names_and_namespaces()}
+    name = next((known for known in (prefix, prefix.rpartition('/')[0]) if known in names), '')
+    if not name:
+        return {}
+    names = caller.call(ListParameters, f'{name}/list_parameters', ListParameters.Request(), FIND_S).result.names
+    values = caller.call(GetParameters, f'{name}/get_parameters', GetParameters.Request(names=names), FIND_S).values
+    return {key: parameter_value_to_python(value) for key, value in zip(names, values, strict=True)}
+
+
+def run(job: Job, interrupt: Interrupt) -> Outcome:
+    """Replays, judges and draws one bag. Raises TarVisError where there is nothing to keep."""
+    folder = Path(job.folder)
+    clear(folder)
+    with ImageBag(job.bag, job.topic) as bag:
+        truth = find_truth(bag, Path(job.truth) if job.truth else None, job.alone)
+        outcome = Outcome(bag.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
+        order = replay(job, bag, outcome, interrupt)
+        if outcome.fates:
+            from tar_vis_ros.replay import judging, pictures  # only now: nobody has waited for what they load
+
+            outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
+            try:
+                judging.judge(outcome, folder, order, truth, job.number)
+            except DataError as error:      # the truth does not fit: what the node did is told all the same
+                outcome.problem, outcome.exit_code, truth = str(error), BAD_INPUT, None
+                judging.judge(outcome, folder, order, truth, job.number)
+            pictures.draw(outcome, folder, bag, order, truth, job.pictures)
+        outcome.write(folder)
+    return outcome
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Gives the exit code: 0, 1 for a node that failed, 2 for bad input, 130 after Ctrl-C."""
+    job = Job.from_json(json.loads((sys.argv[1:] if argv is None else argv)[0]))
+    interrupt = Interrupt()
+    try:
+        outcome = run(job, interrupt)
+    except ProcessError as error:
+        print(error, flush=True)
+        return FAILED
+    except (TarVisError, OSError) as error:
+        print(error, flush=True)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if outcome.problem:
+        print(outcome.problem, flush=True)
+    return outcome.exit_code
+
+
+if __name__ == '__main__':
+    sys.exit(main())
