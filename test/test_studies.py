@@ -24,6 +24,8 @@ from tar_vis_core.studies.reference_style import full_size_masks, unfused_attent
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampling import mean_rows
 from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval
+from tar_vis_core.studies.worth import Seen
+from tar_vis_core.studies.worth import rows_of as rows_of_worth
 from tar_vis_core.weights.loading import read_tensors, save_weights
 
 SMALL = ['--videos', '2', '--frames', '3', '--size', '64x96', '--device', 'cpu']
@@ -206,6 +208,30 @@ def test_motion_needs_routers(tmp_path, capsys):
     save_weights(crowd_model(routing=False), bare, {'preset': 'crowd'})
     assert main(['study', 'motion', '--out', str(tmp_path), *SMALL, '--weights', str(bare)]) == 1
     assert 'hold no routers' in capsys.readouterr().err
+
+
+def seen(video, gap, worth, probability):
+    return Seen(video, gap, float(gap), 2.0, 2.0 + sum(worth), 2.0 + np.array(worth), np.array(probability))
+
+
+def test_worth_is_told_apart_by_gap_and_by_layer():
+    frames = [seen(v, gap, [0.1 * gap, -0.1], [0.4 + 0.05 * gap, 0.5]) for v in range(3) for gap in (0, 1, 4)]
+    everything, *gaps, second, third = rows_of_worth(frames, 1, 50)
+    assert [row['without'] for row in gaps] == ['all, gap 0', 'all, gap 1', 'all, gap 4']
+    assert [round(row['worth'], 3) for row in gaps] == [-0.1, 0.0, 0.3]
+    assert everything['frames'] == 9 and everything['Spearman with probability'] == pytest.approx(1)
+    assert (second['without'], third['without']) == ('layer 2', 'layer 3')
+    assert third['worth'] == pytest.approx(-0.1) and third['frames better without, %'] == 100
+    assert second['Spearman with probability'] == pytest.approx(1)
+    assert math.isnan(third['Spearman with probability']), 'what does not vary has no rank'
+
+
+def test_worth(weights, tmp_path):
+    rows = study('worth', tmp_path, '--weights', str(weights), '--resamples', '20', '--gaps', '0', '1')
+    assert [row['without'] for row in rows if 'gap' in row['without']] == ['all, gap 0', 'all, gap 1']
+    assert [row['without'] for row in rows[-8:]] == [f'layer {k}' for k in range(2, 10)]
+    assert float(next(row for row in rows if row['without'] == 'all, gap 0')['MSE']) == 0
+    assert all(0 <= float(row['execute probability']) <= 1 and float(row['loss']) > 0 for row in rows)
 
 
 def test_profile(weights, tmp_path):

@@ -61,49 +61,55 @@ class VideoClips(Dataset):
         times = draw_times(rng, self.frames, self.gaps)
         start = int(rng.integers(max(1, len(record.paths) - times[-1])))
         view, size = self.draw_view(rng, (record.height, record.width))
-        clip = [tf.warp_scene(self.scene(record, to_and_fro(start + time, len(record.paths))), view, size)
+        clip = [tf.warp_scene(labelled_scene(record, to_and_fro(start + time, len(record.paths)), self.labels),
+                              view, size)
                 for time in times]
         return [tf.to_sample(frame) for frame in align_clip(clip, 1, self.max_instances)]
-
-    def scene(self, record: VideoRecord, frame: int) -> Scene:
-        """One labelled frame. Where further objects may be seen, all but the labelled ones is unknown."""
-        own = [track for track in record.tracks if not track.crowd]
-        masks = np.zeros((len(own), record.height, record.width), bool)
-        for mask, track in zip(masks, own, strict=True):
-            if (seen := track.mask(frame)) is not None:
-                mask[:] = seen
-        ignore = np.full((record.height, record.width), not record.exhaustive)
-        for track in record.tracks:
-            if track.crowd and (seen := track.mask(frame)) is not None:
-                ignore |= seen
-        names = [plain_name(track.category) for track in own]
-        label = [(tf.PERSON if name == 'person' else tf.OBJECT) if self.labels is None else self.labels[name]
-                 for name in names]
-        return Scene(record.frame(frame), masks, np.array(label, np.int64),
-                     np.array([voc_index(name) for name in names], np.uint8), np.ones(len(own), bool),
-                     ignore & ~masks.any(0), np.ones((record.height, record.width), bool),
-                     exhaustive=record.annotated == 'all')
 
     def draw_view(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         """A 3x3 matrix from the video's pixels to those of the clip, and the clip's size (height, width)."""
         matrix = np.eye(3)
         if self.crop and rng.random() < 0.5:
-            matrix, size = self.resize(size, int(rng.choice(BEFORE_CROP)))
+            matrix, size = resizing(size, int(rng.choice(BEFORE_CROP)), self.max_side)
             sides = [int(rng.integers(min(self.crop[0], side), min(self.crop[1], side) + 1)) for side in size]
             top, left = (int(rng.integers(side - part + 1)) for side, part in zip(size, sides, strict=True))
             matrix, size = tf.translation(-left, -top) @ matrix, (sides[0], sides[1])
-        scale, size = self.resize(size, int(rng.choice(self.short_sides)))
+        scale, size = resizing(size, int(rng.choice(self.short_sides)), self.max_side)
         matrix = scale @ matrix
         return tf.flipping(size[1]) @ matrix if rng.random() < self.mirror else matrix, size
-
-    def resize(self, size: tuple[int, int], short_side: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """The matrix that makes the shorter edge ``short_side``, the longer at most ``max_side``, and the new size."""
-        scale = min(short_side / min(size), self.max_side / max(size))
-        height, width = (max(1, round(scale * side)) for side in size)
-        return tf.scaling(width / size[1], height / size[0]), (height, width)
 
 
 def to_and_fro(index: int, count: int) -> int:
     """Position ``index`` of an endless walk over ``count`` frames: 0, 1, .., count - 1, count - 2, .., 0, 1, .."""
     index %= max(1, 2 * (count - 1))
     return index if index < count else 2 * (count - 1) - index
+
+
+def labelled_scene(record: VideoRecord, frame: int, labels: Mapping[str, int] | None) -> Scene:
+    """One labelled frame, ``labels`` as :class:`VideoClips` has them, by :func:`plain_name`.
+
+    Where further objects may be seen, all but the labelled ones is unknown.
+    """
+    own = [track for track in record.tracks if not track.crowd]
+    masks = np.zeros((len(own), record.height, record.width), bool)
+    for mask, track in zip(masks, own, strict=True):
+        if (seen := track.mask(frame)) is not None:
+            mask[:] = seen
+    ignore = np.full((record.height, record.width), not record.exhaustive)
+    for track in record.tracks:
+        if track.crowd and (seen := track.mask(frame)) is not None:
+            ignore |= seen
+    names = [plain_name(track.category) for track in own]
+    label = [(tf.PERSON if name == 'person' else tf.OBJECT) if labels is None else labels[name]
+             for name in names]
+    return Scene(record.frame(frame), masks, np.array(label, np.int64),
+                 np.array([voc_index(name) for name in names], np.uint8), np.ones(len(own), bool),
+                 ignore & ~masks.any(0), np.ones((record.height, record.width), bool),
+                 exhaustive=record.annotated == 'all')
+
+
+def resizing(size: tuple[int, int], short_side: int, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The matrix that makes the shorter edge ``short_side``, the longer at most ``max_side``, and the new size."""
+    scale = min(short_side / min(size), max_side / max(size))
+    height, width = (max(1, round(scale * side)) for side in size)
+    return tf.scaling(width / size[1], height / size[0]), (height, width)
