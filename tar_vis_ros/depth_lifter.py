@@ -73,7 +73,7 @@ class DepthLifter(Node):
         declare(self, OPTIONS)
         self._stamps = ExactStamps(dict.fromkeys(('instances', 'depth', 'camera_info'), self.images_kept))
         self._counts: deque[_Counts] = deque(maxlen=SILENT_S + 1)     # one a second
-        self._refused = 0
+        self._refused = self._drawn = 0
         self._refusal = (-SILENT_S, '')     # when, why
         self._answers = self.create_publisher(Instance3DArray, 'instances_3d', OUTPUT_QOS)
         self._markers = self.create_publisher(MarkerArray, 'markers', OUTPUT_QOS)
@@ -106,6 +106,7 @@ class DepthLifter(Node):
         self._answers.publish(answer)
         if self._markers.get_subscription_count() > 0:
             self._markers.publish(markers(answer))
+            self._drawn += 1
 
     # What keeps answers from coming
 
@@ -120,7 +121,8 @@ class DepthLifter(Node):
         seconds = len(self._counts) - 1
         rate = (self._stamps.matched - self._counts[0].matched) / seconds if seconds else 0.0
         values = {f'{self._topics[name]} received': count for name, count in self._stamps.received.items()}
-        values |= {'stamps matched': self._stamps.matched, 'matches refused': self._refused, 'last refusal': refusal}
+        values |= {'stamps matched': self._stamps.matched, 'matches refused': self._refused,
+                   'markers published': self._drawn, 'last refusal': refusal}
         status = DiagnosticStatus(
             level=DiagnosticStatus.WARN if problem else DiagnosticStatus.OK,
             name=f'{self.get_fully_qualified_name().lstrip("/")}: depth',

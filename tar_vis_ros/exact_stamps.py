@@ -16,8 +16,8 @@ def stamp_of(message: Any) -> Stamp:
 class ExactStamps:
     """Holds the last messages of each topic until every topic has one of the same stamp.
 
-    Stamps may come late on one topic, in any order between topics. A stamp that goes back on a topic is a clock that
-    was set or a bag that loops: everything held is forgotten, so that no two messages of different rounds meet.
+    Topics may run ahead of each other. A stamp that goes back on a topic is a clock that was set or a bag that loops:
+    what is held of that topic is forgotten, so that messages of different rounds do not meet.
     """
 
     def __init__(self, keep: Mapping[str, int]) -> None:
@@ -30,12 +30,11 @@ class ExactStamps:
 
     def add(self, name: str, message: Any) -> dict[str, Any] | None:
         """Takes a message of topic ``name``; gives the message of every topic once all have this stamp."""
-        stamp, newest = stamp_of(message), self.newest[name]
+        stamp, newest, held = stamp_of(message), self.newest[name], self._held[name]
         if newest is not None and stamp < newest:
-            self.forget()
+            held.clear()
         self.received[name] += 1
         self.newest[name] = stamp
-        held = self._held[name]
         held[stamp] = message
         if all(stamp in messages for messages in self._held.values()):
             return self._take(stamp)
@@ -46,11 +45,6 @@ class ExactStamps:
     def oldest(self, name: str) -> Stamp | None:
         """The oldest stamp that is still held of a topic."""
         return next(iter(self._held[name]), None)
-
-    def forget(self) -> None:
-        """Drops all that is held."""
-        for held in self._held.values():
-            held.clear()
 
     def _take(self, stamp: Stamp) -> dict[str, Any]:
         self.matched += 1

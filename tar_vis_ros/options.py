@@ -92,9 +92,24 @@ def _declared(node: Node, option: Option) -> Any:
 def table(options: Sequence[Option]) -> str:
     """The options as lines of text for ``--help``."""
     width = max(len(option.name) for option in options)
-    lines = []
-    for option in options:
-        shown = str(option.default).lower() if isinstance(option.default, bool) else repr(option.default)
-        limits = '' if option.low is None else f'; {option.low:g} to {option.high:g}'
-        lines.append(f'  {option.name:<{width}} {shown:<10} {option.help}{limits}')
-    return '\n'.join(lines)
+    return '\n'.join(f'  {option.name:<{width}} {_shown(option):<10} {option.help}; {_values(option)}'
+                     for option in options)
+
+
+def markdown(options: Sequence[Option]) -> str:
+    """The options as the rows of a table of docs/nodes: those marked with a star are read at start only."""
+    star = {True: '', False: ' \\*'}
+    return '\n'.join(f'| `{option.name}`{star[option.live]} | `{_shown(option)}` | {_values(option)} | {option.help} |'
+                     for option in options)
+
+
+def _shown(option: Option) -> str:
+    return str(option.default).lower() if isinstance(option.default, bool) else repr(option.default)
+
+
+def _values(option: Option) -> str:
+    if option.choices:
+        return f'one of {", ".join(option.choices)}'
+    if option.low is not None:
+        return f'{option.low:g} to {option.high:g}'
+    return 'true or false' if isinstance(option.default, bool) else 'a text'

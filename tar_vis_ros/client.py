@@ -1,0 +1,145 @@
+"""For programs that use the instances: decoded masks, waiting for a class, the nearest instance.
+
+    client = InstanceClient(node)
+    frame, person = client.wait_for('person', timeout_s=10)
+    mask = frame.mask(person)                         # bool (height, width)
+    nearest = client.nearest('person')                # Instance3D or None; needs a depth_lifter
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.time import Time
+from std_msgs.msg import Header
+
+from tar_vis_core.instances import Instance, TrackStatus
+from tar_vis_ros.codec import decode_instances
+from tar_vis_ros.msg import Instance3D, Instance3DArray, InstanceMaskArray
+
+QOS = QoSProfile(depth=5)   # reliable
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The instances of one image."""
+
+    header: Header       # of the image: its stamp and optical frame
+    height: int          # of the image, pixels
+    width: int
+    frame_index: int     # since the last reset
+    track_epoch: int     # track ids of different epochs are unrelated
+    instances: list[Instance]   # visible ones by falling score, then the LOST ones
+
+    def mask(self, instance: Instance) -> np.ndarray:
+        """The mask of one of the instances on the whole image, boolean ``(height, width)``."""
+        return instance.mask(self.height, self.width)
+
+    def visible(self, class_name: str = '') -> list[Instance]:
+        """Those in sight, by falling score; with ``class_name`` only of that class."""
+        return [instance for instance in self.instances
+                if instance.status != TrackStatus.LOST and class_name in ('', instance.class_name)]
+
+
+class InstanceClient:
+    """Listens to one camera of a tar_vis node, and to its depth_lifter where there is one, through ``node``.
+
+    ``namespace`` is the camera's: ``tar_vis``, or ``tar_vis/front`` where the node has several. The callbacks, where
+    given, get every frame, in the thread that spins ``node``.
+    """
+
+    def __init__(self, node: Node, namespace: str = 'tar_vis', on_frame: Callable[[Frame], None] | None = None,
+                 on_frame_3d: Callable[[Instance3DArray], None] | None = None) -> None:
+        self.frame: Frame | None = None                   # the newest
+        self.frame_3d: Instance3DArray | None = None      # the newest, the nearest instance first
+        self._node, self._on_frame_3d = node, on_frame_3d
+        self._watchers = [on_frame] if on_frame is not None else []
+        self._arrived = threading.Condition()
+        self._subscriptions = [
+            node.create_subscription(InstanceMaskArray, f'{namespace}/instances', self._take, QOS),
+            node.create_subscription(Instance3DArray, f'{namespace}/instances_3d', self._take_3d, QOS)]
+
+    def close(self) -> None:
+        """Ends the subscriptions."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+    def wait_for(self, class_name: str, timeout_s: float) -> tuple[Frame, Instance]:
+        """The first frame from now on that shows an instance of the class, and its best one.
+
+        Spins the node itself where nobody else does; in a callback of a node that one thread spins it would wait in
+        vain. Raises TimeoutError, which says what was seen instead.
+        """
+        found: list[tuple[Frame, Instance]] = []
+        seen: list[set[str]] = []     # classes, frame by frame
+
+        def look(frame: Frame) -> None:
+            found.extend((frame, instance) for instance in frame.visible(class_name))
+            seen.append({instance.class_name for instance in frame.visible()})
+
+        self._watchers.append(look)
+        try:
+            self._wait(lambda: found, timeout_s)
+        finally:
+            self._watchers.remove(look)
+        if found:
+            return found[0]
+        what = f'{len(seen)} frames came, with {", ".join(sorted(set.union(*seen))) or "nothing in sight"}' if seen \
+            else f'no frame came on {self._subscriptions[0].topic_name}: is the node active, and does it get images?'
+        raise TimeoutError(f'no {class_name} within {timeout_s:g} s: {what}')
+
+    def nearest(self, class_name: str = '', max_age_s: float = 0.5) -> Instance3D | None:
+        """The instance nearest to the camera in the newest 3-D frame, with ``class_name`` the nearest of that class.
+
+        None where there is none, or where the frame's stamp is further than ``max_age_s`` from the node's clock.
+        """
+        answer = self.frame_3d
+        if answer is None or abs(self.age_s(answer.header)) > max_age_s:
+            return None
+        return next((found for found in answer.instances if class_name in ('', found.class_name)), None)
+
+    def age_s(self, header: Header) -> float:
+        """Seconds from a message's stamp to now, by the clock of the node (``use_sim_time`` holds)."""
+        clock = self._node.get_clock()
+        return (clock.now() - Time.from_msg(header.stamp, clock.clock_type)).nanoseconds * 1e-9
+
+    def _wait(self, done: Callable[[], object], timeout_s: float) -> None:
+        """Until ``done()``, which changes with a frame, or the time is over."""
+        if self._node.executor is not None:     # somebody spins it in another thread
+            with self._arrived:
+                self._arrived.wait_for(done, timeout_s)
+            return
+        executor, deadline = SingleThreadedExecutor(context=self._node.context), time.monotonic() + timeout_s
+        executor.add_node(self._node)
+        try:
+            while not done() and (left := deadline - time.monotonic()) > 0:
+                executor.spin_once(timeout_sec=left)
+        finally:
+            executor.remove_node(self._node)
+            executor.shutdown()
+
+    def _take(self, message: InstanceMaskArray) -> None:
+        try:
+            instances = decode_instances(message)
+        except ValueError as error:
+            self._node.get_logger().error(f'masks refused: {error}', throttle_duration_sec=5.0)
+            return
+        frame = Frame(message.header, message.height, message.width, message.frame_index, message.track_epoch,
+                      instances)
+        with self._arrived:
+            self.frame = frame
+            for watcher in list(self._watchers):
+                watcher(frame)
+            self._arrived.notify_all()
+
+    def _take_3d(self, message: Instance3DArray) -> None:
+        self.frame_3d = message
+        if self._on_frame_3d is not None:
+            self._on_frame_3d(message)

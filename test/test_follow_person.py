@@ -1,0 +1,159 @@
+"""The example agent drives a simulated robot: real nodes and topics, and time goes on by messages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+
+from builtin_interfaces.msg import Time
+from camera_graph import CameraGraph
+from geometry_msgs.msg import Twist
+from rosgraph_msgs.msg import Clock
+from simulated_camera import Robot, Thing, messages
+
+from tar_vis_ros.processes import Child
+
+STEP_NS = 100_000_000
+DISTANCE = 1.6
+
+
+class World(CameraGraph):
+    """A robot with a camera, a depth_lifter and a follow_person process, and whoever is in sight."""
+
+    def __init__(self, *things: Thing) -> None:
+        super().__init__()
+        self.robot, self.things, self.random = Robot(), list(things), np.random.default_rng(1)
+        self.now_ns = 50 * 10**9
+        self.commands: list[Twist] = []
+        self.clock = self.node.create_publisher(Clock, '/clock', 10)
+        self.node.create_subscription(Twist, '/cmd_vel', self.commands.append, 100)
+        self.children.append(Child('follow_person', 'tar_vis_ros.follow_person', [
+            '--ros-args', '-p', 'use_sim_time:=true', '-p', f'distance:={DISTANCE}']))
+        self.connect()
+        self.until(lambda: self.clock.get_subscription_count() and self.node.count_publishers('/cmd_vel')
+                   and self.node.count_subscribers('/tar_vis/instances_3d') == 2, 'follow_person')
+
+    def tick(self) -> None:
+        """A tenth of a second in which the robot does as it was last told."""
+        command = self.commands[-1] if self.commands else Twist()
+        self.robot.drive(command.linear.x, command.angular.z, STEP_NS * 1e-9)
+        self.now_ns += STEP_NS
+        self.clock.publish(Clock(clock=self.stamp))
+
+    @property
+    def stamp(self) -> Time:
+        return Time(sec=self.now_ns // 10**9, nanosec=self.now_ns % 10**9)
+
+    def step(self) -> None:
+        """A tick, an image, and the agent's answer to it."""
+        self.tick()
+        answered = len(self.commands)
+        self.ask(*messages(self.stamp, self.robot, self.things, self.random))
+        self.until(lambda: len(self.commands) > answered, 'command')
+
+    def step_until(self, done: Callable[[Twist], bool]) -> None:
+        """Steps until the agent's command is as it should be: it takes a while until it has heard the clock."""
+        for _ in range(100):
+            self.step()
+            if done(self.commands[-1]):
+                return
+        raise AssertionError(f'100 steps, and still {self.commands[-1]}')
+
+    @property
+    def stands(self) -> bool:
+        return bool(self.commands) and self.commands[-1] == Twist()
+
+
+@pytest.fixture
+def world():
+    worlds = []
+
+    def make(*things: Thing) -> World:
+        worlds.append(World(*things))
+        return worlds[-1]
+
+    yield make
+    for one in worlds:
+        one.close()
+
+
+def test_it_keeps_the_distance_to_a_walking_person_and_stops_when_she_is_gone(world):
+    person, bystander = Thing(1, 3.0, 1.2), Thing(2, 6.0, -1.5)
+    sim = world(person, bystander)
+    first, _ = sim.robot.sees(person)
+    for n in range(60):     # she walks along a bend
+        person.x, person.y = person.x + 0.03, person.y + 0.03 * np.sin(n / 12)
+        sim.step()
+    assert sim.robot.x > 1.0, 'it went along'
+    for _ in range(60):     # she waits
+        sim.step()
+    distance, bearing = sim.robot.sees(person)
+    assert first > 3.0 and distance == pytest.approx(DISTANCE, abs=0.05)
+    assert bearing == pytest.approx(0, abs=0.02)
+    assert max(abs(c.linear.x) for c in sim.commands) <= 0.5 and min(c.linear.x for c in sim.commands) >= 0
+
+    person.x += 2.0
+    sim.step_until(lambda command: command.linear.x > 0.1)
+    sim.things.clear()      # everybody is gone, the camera is not
+    sim.ask(*messages(later(sim), sim.robot, sim.things, sim.random))
+    sim.until(lambda: sim.stands, 'stop')
+
+
+def later(sim: World) -> Time:
+    """A stamp a nanosecond on: the clock itself stands still, nothing is old."""
+    sim.now_ns += 1
+    return sim.stamp
+
+
+def test_it_stops_when_the_images_stop(world):
+    sim = world(Thing(1, 4.0, 0.5))
+    sim.step_until(lambda command: command.linear.x > 0.1)
+    for ticks in itertools.count(1):     # time goes on without a camera
+        sim.tick()
+        seen = len(sim.commands)
+        if ticks > 5:      # timeout_s is over, and the next look at the clock is due
+            sim.until(lambda n=seen: len(sim.commands) > n or sim.stands, 'command')
+        if sim.stands:
+            break
+        assert ticks <= 8
+    assert ticks > 4, 'half a second of old news is taken'
+    place = sim.robot.x
+    for _ in range(10):
+        sim.tick()
+    assert sim.robot.x == place
+
+    late = Time(sec=sim.now_ns // 10**9 - 1)     # an image that took a second, with the person on the left
+    sim.things[0].y = 1.5
+    seen = len(sim.commands)
+    sim.ask(*messages(late, sim.robot, sim.things, sim.random))
+    sim.things[0].y = -1.5
+    sim.step_until(lambda command: command.angular.z < 0)
+    assert not any(command.angular.z > 0 for command in sim.commands[seen:])
+
+
+def test_it_stays_with_whom_it_follows(world):
+    person, other = Thing(1, 3.5, 0.9), Thing(2, 5.0, -0.9)
+    sim = world(person, other)
+    sim.step_until(lambda command: command.angular.z > 0)    # towards the nearer one, on the left
+    person.x, other.x = 5.0, 3.0      # now the other one is nearer
+    for _ in range(3):
+        sim.step()
+    assert sim.commands[-1].angular.z > 0, 'still the first'
+    sim.things.remove(person)
+    sim.step_until(lambda command: command.angular.z < 0)
+
+
+def test_only_its_class_is_followed(world):
+    dog, person = Thing(1, 2.5, 0.9, class_name='dog'), Thing(2, 4.0, -0.9)
+    sim = world(dog, person)
+    sim.step_until(lambda command: command.angular.z < 0)
+    sim.things.remove(person)
+    sim.step_until(lambda command: command == Twist())
+    for _ in range(3):
+        sim.step()
+        assert sim.stands
