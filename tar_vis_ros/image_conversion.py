@@ -3,9 +3,9 @@
 Encodings are those of sensor_msgs/image_encodings.hpp; their bytes are described in REP-118, in the comments of
 Image.msg and, for yuv422, in V4L2's "packed YUV formats". What is not listed in ENCODINGS is refused, never guessed.
 
-This is the one converter, also where cv_bridge is installed. cv_bridge 3.4 from Python silently skews rows whose padding
-is no whole number of pixels and yuv422 of odd width, knows neither uyvy nor yuyv, cannot read big endian with NumPy 2,
-and takes longer, for it copies more. Where both can read a message they agree (a test compares them).
+This is the one converter, also where cv_bridge is installed. cv_bridge 3.4 from Python skews rows whose padding is no
+whole number of pixels and yuv422 of odd width, knows neither uyvy nor yuyv, cannot read big endian with NumPy 2, and
+takes longer, for it copies more. Where both can read a message they agree (a test compares them).
 """
 
 from __future__ import annotations
