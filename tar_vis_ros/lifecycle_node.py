@@ -82,9 +82,17 @@ class TarVisNode(ManagedNode):
     @logged
     def on_activate(self, state: State) -> TransitionCallbackReturn:
         self._pipeline.start()
-        for number, camera in enumerate(self._pipeline.cameras):
-            camera.health.activated()
-            self._inputs.append(self._listen(number, camera))
+        try:
+            for number, camera in enumerate(self._pipeline.cameras):
+                camera.health.activated()
+                self._inputs.append(self._listen(number, camera))
+        except ParameterError as error:     # of a qos_overrides parameter
+            self.get_logger().error(f'cannot activate: {error}')
+            self._stop()
+            return FAILURE
+        for name in self._parameter_overrides:
+            if name.startswith('qos_overrides.') and not self.has_parameter(name):
+                self.get_logger().warning(f"parameter '{name}' is ignored: there is no such subscription")
         self.get_logger().info(f'waiting for images on {", ".join(source.topic for source in self._inputs)}')
         result = super().on_activate(state)
         self._pipeline.announce_labels()

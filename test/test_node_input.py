@@ -113,7 +113,7 @@ def test_overridden_qos_holds_through_deactivate_and_activate(picky):
         assert picky.transition('deactivate')
         picky.until(lambda: not reliability(picky), 'end of the subscription')
         assert picky.transition('activate')
-    assert 'qos_overrides' not in picky.process.output, 'no warning of an unknown parameter'
+    assert 'qos_overrides./picky' not in picky.process.output, 'no warning of an unknown parameter'
 
 
 def test_a_publisher_with_incompatible_qos_is_named_in_the_log_and_the_diagnostics(picky):
@@ -138,9 +138,13 @@ def test_an_override_that_cannot_be_is_said_in_one_line(picky):
     assert picky.transition('deactivate') and picky.transition('cleanup')
     assert picky.set(image_topics=['/wrong/image']) == ''
     assert picky.transition('configure') and not picky.transition('activate')
-    line = picky.process.wait_for_line('qos_overrides./wrong/image.subscription.reliability', said)
-    assert "'certain'" in line and 'expected one of best_effort, reliable' in line
-    assert picky.state == 'unconfigured'
+    line = picky.process.wait_for_line('cannot activate', said)
+    assert 'qos_overrides./wrong/image.subscription.reliability' in line and "'certain'" in line and 'expected one of best_effort, reliable' in line
+    assert picky.state == 'inactive' and picky.transition('cleanup')
     assert picky.set(image_topics=['']) == '', 'none'
     assert picky.transition('configure') and picky.transition('activate')
     picky.ask(picky.image(picture()))
+
+
+def test_a_qos_override_of_no_topic_is_told(clients):
+    assert clients[1].process.wait_for_line("'qos_overrides./wrong/image.subscription.reliability' is ignored")
