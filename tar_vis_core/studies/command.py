@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tar_vis_core.studies import layers, motion, operations, profile, subject, synchronizer, warmup
+from tar_vis_core.studies import budget, layers, motion, operations, profile, subject, synchronizer, warmup, worth
 
 # name: module with add_options(parser) and run(args), how many files --weights takes, one line of help
 STUDIES = {
@@ -14,6 +14,8 @@ STUDIES = {
     'operations': (operations, None, 'frames a second by attention kernel, mask size and TAR (Table 4)'),
     'profile': (profile, None, 'shares of the time of a frame by stage (Figure 1)'),
     'synchronizer': (synchronizer, None, 'none, bipartite, attention, with router on and off (Table 3); trains'),
+    'budget': (budget, None, 'step time, bias and layers while the latency budget changes (not of the paper)'),
+    'worth': (worth, None, 'what layers are worth, frame by frame, and whether routers follow it (not of the paper)'),
     'warmup': (warmup, None, 'number of warm-up layers (Figure 4); trains'),
 }
 
