@@ -87,10 +87,11 @@ def test_a_damaged_image_is_refused_and_the_next_one_answered(squeezed):
 
 
 def test_a_topic_without_publisher_is_told_with_those_that_have_images(squeezed):
+    elsewhere = squeezed.node.create_publisher(Image, '/camera/image_raw', 1)
     squeezed.ask(compressed(squeezed, picture(), '.png', 'png'))
+    squeezed.spin(1)      # until the node has heard of it
     said = squeezed.process.output
     squeezed.node.destroy_publisher(squeezed.images)
-    elsewhere = squeezed.node.create_publisher(Image, '/camera/image_raw', 1)
     line = squeezed.process.wait_for_line('nobody publishes', said)
     assert '/squeezed/image/compressed any more, /tester_of_squeezed did' in line and '/camera/image_raw' in line
     squeezed.status_where(lambda values: 'nobody publishes' in squeezed.status.message, 'warning')
