@@ -11,3 +11,7 @@ class WeightsError(TarVisError):
 
 class DeviceError(TarVisError):
     """The asked device is not there."""
+
+
+class DataError(TarVisError):
+    """A data set is missing, incomplete or malformed."""

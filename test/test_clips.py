@@ -11,10 +11,11 @@ from tubes import rle, square
 from tar_vis_core.data.category_maps import FROM_COCO
 from tar_vis_core.data.check import open_set
 from tar_vis_core.data.clips import VideoClips, to_and_fro
-from tar_vis_core.data.coco import CocoDataset, DataError, load_coco
+from tar_vis_core.data.coco import CocoDataset, load_coco
 from tar_vis_core.data.folders import picture_folder
 from tar_vis_core.data.pseudo_video import PseudoVideoDataset
 from tar_vis_core.data.ytvis import load_ytvis
+from tar_vis_core.errors import DataError
 from tar_vis_core.models.class_sets import CLASS_SETS, COCO
 
 HEIGHT, WIDTH = 40, 60

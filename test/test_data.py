@@ -12,7 +12,7 @@ from coco_files import COLOURS, HEIGHT, WIDTH, edit, ellipse, rle_of, write_coco
 from pycocotools import mask as coco_mask
 
 from tar_vis_core.data import transforms as tf
-from tar_vis_core.data.coco import CocoDataset, DataError, compressed_total, load_coco, to_rle
+from tar_vis_core.data.coco import CocoDataset, load_coco
 from tar_vis_core.data.pseudo_video import (
     Mover,
     PseudoVideoDataset,
@@ -20,7 +20,9 @@ from tar_vis_core.data.pseudo_video import (
     draw_path,
     render_clip,
 )
+from tar_vis_core.data.run_lengths import compressed_total, to_rle
 from tar_vis_core.data.ytvis import load_ytvis
+from tar_vis_core.errors import DataError
 
 
 def painted_scene(number: int = 2) -> tf.Scene:

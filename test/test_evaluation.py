@@ -10,7 +10,8 @@ import pytest
 from coco_files import HEIGHT, WIDTH, ellipse, rle_of, write_coco
 from pycocotools import mask as coco_mask
 
-from tar_vis_core.data.coco import DataError, ImageRecord, load_coco
+from tar_vis_core.data.coco import ImageRecord, load_coco
+from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.coco_ap import evaluate
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tubes import SIZE, perfect, rle, tube, video
 
-from tar_vis_core.data.coco import DataError
+from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.results_json import categories_of, read_results, write_results
 from tar_vis_core.evaluation.tubes import TubePrediction, frame_areas
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from coco_files import HEIGHT, WIDTH, ellipse, rle_of
 
-from tar_vis_core.data.coco import DataError
 from tar_vis_core.data.ytvis import load_ytvis
+from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.track_iou import as_table, score_tracks
 
 FRAMES = 6

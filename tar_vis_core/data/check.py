@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tar_vis_core.data.coco import DataError, load_coco
+from tar_vis_core.data.coco import load_coco
 from tar_vis_core.data.folders import picture_folder
 from tar_vis_core.data.ytvis import Track, VideoRecord, load_ytvis
+from tar_vis_core.errors import DataError
 from tar_vis_core.overlay import track_colour
 
 CELL = 192, 288                 # height, width of a picture on a contact sheet

@@ -9,11 +9,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
-from tar_vis_core.data.coco import DataError, voc_index
+from tar_vis_core.data.coco import voc_index
 from tar_vis_core.data.pseudo_video import align_clip
 from tar_vis_core.data.sampling import check_gaps, draw_times
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.errors import DataError
 from tar_vis_core.models.class_sets import plain_name
 
 BEFORE_CROP = 400, 500, 600         # short sides that a clip has before it is cropped (DETR)

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from tar_vis_core.data.coco import DataError
+from tar_vis_core.errors import DataError
 
 
 def synth(args: argparse.Namespace) -> None:

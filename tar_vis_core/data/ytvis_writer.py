@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tar_vis_core.data.coco import DataError
 from tar_vis_core.data.transforms import Sample
+from tar_vis_core.errors import DataError
 
 
 def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[str, ...], description: str) -> Path:

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tar_vis_core.data.category_maps import FROM_COCO
 from tar_vis_core.data.clips import VideoClips
-from tar_vis_core.data.coco import CocoDataset, DataError
+from tar_vis_core.data.coco import CocoDataset
 from tar_vis_core.data.pseudo_video import PseudoVideoDataset
 from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.data.transforms import Sample
+from tar_vis_core.errors import DataError
 from tar_vis_core.models.presets import ModelConfig
 from tar_vis_core.training.processes import World
 from tar_vis_core.training.recipe import Recipe, RecipeError
