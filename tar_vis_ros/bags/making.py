@@ -15,8 +15,8 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from tar_vis_core.data.coco import DataError
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.errors import DataError
 from tar_vis_ros.bags.reading import BagError
 from tar_vis_ros.bags.writing import BagWriter
 from tar_vis_ros.image_conversion import array_to_image

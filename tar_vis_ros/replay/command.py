@@ -15,6 +15,7 @@ from tar_vis_ros.bags.command import number
 from tar_vis_ros.bags.reading import BagError, ImageBag
 from tar_vis_ros.dds import use_shared_memory_profile
 from tar_vis_ros.processes import Interrupt
+from tar_vis_ros.replay import report
 from tar_vis_ros.replay.outcome import Job, Outcome
 from tar_vis_ros.replay.pool import replay_all
 from tar_vis_ros.replay.truth import find_truth
@@ -136,14 +137,13 @@ def run(args: argparse.Namespace) -> int:
     if outcomes:
         tell(args, outcomes)
     if interrupt():
+        print('tar-vis-replay: interrupted; what was answered until then is reported', file=sys.stderr)
         return INTERRUPTED
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), FAILED if any(codes) else 0)
 
 
 def tell(args: argparse.Namespace, outcomes: dict[Path, Outcome]) -> None:
     """Writes the report and prints its figures."""
-    from tar_vis_ros.replay import report
-
     asked = {'command': report.command(), 'mode': args.mode, 'rate': args.rate, 'node': args.node or 'started here'}
     total = report.write_report(args.out, outcomes, asked)
     rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{args.mode}'

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.evaluation.identity_measures import identity_measures
 from tar_vis_core.evaluation.results_json import read_results, write_results
 from tar_vis_core.evaluation.tubes import TubePrediction
-from tar_vis_core.evaluation.video_eval import VideoRow, score_row
+from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_ros.replay.outcome import RESULTS, Outcome, known
 from tar_vis_ros.replay.truth import cut
 
@@ -91,8 +92,8 @@ def accuracy(outcomes: Mapping[Path, Outcome]) -> Accuracy | None:
         names |= dict.fromkeys(outcome.categories.values())
     if not records:
         return None
-    row: VideoRow = score_row('', records, predictions, [], 0, list(names))
-    mean, identities = row.ap.mean, row.identities
+    mean = evaluate_tubes(records, predictions, list(names)).mean
+    identities = identity_measures(records, predictions, 0, list(names))
     return Accuracy(len(records), identities.objects, sum(len(record.paths) for record in records), known(mean.ap),
                     known(mean.ap50), known(mean.ar10), known(identities.hota), known(identities.idf1),
                     identities.switches)

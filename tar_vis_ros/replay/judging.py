@@ -9,8 +9,8 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 from scipy.optimize import linear_sum_assignment
 
-from tar_vis_core.data.coco import DataError
 from tar_vis_core.data.ytvis import VideoRecord
+from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.identity_measures import MATCH, overlaps
 from tar_vis_core.evaluation.results_json import write_results
 from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction, is_evaluated

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from tar_vis_core.data.coco import DataError
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.results_json import categories_of
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_ros.bags.making import truth_path

@@ -21,12 +21,12 @@ from rclpy.parameter import parameter_value_to_python
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
-from tar_vis_core.data.coco import DataError
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.weights import sha256_of
 from tar_vis_ros.bags.reading import BagError, ImageBag, RecordedMessage
 from tar_vis_ros.bags.writing import BagWriter
 from tar_vis_ros.processes import Caller, Child, Interrupt, ProcessError
+from tar_vis_ros.replay import judging, pictures
 from tar_vis_ros.replay.outcome import ANSWERS, FRAMES, PICTURES, RESULTS, Job, Outcome
 from tar_vis_ros.replay.player import Player
 from tar_vis_ros.replay.truth import find_truth
@@ -113,6 +113,8 @@ def replay(job: Job, bag: ImageBag, outcome: Outcome, interrupt: Interrupt) -> l
                     player.real_time(announced(bag.images()), writer, caller, job.rate)
     except KeyboardInterrupt:
         outcome.problem, outcome.exit_code = 'interrupted', INTERRUPTED
+        while outcome.fates and not outcome.fates[-1].answered:     # on their way, not dropped
+            outcome.fates.pop()
     except TarVisError as error:
         outcome.problem = str(error)
         outcome.exit_code = BAD_INPUT if isinstance(error, BagError) else FAILED
@@ -131,9 +133,9 @@ def find(caller: Caller, player: Player, prefix: str, topic: str) -> None:
 
 
 def parameters_of(caller: Caller, node: rclpy.node.Node, prefix: str) -> dict:
-    """The parameters of the node that has these outputs; {} where it is a camera of one, whose name nobody knows."""
-    names = {f'{space.rstrip("/")}/{name}' for name, space in node.get_node_names_and_namespaces()}
-    name = next((known for known in (prefix, prefix.rpartition('/')[0]) if known in names), '')
+    """The parameters of the node that has these outputs, which may be those of one of its cameras; {} without one."""
+    services = {name for name, _ in node.get_service_names_and_types()}
+    name = next((n for n in (prefix, prefix.rpartition('/')[0]) if f'{n}/list_parameters' in services), '')
     if not name:
         return {}
     names = caller.call(ListParameters, f'{name}/list_parameters', ListParameters.Request(), FIND_S).result.names
@@ -147,11 +149,9 @@ def run(job: Job, interrupt: Interrupt) -> Outcome:
     clear(folder)
     with ImageBag(job.bag, job.topic) as bag:
         truth = find_truth(bag, Path(job.truth) if job.truth else None, job.alone)
-        outcome = Outcome(bag.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
+        outcome = Outcome(folder.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
         order = replay(job, bag, outcome, interrupt)
         if outcome.fates:
-            from tar_vis_ros.replay import judging, pictures  # only now: nobody has waited for what they load
-
             outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
             try:
                 judging.judge(outcome, folder, order, truth, job.number)
