@@ -74,8 +74,8 @@ class InstanceClient:
     def wait_for(self, class_name: str, timeout_s: float) -> tuple[Frame, Instance]:
         """The first frame from now on that shows an instance of the class, and its best one.
 
-        Spins the node itself where nobody else does; in a callback of a node that one thread spins it would wait in
-        vain. Raises TimeoutError, which says what was seen instead.
+        Spins the node itself where it is in no executor. Where it is in one, another thread has to spin that: in a
+        callback of the only one it would wait in vain. Raises TimeoutError, which says what was seen instead.
         """
         found: list[tuple[Frame, Instance]] = []
         seen: list[set[str]] = []     # classes, frame by frame
@@ -112,7 +112,8 @@ class InstanceClient:
 
     def _wait(self, done: Callable[[], object], timeout_s: float) -> None:
         """Until ``done()``, which changes with a frame, or the time is over."""
-        if self._node.executor is not None:     # somebody spins it in another thread
+        owner = self._node.executor       # stays set when the node has left it
+        if owner is not None and self._node in owner.get_nodes():
             with self._arrived:
                 self._arrived.wait_for(done, timeout_s)
             return

@@ -15,6 +15,8 @@ from tar_vis_ros.exact_stamps import Stamp, stamp_of
 from tar_vis_ros.msg import Instance3DArray, InstanceMaskArray
 from tar_vis_ros.processes import Child
 
+AGAIN_S = 3.0    # so long an answer may take before it is asked for again
+
 
 class CameraGraph:
     """Publishes masks, depth and camera_info, and collects what the depth_lifter says of them."""
@@ -67,16 +69,23 @@ class CameraGraph:
         for message in messages:
             self.publishers[type(message)].publish(message)
 
+    def insist(self, done: Callable[[], object], what: str, *messages: InstanceMaskArray | Image | CameraInfo) -> None:
+        """Publishes messages until ``done()``: best effort loses some, and so does a connection in the making."""
+        due = 0.0
+
+        def publish_at_times() -> None:
+            nonlocal due
+            if time.monotonic() > due:
+                self.publish(*messages)
+                due = time.monotonic() + AGAIN_S
+
+        self.until(lambda: publish_at_times() or done(), what)
+
     def ask(self, *messages: InstanceMaskArray | Image | CameraInfo) -> Instance3DArray:
-        """Publishes messages of one stamp until they are answered, for best effort may lose one; gives the answer."""
+        """The answer to messages of one stamp."""
         stamp = stamp_of(messages[0])
-        for _ in range(40):
-            self.publish(*messages)
-            again = time.monotonic() + PATIENCE_S / 40
-            self.until(lambda a=again: stamp in self.answers or time.monotonic() > a, 'answer')
-            if stamp in self.answers:
-                return self.answers[stamp]
-        raise AssertionError(f'no answer to the messages of {stamp}: {list(self.lifter.lines)}')
+        self.insist(lambda: stamp in self.answers, 'answer', *messages)
+        return self.answers[stamp]
 
     def status_where(self, done: Callable[[str, dict[str, str]], object], what: str,
                      turn: Callable[[], object] = lambda: None) -> DiagnosticStatus:
