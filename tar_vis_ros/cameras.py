@@ -10,6 +10,7 @@ from rclpy.lifecycle import LifecyclePublisher
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from tar_vis_core.latency_budget import LatencyBudget
+from tar_vis_core.overlay import Trails
 from tar_vis_ros.health import Health
 from tar_vis_ros.parameters import ParameterError
 
@@ -42,6 +43,7 @@ class Camera:
     health: Health = field(default_factory=Health)
     unreported: int = 0                             # images dropped since the last published frame
     budget: LatencyBudget | None = None             # where a step may take only so long
+    trails: Trails = field(default_factory=Trails)  # of the frames whose overlay somebody saw
 
     @property
     def prefix(self) -> str:

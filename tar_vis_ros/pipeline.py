@@ -135,7 +135,7 @@ class Pipeline:
         self._publish_image(camera, outputs.label_image, 'label images', 'mono16', image,
                             lambda: label_image(result.instances, result.height, result.width))
         self._publish_image(camera, outputs.overlay, 'overlays', 'rgb8', image,
-                            lambda: draw_overlay(rgb, result.instances))
+                            lambda: draw_overlay(rgb, result.instances, trails=camera.trails.follow(result)))
 
     def _publish_image(self, camera: Camera, publisher: LifecyclePublisher, kind: str, encoding: str,
                        image: Image | CompressedImage, draw: Callable[[], np.ndarray]) -> None:

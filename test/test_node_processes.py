@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from tar_vis_core.instances import TrackStatus
-from tar_vis_core.overlay import draw_overlay
+from tar_vis_core.overlay import Trails, draw_overlay
 from tar_vis_ros.codec import label_image
 from tar_vis_ros.image_conversion import image_to_array, image_to_rgb
 
@@ -152,10 +152,13 @@ def test_pictures_are_published_only_while_somebody_listens(client):
     subscriptions = [client.node.create_subscription(
         Image, f'/{client.process.name}/{topic}', client._take(store), 5) for topic, store in got.items()]
     client.until(lambda: all(s.get_publisher_count() == 1 for s in subscriptions), 'publishers of the pictures')
+    trails = Trails()           # of the pictures that were drawn
     for attempt in range(20):   # the node learns of the subscribers a moment later
         image = client.image(picture(shift=attempt))
         result = client.ask(image)
         client.spin(0.2)
+        if key(image.header.stamp) in got['overlay']:
+            paths = trails.follow(result)
         if all(key(image.header.stamp) in store for store in got.values()):
             break
     stamp = key(image.header.stamp)
@@ -163,7 +166,7 @@ def test_pictures_are_published_only_while_somebody_listens(client):
     assert labels.header == overlay.header == image.header
     assert labels.encoding == 'mono16' and overlay.encoding == 'rgb8'
     np.testing.assert_array_equal(image_to_array(labels), label_image(result.instances, 120, 160))
-    expected = draw_overlay(image_to_rgb(image), result.instances).astype(int)
+    expected = draw_overlay(image_to_rgb(image), result.instances, trails=paths).astype(int)
     assert np.abs(image_to_rgb(overlay).astype(int) - expected).max() <= 1   # the score went by float32
     for subscription in subscriptions:
         client.node.destroy_subscription(subscription)
