@@ -11,7 +11,7 @@ from pathlib import Path
 ANSWERS, FRAMES, RESULTS, PICTURES = 'answers', 'frames.json', 'results.json', 'pictures'   # in a bag's own folder
 
 
-@dataclass
+@dataclass(slots=True)      # there is one for every image
 class Fate:
     """What became of one image; figures that nobody can know are None."""
 
