@@ -30,8 +30,10 @@ def run_node(command: str, usage: str, make: Callable[[], Node], args: Sequence[
     or 2 after one line about wrong arguments.
     """
     arguments = list(sys.argv if args is None else args)
-    # Not rclpy's handlers: they end the context at once, and a node that has to say stop could not.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Not rclpy's handlers: they end the context at once, and a node that has to say stop could not. Not Python's for
+    # SIGINT either: what a shell starts in the background has none.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     node = None
     try:
         argparse.ArgumentParser(command, usage=f'{command} [--help] [--ros-args ...]', description=usage,
