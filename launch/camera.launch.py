@@ -21,30 +21,29 @@ from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
+from tar_vis_ros.cameras import camera_topics
 from tar_vis_ros.dds import profile_environment
+from tar_vis_ros.parameters import FIELDS, expected, specification
 from tar_vis_ros.resources import config_file
 
+NAMESPACE = LaunchConfiguration('namespace')
 IMAGE = ('image', LaunchConfiguration('image_topic'))
 
-# Launch arguments that go over the value of params_file where they are given.
-OVERRIDES = {
-    'model': 'model family to run: nano, minvis, ctvis or dvispp',
-    'backbone': 'r50, swin_l or vit_adapter_l, where the model has it',
-    'weights': 'safetensors file of the model',
-    'adapter': 'safetensors file with Synchronizer and Routers for weights without them',
-    'device': 'auto, cpu, cuda or cuda:N',
-    'routing': 'which decoder layers run: auto, adaptive, full or fixed',
-}
+# Launch arguments that are parameters of the node, and go over the value of params_file where they are given.
+OVERRIDES = ('model', 'backbone', 'weights', 'adapter', 'device', 'routing', 'latency_budget_ms', 'image_transport',
+             'image_reliability')
 
 
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The lifecycle node, and with autostart the events that bring it to the active state."""
-    given = {name: LaunchConfiguration(name).perform(context) for name in OVERRIDES}
+    parameters = {name: ParameterValue(LaunchConfiguration(name), value_type=type(FIELDS[name].default))
+                  for name in OVERRIDES if LaunchConfiguration(name).perform(context)}
+    if topics := _topics(context):
+        parameters['image_topics'] = topics
     node = LifecycleNode(
-        package='tar_vis_ros', executable='tar_vis_node', name='tar_vis',
-        namespace=LaunchConfiguration('namespace'), output='screen', emulate_tty=True, remappings=[IMAGE],
-        parameters=[LaunchConfiguration('params_file'),
-                    {name: ParameterValue(value, value_type=str) for name, value in given.items() if value}])
+        package='tar_vis_ros', executable='tar_vis_node', name=LaunchConfiguration('name'), namespace=NAMESPACE,
+        output='screen', emulate_tty=True, remappings=[IMAGE],
+        parameters=[LaunchConfiguration('params_file'), parameters])
 
     def transition(identifier: int) -> EmitEvent:
         return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=identifier))
@@ -57,34 +56,58 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return [activate, node, transition(Transition.TRANSITION_CONFIGURE)] if autostart else [node]
 
 
+def _topics(context: LaunchContext) -> list[str]:
+    return [topic.strip() for topic in LaunchConfiguration('image_topics').perform(context).split(',') if topic.strip()]
+
+
 def _camera(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The project's own source, where a camera is named."""
     if not LaunchConfiguration('camera').perform(context):
         return []
     return [Node(
-        package='tar_vis_ros', executable='tar_vis_video', name='tar_vis_video',
-        namespace=LaunchConfiguration('namespace'), output='screen', emulate_tty=True, remappings=[IMAGE],
+        package='tar_vis_ros', executable='tar_vis_video', name='tar_vis_video', namespace=NAMESPACE, output='screen',
+        emulate_tty=True, remappings=[IMAGE],
         parameters=[{'source': ParameterValue(LaunchConfiguration('camera'), value_type=str)}])]
+
+
+def _viewers(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """What shows the overlay: of several cameras that of the first."""
+    place = '/'.join(part for part in (LaunchConfiguration('name').perform(context),
+                                       next(iter(camera_topics(_topics(context))))) if part)
+    return [
+        Node(package='rqt_image_view', executable='rqt_image_view', namespace=NAMESPACE,
+             arguments=[f'{place}/overlay'], condition=IfCondition(LaunchConfiguration('overlay'))),
+        Node(package='rviz2', executable='rviz2', namespace=NAMESPACE,
+             arguments=['-d', str(config_file('tar_vis.rviz'))],
+             remappings=[('tar_vis/overlay', f'{place}/overlay')],
+             condition=IfCondition(LaunchConfiguration('rviz'))),
+    ]
 
 
 def generate_launch_description() -> LaunchDescription:
     """What `ros2 launch` runs."""
     return LaunchDescription([
         DeclareLaunchArgument('image_topic', default_value='camera/image_raw', description='topic of the images'),
+        DeclareLaunchArgument('image_topics', default_value='', description=(
+            'topics of several cameras with commas between, as /front/image_raw,/rear/image_raw, in place of '
+            'image_topic; empty: one camera')),
         DeclareLaunchArgument('camera', default_value='', description=(
             'camera to open and publish on image_topic, as 0 or /dev/video0; empty: somebody else publishes')),
         DeclareLaunchArgument('params_file', default_value=str(config_file('tar_vis.yaml')), description=(
             'YAML file with the parameters of the node')),
-        *(DeclareLaunchArgument(name, default_value='', description=f'{text}; empty: as params_file says')
-          for name, text in OVERRIDES.items()),
+        *(DeclareLaunchArgument(name, default_value='', description=(
+            f'{specification(name).description}; {expected(name)}; empty: as params_file says'))
+          for name in OVERRIDES),
         DeclareLaunchArgument('namespace', default_value='', description='namespace of the nodes'),
+        DeclareLaunchArgument('name', default_value='tar_vis', description='name of the node, and of its topics'),
         DeclareLaunchArgument('autostart', default_value='true', choices=['true', 'false'], description=(
             'configure and activate the node; false: a lifecycle manager does')),
         DeclareLaunchArgument('overlay', default_value='false', choices=['true', 'false'], description=(
             'show the overlay in a window; needs the package rqt_image_view')),
+        DeclareLaunchArgument('rviz', default_value='false', choices=['true', 'false'], description=(
+            'show the overlay and 3-D markers in RViz; needs the package rviz2')),
         *(SetEnvironmentVariable(name, value) for name, value in profile_environment().items()),
         OpaqueFunction(function=_node),
         OpaqueFunction(function=_camera),
-        Node(package='rqt_image_view', executable='rqt_image_view', namespace=LaunchConfiguration('namespace'),
-             arguments=['tar_vis/overlay'], condition=IfCondition(LaunchConfiguration('overlay'))),
+        OpaqueFunction(function=_viewers),
     ])

@@ -17,15 +17,17 @@ from building import ROOT, BuiltProcess
 pytest.importorskip('rclpy')
 
 from node_process import Client, nano_weights, picture
+from rcl_interfaces.srv import GetParameters
+from rclpy.parameter import parameter_value_to_python
 
-from tar_vis_ros import parameters
+from tar_vis_ros import depth_lifter, parameters
 from tar_vis_ros.msg import InstanceMaskArray
 from tar_vis_ros.replay.command import command_line
 from tar_vis_ros.video_source import OPTIONS
 
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 MAY_IMPORT = {'launch', 'launch_ros', 'lifecycle_msgs', 'tar_vis_ros'}
-FOREIGN = {('rqt_image_view', 'rqt_image_view')}    # shown only when asked for, as its argument says
+FOREIGN = {('rqt_image_view', 'rqt_image_view'), ('rviz2', 'rviz2')}    # only when asked for, as their arguments say
 by_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
 
 
@@ -66,9 +68,14 @@ def declared(path: Path) -> set[str]:
     return names
 
 
-def overrides(tree: ast.Module) -> dict[str, str]:
+def overrides(tree: ast.Module) -> tuple[str, ...]:
     value = assigned(tree, 'OVERRIDES')
-    return {} if value is None else ast.literal_eval(value)
+    return () if value is None else ast.literal_eval(value)
+
+
+def foreign(call: ast.Call) -> bool:
+    given = keywords(call)
+    return (given['package'].value, given['executable'].value) in FOREIGN
 
 
 def console_scripts() -> dict[str, str]:
@@ -77,7 +84,7 @@ def console_scripts() -> dict[str, str]:
 
 
 def test_there_are_launch_files():
-    assert {path.name for path in FILES} >= {'camera.launch.py', 'video.launch.py'}
+    assert {path.name for path in FILES} >= {'camera.launch.py', 'video.launch.py', 'multi_camera.launch.py'}
 
 
 @by_file
@@ -114,7 +121,7 @@ def test_executables_are_installed_and_lead_to_a_main(path):
     for call in calls(parse(path), 'Node', 'LifecycleNode'):
         given = keywords(call)
         package, executable = given['package'].value, given['executable'].value
-        if (package, executable) in FOREIGN:
+        if foreign(call):
             assert 'condition' in given, 'what may not be installed is started only when asked for'
             continue
         assert package == ElementTree.parse(ROOT / 'package.xml').findtext('name')
@@ -149,7 +156,7 @@ def test_remapped_topics_are_those_of_the_programs(path):
     topics = {text for program in (ROOT / 'tar_vis_ros').glob('*.py')
               for made in calls(parse(program), 'create_subscription', 'create_publisher') for text in texts(made)}
     for call in calls(tree, 'Node', 'LifecycleNode'):
-        for pair in getattr(keywords(call).get('remappings'), 'elts', []):
+        for pair in [] if foreign(call) else getattr(keywords(call).get('remappings'), 'elts', []):
             pair = assigned(tree, pair.id) if isinstance(pair, ast.Name) else pair
             assert pair.elts[0].value in topics
 
@@ -157,7 +164,8 @@ def test_remapped_topics_are_those_of_the_programs(path):
 @by_file
 def test_parameters_that_are_set_exist(path):
     tree = parse(path)
-    known = {'tar_vis_node': set(parameters.FIELDS), 'tar_vis_video': {option.name for option in OPTIONS}}
+    known = {'tar_vis_node': set(parameters.FIELDS), 'tar_vis_video': {option.name for option in OPTIONS},
+             'tar_vis_depth': {option.name for option in depth_lifter.OPTIONS}}
     assert set(overrides(tree)) <= known['tar_vis_node']
     for call in calls(tree, 'Node', 'LifecycleNode'):
         given = keywords(call)
@@ -208,8 +216,8 @@ def launch(request, tmp_path):
     colcon_env = request.getfixturevalue('colcon_env')    # only now: it builds
     opened = []
 
-    def start(name: str, **arguments: str) -> tuple[BuiltProcess, Client]:
-        path = Path(colcon_env['HERE']) / 'share/tar_vis_ros/launch' / name
+    def start(file: str, /, **arguments: str) -> tuple[BuiltProcess, Client]:
+        path = Path(colcon_env['HERE']) / 'share/tar_vis_ros/launch' / file
         process = BuiltProcess([sys.executable, '-c', LAUNCH, str(path),
                                 *(f'{key}:={value}' for key, value in arguments.items())],
                                colcon_env, tmp_path, 'tar_vis')
@@ -274,3 +282,41 @@ def test_video_launch_ends_with_the_video(launch, tmp_path):
     assert answers
     assert process.wait() == 0, process.output
     assert 'sent 4 frames' in process.output
+
+
+def test_overrides_reach_the_node_in_their_types(launch, tmp_path):
+    process, client = launch('camera.launch.py', weights=nano_weights(tmp_path), latency_budget_ms='80',
+                             routing='fixed', image_reliability='reliable')
+    client.until(lambda: client.state == 'active', 'active node')
+    names = ['latency_budget_ms', 'routing', 'image_reliability']
+    values = client.call(GetParameters, 'get_parameters', GetParameters.Request(names=names)).values
+    assert [parameter_value_to_python(value) for value in values] == [80.0, 'fixed', 'reliable']
+    end(process)
+
+
+def test_name_and_namespace_move_everything(launch, tmp_path):
+    process, client = launch('camera.launch.py', camera='photographs', name='eyes', namespace='robot',
+                             weights=nano_weights(tmp_path))
+    process.name = 'robot/eyes'
+    client.until(lambda: client.node.count_publishers('/robot/camera/image_raw') == 1, 'source')
+    client.until(lambda: client.node.count_subscribers('/robot/camera/image_raw') == 1, 'node that listens')
+    client.until(lambda: client.state == 'active', 'active node')
+    assert client.node.count_publishers('/robot/eyes/instances') == 1
+    end(process)
+
+
+def test_several_cameras_answer_on_topics_of_their_own(launch, tmp_path):
+    process, client = launch('multi_camera.launch.py', image_topics='/front/image_raw, /rear/image_raw',
+                             sources='photographs,photographs', weights=nano_weights(tmp_path))
+    answered = set()
+    for name in ('front', 'rear'):
+        client.node.create_subscription(InstanceMaskArray, f'/tar_vis/{name}/instances',
+                                        lambda message, name=name: answered.add(name), 10)
+    client.until(lambda: answered == {'front', 'rear'}, 'answers to both cameras')
+    end(process)
+
+
+def test_more_sources_than_topics_is_said(launch):
+    process, client = launch('multi_camera.launch.py', image_topics='/front/image_raw', sources='0,1')
+    client.until(lambda: not process.running, 'end of the launch')
+    assert '2 sources for 1 image_topics' in process.output
