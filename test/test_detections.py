@@ -12,6 +12,7 @@ pytest.importorskip('vision_msgs')
 
 import rclpy
 from builtin_interfaces.msg import Time
+from node_process import Client, NodeProcess, key, nano_weights, picture
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.serialization import deserialize_message, serialize_message
 from std_msgs.msg import Header
@@ -90,3 +91,30 @@ def test_a_late_listener_gets_the_labels():
         node.destroy_node()
     finally:
         rclpy.shutdown(context=context)
+
+
+def test_the_node_publishes_detections_and_labels_beside_its_masks(tmp_path):
+    weights = nano_weights(tmp_path)
+    node = NodeProcess(tmp_path, 'detecting', autostart=True, device='cpu', threads=1, score_threshold=0.25,
+                       **{'weights': weights} if weights else {})
+    client, arrays, labels = Client(node), {}, []
+    try:
+        client.node.create_subscription(Detection2DArray, '/detecting/detections',
+                                        lambda array: arrays.__setitem__(key(array.header.stamp), array), 10)
+        client.until(lambda: client.node.count_publishers('/detecting/detections'), 'detections')
+        client.until(lambda: client.ask(client.image(picture())) and arrays, 'detections')
+        stamp, array = arrays.popitem()
+        instances = client.instances[stamp]
+        assert array.header == instances.header
+        seen = [mask for mask in instances.instances if mask.status != mask.LOST]
+        assert {detection.id for detection in array.detections} == {str(mask.track_id) for mask in seen}
+        assert weights or array.detections, 'the trained model sees the person'
+
+        client.node.create_subscription(LabelInfo, '/detecting/label_info', labels.append, LABELS_QOS)
+        client.until(lambda: labels, 'labels, although they were published before')
+        names = {entry.class_id: entry.class_name for entry in labels[0].class_map}
+        assert labels[0].threshold == 0.25
+        assert all(names[i.class_id] == i.class_name for i in seen)
+    finally:
+        client.close()
+        node.end()
