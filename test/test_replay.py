@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 import torch
+from building import ROOT
 from node_process import Client, NodeProcess
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
@@ -29,13 +30,14 @@ from tar_vis_core.data.ytvis_writer import write_ytvis
 from tar_vis_core.evaluation.results_json import categories_of, read_results
 from tar_vis_core.evaluation.video_eval import score_row
 from tar_vis_core.models.class_sets import CROWD
+from tar_vis_ros.bags.command import command_line as bag_command_line
 from tar_vis_ros.bags.command import main as make_bags
 from tar_vis_ros.bags.reading import header_stamp_ns, read_topics
 from tar_vis_ros.bags.writing import BagWriter
 from tar_vis_ros.codec import decode_instances
 from tar_vis_ros.msg import InstanceMaskArray
 from tar_vis_ros.parameters import Settings
-from tar_vis_ros.replay.command import command_line, main, plan
+from tar_vis_ros.replay.command import FILES, command_line, main, plan
 from tar_vis_ros.segmenter_options import load_segmenter
 
 PATIENCE_S = 300.0      # a deadline for what takes ten seconds on an idle machine
@@ -393,3 +395,12 @@ def test_help_tells_the_defaults():
                           text=True, timeout=PATIENCE_S)
     assert done.returncode == 0
     assert all(text in done.stdout for text in ('(default: lossless)', '(default: replay)', '(default: 60)'))
+
+
+def test_commands_of_the_tutorial_are_accepted():
+    text = (ROOT / 'docs/tutorials/evaluate_a_bag.md').read_text()
+    lines = [line.partition('#')[0].split() for line in text.splitlines() if line.startswith('tar-vis-')]
+    parsers = {'tar-vis-replay': command_line(), 'tar-vis-bag': bag_command_line()}
+    tried = [parsers[line[0]].parse_args(line[1:]) for line in lines if line[0] in parsers]
+    assert len(tried) >= 7
+    assert all(f'`{name}`' in text for name in FILES)

@@ -21,6 +21,7 @@ from tar_vis_ros.bags.reading import ImageBag
 from tar_vis_ros.replay.figures import accuracy, figures, merge_results
 from tar_vis_ros.replay.judging import frame_quality, worst
 from tar_vis_ros.replay.outcome import Fate, Outcome
+from tar_vis_ros.replay.pictures import choose
 from tar_vis_ros.replay.truth import Truth, cut, find_truth
 
 
@@ -115,6 +116,12 @@ def outcome(name: str, records=(), **changes) -> Outcome:
 def test_the_worst_images_come_first_and_were_answered():
     assert worst(outcome('a', truth='t.json')) == [1, 2, 0]
     assert worst(outcome('a')) == [0, 1, 2]          # by latency
+
+
+@pytest.mark.parametrize(('most', 'chosen'), [(9, {0, 1, 2, 3}), (4, {0, 1, 2, 3}), (3, {0, 1, 2}), (1, {1}),
+                                              (0, set())])
+def test_pictures_are_of_all_images_or_of_the_worst_and_other_answered_ones(most, chosen):
+    assert choose(outcome('a', truth='t.json', worst=[1]), most) == chosen
 
 
 def test_figures_count_every_image_once():

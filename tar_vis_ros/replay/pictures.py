@@ -45,10 +45,14 @@ def draw(outcome: Outcome, folder: Path, bag: ImageBag, order: Sequence[int], tr
 
 
 def choose(outcome: Outcome, most: int) -> set[int]:
-    """Images to draw: the worst, then as many others as there is room for."""
+    """Images to draw: all where there is room for them, else the worst and others that were answered."""
+    images = [fate.index for fate in outcome.fates]
+    if len(images) <= most:
+        return set(images)
     chosen = set(outcome.worst[:most])
-    room = min(most - len(chosen), len(outcome.fates))
-    return chosen | set(np.linspace(0, len(outcome.fates) - 1, room).round().astype(int).tolist())
+    others = [fate.index for fate in outcome.fates if fate.answered] or images
+    places = np.linspace(0, len(others) - 1, min(most - len(chosen), len(others)))
+    return chosen | {others[place] for place in places.round().astype(int)}
 
 
 def outlined(rgb: np.ndarray, truth: Truth, frame: int) -> np.ndarray:
