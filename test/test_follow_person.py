@@ -103,3 +103,13 @@ def test_only_its_class_is_followed(world):
     for _ in range(3):
         sim.step()
         assert sim.stands
+
+
+def test_it_stops_the_robot_when_it_ends(world):
+    sim = world(Thing(1, 4.0, 0.0))
+    sim.step_until(lambda command: command.linear.x > 0.1)
+    agent = sim.children.pop()
+    agent.interrupt()
+    sim.until(lambda: sim.stands, 'stop')
+    agent.end()
+    assert agent.code == 0
