@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 from pathlib import Path
@@ -24,6 +25,7 @@ from tar_vis_core.studies.reference_style import full_size_masks, unfused_attent
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampling import mean_rows
 from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval
+from tar_vis_core.studies.subject import add_options, open_videos
 from tar_vis_core.studies.worth import Seen
 from tar_vis_core.studies.worth import rows_of as rows_of_worth
 from tar_vis_core.weights.loading import read_tensors, save_weights
@@ -335,3 +337,15 @@ def test_a_training_that_fails_ends_the_study(weights, tmp_path, capsys):
     assert main(['study', 'warmup', '--out', str(tmp_path), *SMALL, '--weights', str(weights), '--seeds', '0',
                  *TRAINING, '--adapter', str(weights)]) == 1
     assert '--adapter' in capsys.readouterr().err
+
+
+def test_only_the_named_categories_count(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    given = ['--out', str(tmp_path), *SMALL[:6], '--videos', '4']
+    everything = open_videos(parser.parse_args(given))
+    known = sorted({track.category for record in everything for track in record.tracks})
+    some = open_videos(parser.parse_args([*given, '--categories', known[0]]))
+    assert {track.category for record in some for track in record.tracks} == {known[0]} and len(some) == 4
+    with pytest.raises(ValueError, match='no object of category cup'):
+        open_videos(parser.parse_args([*given, '--categories', 'cup']))

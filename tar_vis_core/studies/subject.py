@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser, weights: str | int | None = Non
     data = parser.add_argument_group('videos')
     data.add_argument('--data', default='synth', metavar='JSON',
                       help='YouTube-VIS file, or synth (default): crowds of look-alikes, made under --out')
+    data.add_argument('--categories', nargs='+', metavar='NAME', help='of the file: those that count (default: all)')
     data.add_argument('--videos', type=int, default=20, help='how many: made, or the first of the file (default: 20)')
     data.add_argument('--frames', type=int, default=24, help='synth: frames of each (default: 24)')
     data.add_argument('--size', type=size, default=(192, 288), metavar='HxW', help='synth: pixels (default: 192x288)')
@@ -67,6 +69,11 @@ def open_videos(args: argparse.Namespace) -> list[VideoRecord]:
     records = load_ytvis(path)[:args.videos]
     if not records:
         raise ValueError(f'{path} holds no videos')
+    if args.categories:
+        records = [replace(record, tracks=[track for track in record.tracks if track.category in args.categories])
+                   for record in records]
+        if not any(record.tracks for record in records):
+            raise ValueError(f'{path} has no object of category {" or ".join(args.categories)}')
     return records
 
 
@@ -75,7 +82,8 @@ def described(args: argparse.Namespace, records: list[VideoRecord]) -> str:
     weights = args.weights if isinstance(args.weights, list) else [args.weights]
     files = ', '.join('packaged' if path is None else f'{path.parent.name}/{path.name}' for path in weights)
     data = f'made-up crowds of seed {args.data_seed}' if args.data == 'synth' else Path(args.data).name
-    return (f'Ours: preset {args.preset}, weights {files}; {data}, {len(records)} videos, '
+    counted = f', {" and ".join(args.categories)} only' if args.categories else ''
+    return (f'Ours: preset {args.preset}, weights {files}; {data}{counted}, {len(records)} videos, '
             f'{sum(len(r.paths) for r in records)} frames; {machine(pick_device(args.device))}.')
 
 
