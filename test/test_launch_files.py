@@ -320,3 +320,25 @@ def test_more_sources_than_topics_is_said(launch):
     process, client = launch('multi_camera.launch.py', image_topics='/front/image_raw', sources='0,1')
     client.until(lambda: not process.running, 'end of the launch')
     assert '2 sources for 1 image_topics' in process.output
+
+
+def test_rviz_gets_its_configuration_and_the_topic_of_the_first_overlay(launch, colcon_env, tmp_path):
+    # in the place of RViz a program of its name, which writes down what it was started with
+    program, given = tmp_path / 'lib/rviz2/rviz2', tmp_path / 'given'
+    marker = tmp_path / 'share/ament_index/resource_index/packages/rviz2'
+    for path in (program, marker):
+        path.parent.mkdir(parents=True)
+    marker.touch()
+    program.write_text(f'#!/bin/sh\necho "$@" > {given}\n')
+    program.chmod(0o755)
+    colcon_env['AMENT_PREFIX_PATH'] = f'{tmp_path}:{colcon_env["AMENT_PREFIX_PATH"]}'
+    process, client = launch('multi_camera.launch.py', image_topics='/front/image_raw,/rear/image_raw', rviz='true',
+                             name='eyes', namespace='robot', autostart='false')
+    client.until(lambda: given.exists() and given.read_text().endswith('\n'), 'RViz')
+    words = given.read_text().split()
+    configuration = Path(words[words.index('-d') + 1])
+    assert configuration.name == 'tar_vis.rviz' and configuration.is_file()
+    assert '__ns:=/robot' in words and 'tar_vis/overlay:=eyes/front/overlay' in words
+    process.name = 'robot/eyes'
+    assert client.state == 'unconfigured'
+    end(process)

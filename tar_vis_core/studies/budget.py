@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     segmenter = VideoSegmenter.from_model(model, args.device)
     images = pictures(records, args.range_frames + 4 * args.phase)
     least, most = reachable(segmenter, images, args.range_frames)
-    budgets = {'off': None, 'tight': (least + most) / 2, 'loose': 1.25 * most, 'impossible': least / 2}
+    budgets = {'off': None, 'tight': round((least + most) / 2, 1), 'loose': round(1.25 * most, 1),
+               'impossible': round(least / 2, 1)}
     phases = follow(segmenter, images, budgets, args.phase)
     rows = [row_of(phase) for phase in phases]
     layers = segmenter.num_layers
