@@ -1,4 +1,4 @@
-"""A camera faster than the model, for a while: no image is unaccounted for, answers do not fall behind, memory is flat.
+"""A camera faster than the model, for a while: no image is unaccounted for, answers do not fall behind, and memory stays.
 
 TAR_VIS_SOAK_S=600 makes it ten minutes.
 """
@@ -15,7 +15,7 @@ from node_process import Client, NodeProcess, nano_weights, picture
 
 SECONDS = float(os.environ.get('TAR_VIS_SOAK_S', '20'))
 RATE_HZ = 40        # of pictures of 640x480; the model takes a quarter of them on two cores
-GROWTH = 1.02
+SWING_MB = 45       # the allocator's own: up to 30 were seen, up and down; one image kept a frame would be 180 in 20 s
 
 
 def test_a_camera_that_is_too_fast(tmp_path):
@@ -58,7 +58,7 @@ def test_a_camera_that_is_too_fast(tmp_path):
         assert dropped > 0
         quarter = len(waited) // 4
         assert np.median(waited[-quarter:]) < 2 * np.median(waited[:quarter]) + 50, 'answers do not fall behind'
-        assert np.mean(memory[-3:]) < GROWTH * np.mean(memory[len(memory) // 10:][:3]), 'MB, after a tenth of the time'
+        assert np.mean(memory[-3:]) < np.mean(memory[len(memory) // 10:][:3]) + SWING_MB, 'after a tenth of the time'
     finally:
         client.close()
         process.end()
