@@ -1,4 +1,4 @@
-"""A camera faster than the model, for a while: no image is unaccounted for, answers do not fall behind, and memory stays.
+"""A camera faster than the model, for a while: every image is accounted for, answers do not fall behind, memory stays.
 
 TAR_VIS_SOAK_S=600 makes it ten minutes.
 """
