@@ -140,7 +140,8 @@ def test_an_override_that_cannot_be_is_said_in_one_line(picky):
     assert picky.set(image_topics=['/wrong/image']) == ''
     assert picky.transition('configure') and not picky.transition('activate')
     line = picky.process.wait_for_line('cannot activate', said)
-    assert 'qos_overrides./wrong/image.subscription.reliability' in line and "'certain'" in line and 'expected one of best_effort, reliable' in line
+    assert 'qos_overrides./wrong/image.subscription.reliability' in line
+    assert "'certain'" in line and 'expected one of best_effort, reliable' in line
     assert picky.state == 'inactive' and picky.transition('cleanup')
     assert picky.set(image_topics=['']) == '', 'none'
     assert picky.transition('configure') and picky.transition('activate')
