@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -74,7 +75,7 @@ class DepthLifter(Node):
         self._stamps = ExactStamps(dict.fromkeys(('instances', 'depth', 'camera_info'), self.images_kept))
         self._counts: deque[_Counts] = deque(maxlen=SILENT_S + 1)     # one a second
         self._refused = self._drawn = 0
-        self._refusal = (-SILENT_S, '')     # when, why
+        self._refusal = self._said = (-math.inf, '')     # when, what; the latter of what keeps answers from coming
         self._answers = self.create_publisher(Instance3DArray, 'instances_3d', OUTPUT_QOS)
         self._markers = self.create_publisher(MarkerArray, 'markers', OUTPUT_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', OUTPUT_QOS)
@@ -114,9 +115,11 @@ class DepthLifter(Node):
         self._counts.append(_Counts(dict(self._stamps.received), self._stamps.matched))
         when, refusal = self._refusal
         problem = self._why_silent()
-        if problem:
-            self.get_logger().warning(problem, throttle_duration_sec=2 * SILENT_S)
-        elif time.monotonic() - when < SILENT_S:
+        kind, now = problem.partition(' (')[0], time.monotonic()     # without stamps, which change all the time
+        if problem and (kind != self._said[1] or now - self._said[0] > 2 * SILENT_S):
+            self._said = now, kind
+            self.get_logger().warning(problem)
+        if not problem and now - when < SILENT_S:
             problem = refusal
         seconds = len(self._counts) - 1
         rate = (self._stamps.matched - self._counts[0].matched) / seconds if seconds else 0.0

@@ -9,6 +9,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from node_process import PATIENCE_S
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 from tar_vis_ros.exact_stamps import Stamp, stamp_of
@@ -30,9 +31,9 @@ class CameraGraph:
         self.node = rclpy.create_node('simulated_camera', context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self.publishers = {InstanceMaskArray: self.node.create_publisher(InstanceMaskArray, '/tar_vis/instances', 10),
-                           Image: self.node.create_publisher(Image, '/camera/depth', 10),
-                           CameraInfo: self.node.create_publisher(CameraInfo, '/camera/camera_info', 10)}
+        self.publishers = {message: self.node.create_publisher(message, topic, qos) for message, topic, qos in (
+            (InstanceMaskArray, '/tar_vis/instances', 10), (Image, '/camera/depth', qos_profile_sensor_data),
+            (CameraInfo, '/camera/camera_info', qos_profile_sensor_data))}
         self.answers: dict[Stamp, Instance3DArray] = {}
         self.status: DiagnosticStatus | None = None
         self.node.create_subscription(Instance3DArray, '/tar_vis/instances_3d',

@@ -34,8 +34,12 @@ class World(CameraGraph):
     def begin(self) -> None:
         """Time stands still until the agent has heard of it, has seen somebody, and wants to move."""
         self.connect()
+        self.wait_for(lambda command: command != Twist())
+
+    def wait_for(self, done: Callable[[Twist], bool]) -> None:
+        """A tick, and then time stands still until the agent says what it should."""
         self.tick()
-        self.insist(lambda: self.say_time() or (self.commands and not self.stands), 'connection', *self.picture())
+        self.insist(lambda: self.say_time() or (self.commands and done(self.commands[-1])), 'command', *self.picture())
 
     def picture(self) -> Sequence:
         """The messages of now."""
@@ -59,8 +63,8 @@ class World(CameraGraph):
     def step(self) -> None:
         """A tick, an image, and the agent's answer to it."""
         self.tick()
-        answered = len(self.commands)
-        self.insist(lambda: len(self.commands) > answered, 'command', *self.picture())
+        told, stamp = len(self.commands), (self.stamp.sec, self.stamp.nanosec)
+        self.insist(lambda: stamp in self.answers and len(self.commands) > told, 'command', *self.picture())
 
     def step_until(self, done: Callable[[Twist], bool]) -> None:
         """Steps until the agent's command is as it should be."""

@@ -78,7 +78,7 @@ def test_it_stops_when_the_images_stop(world):
     seen = len(sim.commands)
     sim.ask(*messages(late, sim.robot, sim.things, sim.random))
     sim.things[0].y = -1.5
-    sim.step_until(lambda command: command.angular.z < 0)
+    sim.wait_for(lambda command: command.angular.z < 0)
     assert not any(command.angular.z > 0 for command in sim.commands[seen:])
 
 
