@@ -36,38 +36,30 @@ def run_node(command: str, usage: str, make: Callable[[], Node], args: Sequence[
         signal.signal(number, _interrupt)
     node = None
     try:
-        argparse.ArgumentParser(command, usage=f'{command} [--help] [--ros-args ...]', description=usage,
-                                formatter_class=argparse.RawDescriptionHelpFormatter,
-                                ).parse_args(remove_ros_args(arguments)[1:])
-        use_shared_memory_profile()
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        node = make()
+        try:
+            argparse.ArgumentParser(command, usage=f'{command} [--help] [--ros-args ...]', description=usage,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter,
+                                    ).parse_args(remove_ros_args(arguments)[1:])
+            use_shared_memory_profile()
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            node = make()
+        except (OptionError, RCLError, RCLInvalidROSArgsError, UnknownROSArgsError) as error:
+            text = re.sub(r', at [^ ]+:[0-9]+', '', ' '.join(str(error).split()))   # without lines of rcl's source
+            print(f'{command}: {text}', file=sys.stderr)
+            return 2
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while True:
+            executor.spin_once(timeout_sec=TURN_S)
     except KeyboardInterrupt:
+        if hasattr(node, 'finish'):
+            node.finish()
         return 0
-    except (OptionError, RCLError, RCLInvalidROSArgsError, UnknownROSArgsError) as error:
-        text = re.sub(r', at [^ ]+:[0-9]+', '', ' '.join(str(error).split()))   # without lines of rcl's source
-        print(f'{command}: {text}', file=sys.stderr)
-        return 2
-    else:
-        return _spin(node)
     finally:
         shut_down(node)
 
 
-def _spin(node: Node) -> int:
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while True:
-            executor.spin_once(timeout_sec=TURN_S)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)    # launch repeats the signal
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if hasattr(node, 'finish'):
-            node.finish()
-    executor.shutdown()
-    return 0
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)    # launch repeats the signal
     raise KeyboardInterrupt
