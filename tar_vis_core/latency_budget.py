@@ -20,6 +20,7 @@ BLOCK, LONGEST = 100, 200   # frames that show a bias to be fast enough; where i
 SHARE = 0.05                # of the frames that may take longer: the 95th percentile
 BAND = 0.9                  # a p95 between this part of the budget and the budget is left alone
 RESOLUTION = 0.02           # of the bias: the first stride, and the least distance that is searched
+COARSENESS = 0.2            # of a large bias, the least part that is searched
 HIGHEST = 10.0              # such a bias leaves no router that executes
 UNKNOWN = -RESOLUTION       # no bias is known to be too slow: half way from here to a small bias is 0
 
@@ -100,7 +101,7 @@ class LatencyBudget:
         if self._calm < self._wait:
             return
         self._calm, self._usual_ms, self._lowered = 0, median, True
-        if self.bias - self._low <= RESOLUTION:
+        if self.bias - self._low <= max(RESOLUTION, COARSENESS * self.bias):
             self._low = UNKNOWN
         self.bias = max(0.0, (self._low + self.bias) / 2)
 
