@@ -18,8 +18,8 @@ def test_budget(weights, tmp_path):  # noqa: F811
     assert [row['budget'] for row in rows] == ['off', 'tight', 'loose', 'impossible']
     off, tight, loose, impossible = rows
     assert off['budget ms'] == 'n/a' and float(off['bias at the end']) == 0
-    assert float(impossible['budget ms']) < float(tight['budget ms']) < float(loose['budget ms'])
-    assert float(impossible['bias at the end']) > 0, '11 of 12 late frames move it'
+    assert 0 < float(impossible['budget ms']) < float(tight['budget ms']), 'half of the least, and half way to the most'
+    assert float(loose['budget ms']) > 0
     assert all(1 <= float(row['layers']) <= 9 and float(row['p95 ms']) >= float(row['median ms']) for row in rows)
 
 
