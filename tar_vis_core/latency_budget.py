@@ -20,7 +20,7 @@ BLOCK, LONGEST = 100, 200   # frames that show a bias to be fast enough; where i
 SHARE = 0.05                # of the frames that may take longer: the 95th percentile
 BAND = 0.9                  # a p95 between this part of the budget and the budget is left alone
 RESOLUTION = 0.02           # of the bias: the first stride, and the least distance that is searched
-COARSENESS = 0.2            # of a large bias, the least part that is searched
+COARSENESS = 0.2            # the same for a large bias, as a part of it
 HIGHEST = 10.0              # such a bias leaves no router that executes
 UNKNOWN = -RESOLUTION       # no bias is known to be too slow: half way from here to a small bias is 0
 
@@ -92,7 +92,8 @@ class LatencyBudget:
     def _fast_enough(self) -> None:
         spare, median = p95(self._block) < BAND * self.budget_ms, float(np.median(self._block))
         self._block.clear()
-        self._exhausted, self._stride, self._high = '', RESOLUTION, self.bias
+        self._exhausted, self._high = '', self.bias
+        self._stride = fineness = max(RESOLUTION, COARSENESS * self.bias)
         if not spare or self.bias == 0:
             return
         self._calm += 1
@@ -101,7 +102,7 @@ class LatencyBudget:
         if self._calm < self._wait:
             return
         self._calm, self._usual_ms, self._lowered = 0, median, True
-        if self.bias - self._low <= max(RESOLUTION, COARSENESS * self.bias):
+        if self.bias - self._low <= fineness:
             self._low = UNKNOWN
         self.bias = max(0.0, (self._low + self.bias) / 2)
 

@@ -97,6 +97,15 @@ def test_inside_the_band_below_the_budget_nothing_moves():
     assert {controller.update(47, 5, 9) for _ in range(3000)} == {0.02}
 
 
+def test_strides_grow_while_frames_stay_late_and_begin_with_a_fifth_of_a_large_bias():
+    controller = LatencyBudget(50)
+    late = [[controller.update(60, 9, 9) for _ in range(11)][-1] for _ in range(7)]
+    assert late == pytest.approx([0.02, 0.06, 0.14, 0.30, 0.62, 1.26, 2.54])
+    for _ in range(100):
+        controller.update(47, 2, 9)     # inside the band: the search is over
+    assert [controller.update(60, 2, 9) for _ in range(11)][-1] == pytest.approx(1.2 * 2.54)
+
+
 def test_a_budget_with_room_leaves_the_routers_alone():
     run = simulate(clustered, 100, 5000)
     assert not run.bias.any() and run.controller.report == ''
