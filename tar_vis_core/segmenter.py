@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tar_vis_core.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
+from tar_vis_core.device import (
+    StageClock,
+    compute_context,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    unknown_name,
+)
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.masked_decoder import ROUTINGS
@@ -113,6 +120,8 @@ class VideoSegmenter:
                 options: SegmenterOptions | None, tracker: str) -> None:
         self.tracker_name = model.config.tracker if tracker == 'auto' else tracker
         self.tracker = make_tracker(self.tracker_name, model)
+        if device.type == 'cpu':
+            keep_freed_memory()
         self.model, self.device, self.dtype = model.eval().to(device), device, dtype
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tar_vis_core.device import pick_device
+from tar_vis_core.device import keep_freed_memory, pick_device
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def join(rank: int, size: int, device: str, rendezvous: Path) -> World:
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)
     else:
+        keep_freed_memory()
         torch.set_num_threads(1)       # with more, the order of sums and so the result depends on their number
     if size > 1:
         dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', **meeting)
