@@ -111,5 +111,6 @@ def _values(option: Option) -> str:
     if option.choices:
         return f'one of {", ".join(option.choices)}'
     if option.low is not None:
-        return f'{option.low:g} to {option.high:g}'
+        digits = 'd' if isinstance(option.default, int) else 'g'
+        return f'{option.low:{digits}} to {option.high:{digits}}'
     return 'true or false' if isinstance(option.default, bool) else 'a text'

@@ -27,6 +27,12 @@ def test_make_targets_links_and_launch_files_exist():
         assert (ROOT / link).exists(), link
 
 
+@pytest.mark.parametrize('page', sorted((ROOT / 'docs' / 'nodes').glob('*.md')), ids=lambda page: page.stem)
+def test_the_page_of_a_node_has_every_part(page):
+    parts = re.findall(r'^## (.+)$', page.read_text(), re.M)
+    assert parts == ['Features', 'Design and why', 'Subscribed', 'Published', 'Services', 'Parameters']
+
+
 @pytest.mark.parametrize('page', sorted((ROOT / 'docs').rglob('*.md')), ids=lambda page: page.stem)
 def test_links_of_the_pages_lead_somewhere(page):
     for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text()):

@@ -19,7 +19,7 @@ from sensor_msgs.msg import Image
 
 from tar_vis_ros.image_conversion import image_to_rgb
 from tar_vis_ros.msg import InstanceMaskArray
-from tar_vis_ros.options import OptionError
+from tar_vis_ros.options import OptionError, markdown
 from tar_vis_ros.video_source import OPTIONS, command_line
 
 PATIENCE_S = 60.0   # a deadline for what takes a second on an idle machine
@@ -232,3 +232,6 @@ def test_every_option_is_a_flag_with_the_parameters_name():
     assert (values['loop'], values['reliable']) == (True, False)
 
 
+def test_the_page_of_the_node_tells_its_parameters():
+    page = (Path(__file__).parents[1] / 'docs/nodes/tar_vis_video.md').read_text()
+    assert page.endswith(f'|---|---|---|---|\n{markdown(OPTIONS)}\n')
