@@ -79,15 +79,15 @@ def sample_by_grid(value: Tensor, offsets: Tensor, weights: Tensor, reference: T
     n, s, heads = offsets.shape[:3]
     values = value.transpose(1, 2).split([h * w for h, w in shapes], -1)
     position = reference[:, None, None, None] + offsets / level_sizes(shapes, value.device)[:, None]
-    grids = (2 * position - 1).transpose(1, 2).flatten(0, 1).unbind(2)
-    sampled = []
-    for (h, w), v, grid in zip(shapes, values, grids, strict=True):
+    # levels, N * heads, points, Sq: summed over an axis that is not the last, the samples need not be copied
+    grids = (2 * position - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
+    weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2).to(grids.dtype)
+    out = torch.zeros((), dtype=grids.dtype, device=value.device)
+    for (h, w), v, grid, weight in zip(shapes, values, grids.unbind(), weights.unbind(), strict=True):
         # the operator wants one type for both, and the positions must not be the ones to lose digits
         v = v.reshape(n * heads, -1, h, w).to(grid.dtype)
-        sampled.append(F.grid_sample(v, grid, 'bilinear', 'zeros', align_corners=False))
-    stacked = torch.cat(sampled, -1)                              # (N*heads, d, Sq, levels*points)
-    weights = weights.flatten(3).transpose(1, 2).reshape(n * heads, s, -1).to(stacked.dtype)
-    out = torch.einsum('bdsk,bsk->bds', stacked, weights)
+        sampled = F.grid_sample(v, grid, 'bilinear', 'zeros', align_corners=False)     # (N * heads, d, points, Sq)
+        out = out + (sampled * weight[:, None]).sum(2)
     return out.to(value.dtype).reshape(n, -1, s).transpose(1, 2)
 
 
