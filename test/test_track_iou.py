@@ -12,7 +12,8 @@ from coco_files import HEIGHT, WIDTH, ellipse, rle_of
 
 from tar_vis_core.data.ytvis import load_ytvis
 from tar_vis_core.errors import DataError
-from tar_vis_core.evaluation.track_iou import as_table, score_tracks
+from tar_vis_core.evaluation.track_iou import TrackIoU, as_table, track_ious
+from tar_vis_core.evaluation.tubes import TubePrediction
 
 FRAMES = 6
 TRUTH = [ellipse(30 + 8 * t, 40, 18, 25) for t in range(FRAMES)]
@@ -32,40 +33,52 @@ def write_video(folder: Path, **changes) -> Path:
     return folder / 'videos.json'
 
 
-def answer(identity):
-    """A tracker that gives the exact mask under the identity that ``identity(frame)`` names, or nothing."""
-    def follow(frames):
-        for t, frame in enumerate(frames):
-            assert frame.shape == (HEIGHT, WIDTH, 3)
-            name = identity(t)
-            yield {} if TRUTH[t] is None or name is None else {name: TRUTH[t], 99: np.zeros((HEIGHT, WIDTH), bool)}
-    return follow
+def tube(shown=lambda t: True, category='person', score=0.5, masks=TRUTH):
+    """The masks in the frames that ``shown`` names."""
+    return TubePrediction(1, category, score, [rle_of(m) if m is not None and shown(t) else None
+                                               for t, m in enumerate(masks)])
+
+
+def followed(path: Path, *tubes: TubePrediction) -> TrackIoU:
+    return track_ious(load_ytvis(path), tubes)[0]
 
 
 def test_an_exact_track_scores_one(tmp_path):
     path = write_video(tmp_path)
     record = load_ytvis(path)[0]
     assert record.name == 'walk' and not record.exhaustive and record.tracks[0].mask(2) is None
-    result = score_tracks(answer(lambda t: 3), path, progress=False)[0]
-    assert (result.frames, result.best_track, result.best_frame, result.identities) == (5, 1.0, 1.0, 1)
-    assert as_table([result]).splitlines()[-1].split() == ['mean', '100.0', '100.0']
+    result = followed(path, tube())
+    assert (result.frames, result.track, result.named, result.found, result.frame) == (5, 1, 1, 1, 1)
+    assert result.identities == 1
+    assert as_table([result]).splitlines()[-1].split() == ['mean', '100.0', '100.0', '100.0', '100.0']
 
 
 def test_a_switch_and_a_gap_cost_what_they_are_worth(tmp_path):
     path = write_video(tmp_path)
-    switched = score_tracks(answer(lambda t: 3 if t < 4 else 8), path, progress=False)[0]
-    assert switched.best_track == pytest.approx(3 / 5) and switched.best_frame == 1.0 and switched.identities == 2
-    absent = score_tracks(answer(lambda t: 3 if t else None), path, progress=False)[0]
-    assert absent.best_track == absent.best_frame == pytest.approx(4 / 5)
-    nothing = score_tracks(answer(lambda t: None), path, progress=False)[0]
-    assert nothing.best_track == nothing.best_frame == nothing.identities == 0
+    switched = followed(path, tube(lambda t: t < 4), tube(lambda t: t >= 4))
+    assert switched.track == pytest.approx(3 / 5) and switched.frame == 1 and switched.identities == 2
+    absent = followed(path, tube(bool))
+    assert absent.track == absent.frame == pytest.approx(4 / 5)
+    nothing = followed(path)
+    assert nothing.track == nothing.named == nothing.found == nothing.frame == nothing.identities == 0
+    empty = followed(path, tube(lambda t: False))
+    assert empty.track == empty.frame == empty.identities == 0
 
 
-def test_an_answer_too_few_or_too_many_is_refused(tmp_path):
+def test_names_and_scores_choose_where_the_truth_does_not(tmp_path):
     path = write_video(tmp_path)
-    for count in (FRAMES - 1, FRAMES + 3):
-        with pytest.raises(ValueError, match=f'for {FRAMES} frames'):
-            score_tracks(lambda frames, n=count: [{}] * n, path, progress=False)
+    beside = [ellipse(100, 40, 10, 10)] * FRAMES
+    # the exact track has another class; of its own class one is half there and surer, one lies beside and lasts
+    result = followed(path, tube(category='dog'), tube(lambda t: t < 3, score=0.9), tube(masks=beside, score=0.4))
+    assert (result.track, result.named, result.found) == (1, pytest.approx(2 / 5), 0)
+    result = followed(path, tube(category='dog'), tube(lambda t: t < 3, score=0.9), tube(masks=beside, score=0.2))
+    assert result.found == pytest.approx(2 / 5)
+    assert followed(path, tube(category='dog')).named == 0
+
+
+def test_a_track_of_another_length_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f'its video 1 has {FRAMES}'):
+        followed(write_video(tmp_path), tube(masks=TRUTH[1:]))
 
 
 @pytest.mark.parametrize(('changes', 'words'), [

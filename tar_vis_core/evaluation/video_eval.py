@@ -23,6 +23,8 @@ from tqdm import tqdm
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.evaluation.identity_measures import MATCH, IdentityMeasures, identity_measures
 from tar_vis_core.evaluation.results_json import categories_of, read_results, write_results
+from tar_vis_core.evaluation.track_iou import TrackIoU, track_ious
+from tar_vis_core.evaluation.track_iou import as_table as object_table
 from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction
 from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, cells, evaluate_tubes
@@ -35,6 +37,7 @@ from tar_vis_core.preprocess import resized
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter, make_tracker
 from tar_vis_core.tracking.tracker import Tracked
 
+OBJECT_LINES = 20       # labelled objects, at most, of which each has a line of its own in what is printed
 Way = Callable[[Features, Tensor | None], DecoderOutput]   # features, the way's own queries of the frame before
 
 
@@ -47,6 +50,7 @@ class VideoRow:
     predictions: list[TubePrediction]
     ap: VideoResult
     identities: IdentityMeasures
+    objects: list[TrackIoU]              # how well each labelled object is followed, by tracks of any name
 
     @property
     def executed_layers(self) -> float:
@@ -180,8 +184,8 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
             for follower in followers.values():
                 follower.step(frame)
         for name, follower in followers.items():
-            found[name] += [TubePrediction(record.id, known[plain_name(label)], score, rles)
-                            for label, score, rles in follower.tubes() if plain_name(label) in known]
+            found[name] += [TubePrediction(record.id, known.get(plain_name(label), label), score, rles)
+                            for label, score, rles in follower.tubes()]
             executed[name].append(np.array(follower.executed))
     return [score_row(name, records, found[name], executed[name], min_score, categories) for name in ways]
 
@@ -197,9 +201,10 @@ def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Fra
 
 def score_row(name: str, records: Sequence[VideoRecord], predictions: list[TubePrediction],
               executed: list[np.ndarray], min_score: float, categories: Sequence[str] | None) -> VideoRow:
-    """The figures of one set of predictions."""
-    return VideoRow(name, executed, predictions, evaluate_tubes(records, predictions, categories),
-                    identity_measures(records, predictions, min_score, categories))
+    """The figures of one set of predictions; those of other categories are left out but for the objects' IoU."""
+    counted = [p for p in predictions if categories is None or p.category in categories]
+    return VideoRow(name, executed, counted, evaluate_tubes(records, counted, categories),
+                    identity_measures(records, counted, min_score, categories), track_ious(records, predictions))
 
 
 def as_table(rows: Sequence[VideoRow]) -> str:
@@ -217,7 +222,8 @@ def as_table(rows: Sequence[VideoRow]) -> str:
 def as_figures(row: VideoRow) -> dict:
     """A row for JSON, without masks."""
     return {'name': row.name, 'executed': row.executed_layers, 'mean': asdict(row.ap.mean),
-            'categories': [asdict(c) for c in row.ap.categories], 'identities': asdict(row.identities)}
+            'categories': [asdict(c) for c in row.ap.categories], 'identities': asdict(row.identities),
+            'objects': [asdict(o) for o in row.objects]}
 
 
 def holds_videos(path: Path) -> bool:
@@ -261,6 +267,8 @@ def run(args: argparse.Namespace, prepare: Callable) -> int:
     print(as_table(rows))
     for row in rows:
         print(f'\n{row.name}\n{row.ap}\n{row.identities}')
+        if len(row.objects) <= OBJECT_LINES:
+            print(object_table(row.objects))
     if args.json:
         args.json.write_text(json.dumps([as_figures(row) for row in rows], indent=1) + '\n')
         print(f'figures: {args.json}')
