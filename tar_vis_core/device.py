@@ -1,9 +1,8 @@
-"""Where and how precisely the network computes, what memory it keeps, and clocks that wait for the device."""
+"""Where and how precisely the network computes, and clocks that wait for the device."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import difflib
 import time
 from collections.abc import Iterable
@@ -11,9 +10,6 @@ from collections.abc import Iterable
 import torch
 
 from tar_vis_core.errors import DeviceError
-
-# glibc's mallopt: the numbers of its options (malloc.h)
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 PRECISIONS = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
@@ -57,20 +53,6 @@ def compute_context(device: torch.device, dtype: torch.dtype) -> contextlib.Abst
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
-
-
-def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees, for the next frame; whether that could be set.
-
-    glibc gives large blocks back to the system as soon as they are free, and the system hands them out again page by
-    page: a third of the image encoder's time on a CPU. One arena for all threads keeps what is free in one place.
-    It holds for the whole process, and a process then keeps the most that it ever needed.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):     # musl, macOS, Windows
-        return False
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_ARENA_MAX, 1)])
 
 
 class StageClock:

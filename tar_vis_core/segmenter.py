@@ -9,15 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tar_vis_core.device import (
-    StageClock,
-    compute_context,
-    keep_freed_memory,
-    pick_device,
-    pick_precision,
-    unknown_name,
-)
+from tar_vis_core.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
+from tar_vis_core.kept_memory import keep_freed_memory
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.masked_decoder import ROUTINGS
 from tar_vis_core.models.presets import PRESETS, TRACKERS

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from tar_vis_core.kept_memory import keep_freed_memory
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM. Gives the exit code: 0, or 2 after one line about wrong arguments.
@@ -32,6 +34,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    keep_freed_memory()   # whatever the device: memory that is given back at will makes the node's swing
     import rclpy
     from rclpy._rclpy_pybind11 import RCLError, RCLInvalidROSArgsError, UnknownROSArgsError
     from rclpy.executors import ExternalShutdownException

@@ -8,7 +8,7 @@ import pytest
 MEASURE = """
 import resource, sys
 import torch
-from tar_vis_core.device import keep_freed_memory
+from tar_vis_core.kept_memory import keep_freed_memory
 
 if sys.argv[1] == 'kept' and not keep_freed_memory():
     print('not here')

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tar_vis_core.device import keep_freed_memory, pick_device
+from tar_vis_core.device import pick_device
+from tar_vis_core.kept_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
