@@ -340,3 +340,20 @@ def test_stills_become_videos_that_load_again(tmp_path, capsys):
     assert tracks and {track.category for track in tracks} <= {c['name'] for c in
                                                               json.loads(path.read_text())['categories']}
     assert any(track.mask(0) is not None and track.mask(0).any() for track in tracks)
+
+
+def test_a_split_holds_every_picture_once_and_both_parts_load(tmp_path, capsys):
+    from tar_vis_core.cli import main
+    path = write_coco(tmp_path)
+    content = json.loads(path.read_text())
+    first = content['images'][0]
+    content['images'] += [{**first, 'id': 100 + n} for n in range(4)]
+    content['annotations'] += [{**content['annotations'][0], 'id': 1000 + n, 'image_id': 100 + n} for n in range(4)]
+    path.write_text(json.dumps(content))
+    assert main(['data', 'split', str(path), '--every', '2']) == 0
+    fit, held = (load_coco(path.with_name(f'{path.stem}_{name}.json')) for name in ('fit', 'held'))
+    ids = [image['id'] for image in content['images']]
+    assert [r.id for r in held] == ids[::2] and [r.id for r in fit] == ids[1::2]
+    assert sum(len(r.annotations) for r in fit + held) == len(content['annotations'])
+    path.write_text('[]')
+    assert main(['data', 'split', str(path)]) == 1 and 'that can be split' in capsys.readouterr().err

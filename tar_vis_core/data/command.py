@@ -1,8 +1,9 @@
-"""``tar-vis data``: make videos, and look at what a data set holds."""
+"""``tar-vis data``: make videos, look at what a data set holds, hold a part of it out."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def move(args: argparse.Namespace) -> None:
     print(f'{path}: {len(videos)} videos of {args.frames} frames{left_out}')
 
 
+def split(args: argparse.Namespace) -> None:
+    """Writes two files beside an annotation file: every N-th picture or video to choose by, the others to fit."""
+    try:
+        content = json.loads(args.path.read_text())
+        listed, key = ('videos', 'video_id') if 'videos' in content else ('images', 'image_id')
+        held = {entry['id'] for entry in content[listed][::args.every]}
+        for name, wanted in (('fit', False), ('held', True)):
+            part = content | {listed: [e for e in content[listed] if (e['id'] in held) == wanted],
+                              'annotations': [a for a in content['annotations'] if (a[key] in held) == wanted]}
+            path = args.path.with_name(f'{args.path.stem}_{name}.json')
+            path.write_text(json.dumps(part))
+            print(f'{path}: {len(part[listed])} {listed}, {len(part["annotations"])} annotations')
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{args.path}: no COCO or YouTube-VIS file that can be split '
+                        f'({type(error).__name__}: {error})') from error
+
+
 def check(args: argparse.Namespace) -> None:
     """Prints what a file holds, and draws samples of it."""
     from tar_vis_core.data.check import contact_sheet, describe, open_set
@@ -68,8 +86,8 @@ def size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``tar-vis data synth|move|check``."""
-    parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, look at data sets.')
+    """``tar-vis data synth|move|check|split``."""
+    parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, look at data sets, divide them.')
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     making = actions.add_parser('synth', help='made-up videos of look-alike crowds, as a YouTube-VIS file')
     making.add_argument('--videos', type=int, default=50, help='how many (default: 50)')
@@ -91,6 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     checking.add_argument('--sheet', type=Path, metavar='PNG', help='draw samples with their masks into this picture')
     checking.add_argument('--seed', type=int, default=0, help='which samples are drawn (default: 0)')
     checking.set_defaults(call=check)
+    splitting = actions.add_parser('split', help='hold a part of a COCO or YouTube-VIS file out, to choose by')
+    splitting.add_argument('path', type=Path, help='the JSON file; NAME_fit.json and NAME_held.json come beside it')
+    splitting.add_argument('--every', type=int, default=15, metavar='N',
+                           help='hold out every N-th picture or video, from the first (default: 15)')
+    splitting.set_defaults(call=split)
     args = parser.parse_args(argv)
+    if getattr(args, 'every', 2) < 2:
+        parser.error('--every must be at least 2')
     args.call(args)
     return 0
