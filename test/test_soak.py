@@ -15,7 +15,7 @@ from node_process import Client, NodeProcess, nano_weights, picture
 
 SECONDS = float(os.environ.get('TAR_VIS_SOAK_S', '20'))
 RATE_HZ = 40        # of pictures of 640x480; the model takes a quarter of them on two cores
-SWING_MB = 45       # the allocator's own: up to 30 were seen, up and down; one image kept a frame would be 180 in 20 s
+GROWTH = 0.02       # of the memory after the first tenth; one image kept a frame would be 180 MB in 20 s, a third
 
 
 def test_a_camera_that_is_too_fast(tmp_path):
@@ -24,7 +24,8 @@ def test_a_camera_that_is_too_fast(tmp_path):
     pictures = [picture(480, 640, shift) for shift in range(0, 64, 4)]
     try:
         assert client.transition('configure') and client.transition('activate'), process.output
-        client.ask(client.image(pictures[0]))
+        for pixels in pictures:      # a first round, in which memory is taken
+            client.ask(client.image(pixels))
         client.diagnostics.clear()
         client.instances.clear()
         client.sent, memory, answered, dropped, waited = 0, [], 0, 0, []
@@ -51,14 +52,16 @@ def test_a_camera_that_is_too_fast(tmp_path):
         client.spin(1)
         client.ask(client.image(pictures[0], step_s=1 / RATE_HZ))      # also tells of what was dropped before it
         collect()
+        tenth = len(memory) // 10
+        first, last = np.mean(memory[:tenth]), np.mean(memory[-tenth:])
         print(f'\n{client.sent} sent, {answered} answered, {dropped} dropped; latency above the step, ms: median '
-              f'{np.median(waited):.1f}, p95 {np.percentile(waited, 95):.1f}; memory, MB: '
-              f'{memory[len(memory) // 10]:.1f} then {memory[-1]:.1f}, most {max(memory):.1f}')
+              f'{np.median(waited):.1f}, p95 {np.percentile(waited, 95):.1f}; memory, MB: {first:.1f} in the first '
+              f'tenth of the time, {last:.1f} in the last, most {max(memory):.1f}')
         assert answered + dropped == client.sent, 'every image is answered or counted'
         assert dropped > 0
         quarter = len(waited) // 4
         assert np.median(waited[-quarter:]) < 2 * np.median(waited[:quarter]) + 50, 'answers do not fall behind'
-        assert np.mean(memory[-3:]) < np.mean(memory[len(memory) // 10:][:3]) + SWING_MB, 'after a tenth of the time'
+        assert max(memory[tenth:]) < (1 + GROWTH) * memory[tenth], 'after the first tenth of the time'
     finally:
         client.close()
         process.end()
