@@ -45,7 +45,7 @@ class BuildModules(build_py):
 
 
 class BuildInterfaces(build_ext):
-    """Generate and compile the messages of msg/ with CMake."""
+    """Generate and compile the messages of msg/, and compile the kernels, with CMake."""
 
     def run(self) -> None:
         prefixes = ament_prefixes()
@@ -77,13 +77,16 @@ class BuildInterfaces(build_ext):
 
     def _collect(self, stage: Path) -> None:
         """Copy what CMake installed to where setuptools packs it."""
-        target = (HERE if self.inplace else Path(self.build_lib)) / NAME
+        root = HERE if self.inplace else Path(self.build_lib)
+        target = root / NAME
         shutil.rmtree(target / 'msg', ignore_errors=True)
         shutil.rmtree(target / '_lib', ignore_errors=True)
         for package in stage.rglob(f'*-packages/{NAME}'):
             shutil.copytree(package / 'msg', target / 'msg', ignore=shutil.ignore_patterns('__pycache__', '*.c'))
             for library in package.glob('*.so'):
                 shutil.copy2(library, target / library.name)
+        for library in stage.rglob('*-packages/tar_vis_core/kernels/*.so'):
+            shutil.copy2(library, root / 'tar_vis_core' / 'kernels' / library.name)
         (target / '_lib').mkdir()
         for library in stage.glob(f'lib*/lib{NAME}__*.so'):
             shutil.copy2(library, target / '_lib' / library.name)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tar_vis_core import kernels
+
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -64,10 +66,15 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(n, s, self.heads, self.levels, self.points, 2)
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         weights = self.attention_weights(query).view(n, s, self.heads, -1).softmax(-1).view(offsets.shape[:-1])
-        # measured on CPUs: gathering rows is two to three times as fast forwards, grid_sample is backwards
-        gather = query.device.type == 'cpu' and not torch.is_grad_enabled()
-        sample = sample_by_rows if gather else sample_by_grid
+        sample = SAMPLERS[sampler(query.device)]
         return self.output_proj(sample(self.value_proj(value), offsets, weights, reference, shapes))
+
+
+def sampler(device: torch.device) -> str:
+    """Which of ``SAMPLERS`` takes the samples on a device, as things stand; by measurement (docs/performance.md)."""
+    if torch.is_grad_enabled() or device.type != 'cpu':
+        return 'grid_sample'
+    return 'compiled kernel' if kernels.library() else 'embedding_bag'
 
 
 def sample_by_grid(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
@@ -118,6 +125,13 @@ def sample_by_rows(value: Tensor, offsets: Tensor, weights: Tensor, reference: T
     rows_, parts_ = torch.stack(rows, -1).view(n * s * heads, -1), torch.stack(parts, -1).view(n * s * heads, -1)
     table = value.reshape(n * value.shape[1] * heads, -1)
     return F.embedding_bag(rows_, table, per_sample_weights=parts_.to(table.dtype), mode='sum').view(n, s, -1)
+
+
+SAMPLERS = {
+    'compiled kernel': kernels.sample_deformable,   # C++, forwards only
+    'embedding_bag': sample_by_rows,                # two to three times as fast as grid_sample forwards on a CPU
+    'grid_sample': sample_by_grid,                  # everywhere, and with a gradient
+}
 
 
 @functools.lru_cache(maxsize=16)

@@ -32,6 +32,38 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     return torch.cat((y, x))
 
 
+ACTIVATIONS = {'none': nn.Identity(), 'relu': nn.ReLU(), 'relu6': nn.ReLU6(), 'gelu': nn.GELU()}
+
+
+class Linear(nn.Linear):
+    """A linear map and the activation that follows it; one kernel in the inference form (``models/inference.py``)."""
+
+    def __init__(self, inputs: int, outputs: int, activation: str = 'none') -> None:
+        super().__init__(inputs, outputs)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](super().forward(x))
+
+
+class Conv(nn.Conv2d):
+    """A convolution, what is added to its result, and the activation that follows; one kernel in the inference form.
+
+    ``same`` pads as TensorFlow's SAME does for even inputs and stride 2: right and bottom only.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True,
+                 activation: str = 'none', same: bool = False) -> None:
+        self.same = same and stride == 2
+        super().__init__(inputs, outputs, kernel, stride, padding=0 if self.same else kernel // 2, groups=groups,
+                         bias=bias)
+        self.activation = activation
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        x = super().forward(F.pad(x, (0, 1, 0, 1)) if self.same else x)
+        return ACTIVATIONS[self.activation](x if added is None else x + added)
+
+
 class Attention(nn.Module):
     """Multi-head attention with packed projections and a boolean keep mask."""
 
@@ -46,12 +78,15 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
         """Attend from ``query (N, Q, D)`` to ``key, value (N, S, D)``; ``keep (N, Q, S)`` is True where allowed."""
-        wq, wk, wv = self.in_proj_weight.chunk(3)
-        bq, bk, bv = self.in_proj_bias.chunk(3)
-        q, k, v = (self._split(F.linear(x, w, b)) for x, w, b in ((query, wq, bq), (key, wk, bk), (value, wv, bv)))
+        q, k, v = (self._split(part) for part in self.project(query, key, value))
         mask = None if keep is None else keep[:, None]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """What is asked, what answers and what is answered, each of the shape of what it is made of."""
+        parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        return [F.linear(x, weight, bias) for x, weight, bias in parts]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -66,8 +101,8 @@ class DecoderLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(dim)
         self.self_attn = Attention(dim, heads)
         self.self_norm = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, ffn)
-        self.linear2 = nn.Linear(ffn, dim)
+        self.linear1 = Linear(dim, ffn, 'relu')
+        self.linear2 = Linear(ffn, dim)
         self.ffn_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None,
@@ -79,7 +114,7 @@ class DecoderLayer(nn.Module):
         x = self.cross_norm(x + self.cross_attn(query, key, value, keep))
         asking = x if position is None else x + position
         x = self.self_norm(x + self.self_attn(asking, asking, x))
-        return self.ffn_norm(x + self.linear2(F.relu(self.linear1(x))))
+        return self.ffn_norm(x + self.linear2(self.linear1(x)))
 
 
 class FeedForward(nn.Module):
@@ -87,11 +122,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden, 'gelu')
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.fc1(x))
 
 
 class MLP(nn.Module):
@@ -100,12 +135,13 @@ class MLP(nn.Module):
     def __init__(self, dim: int, hidden: int, out: int, depth: int):
         super().__init__()
         sizes = [dim, *[hidden] * (depth - 1), out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(a, b, 'relu' if i < depth - 1 else 'none')
+                                    for i, (a, b) in enumerate(itertools.pairwise(sizes)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,11 +6,10 @@ Source: Deformable DETR (deformable attention) and Mask2Former (pixel decoder), 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.models.deformable import DeformableAttention, Shapes, reference_points
-from tar_vis_core.models.layers import bilinear, sine_encoding
+from tar_vis_core.models.layers import Linear, bilinear, sine_encoding
 
 
 class EncoderLayer(nn.Module):
@@ -20,13 +19,13 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformableAttention(dim, heads, levels, points)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, ffn)
-        self.linear2 = nn.Linear(ffn, dim)
+        self.linear1 = Linear(dim, ffn, 'relu')
+        self.linear2 = Linear(ffn, dim)
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
         x = self.norm1(x + self.self_attn(x + position, x, reference, shapes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + self.linear2(self.linear1(x)))
 
 
 class PixelDecoder(nn.Module):

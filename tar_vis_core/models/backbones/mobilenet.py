@@ -9,26 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tar_vis_core.models.layers import bilinear
+from tar_vis_core.models.layers import Conv, bilinear
 
 # expansion, channels, repeats, stride of the first
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-
-
-class SameConv(nn.Conv2d):
-    """3x3 convolution with TensorFlow's SAME padding for even inputs."""
-
-    def __init__(self, cin: int, cout: int, stride: int, groups: int = 1):
-        super().__init__(cin, cout, 3, stride, padding=0 if stride == 2 else 1, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride[0] == 2:
-            x = F.pad(x, (0, 1, 0, 1))
-        return super().forward(x)
 
 
 class InvertedResidual(nn.Module):
@@ -37,15 +24,14 @@ class InvertedResidual(nn.Module):
     def __init__(self, cin: int, cout: int, expansion: int, stride: int):
         super().__init__()
         hidden = cin * expansion
-        self.expand = nn.Conv2d(cin, hidden, 1) if expansion > 1 else None
-        self.depthwise = SameConv(hidden, hidden, stride, groups=hidden)
-        self.project = nn.Conv2d(hidden, cout, 1)
+        self.expand = Conv(cin, hidden, 1, activation='relu6') if expansion > 1 else None
+        self.depthwise = Conv(hidden, hidden, 3, stride, groups=hidden, activation='relu6', same=True)
+        self.project = Conv(hidden, cout, 1)
         self.residual = stride == 1 and cin == cout
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        y = x if self.expand is None else self.expand(x)
+        return self.project(self.depthwise(y), x if self.residual else None)
 
 
 class MobileNetV2(nn.Module):
@@ -55,27 +41,27 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = SameConv(3, 32, 2)
+        self.stem = Conv(3, 32, 3, 2, activation='relu6', same=True)
         blocks, cin = [], 32
         for expansion, cout, repeats, stride in STAGES:
             for r in range(repeats):
                 blocks.append(InvertedResidual(cin, cout, expansion, stride if r == 0 else 1))
                 cin = cout
         self.blocks = nn.ModuleList(blocks)
-        self.image_pool = nn.Conv2d(cin, 256, 1)
-        self.aspp = nn.Conv2d(cin, 256, 1)
-        self.fuse = nn.Conv2d(512, 256, 1)
-        self.semantic = nn.Conv2d(256, 21, 1)
+        self.image_pool = Conv(cin, 256, 1, activation='relu')
+        self.aspp = Conv(cin, 256, 1, activation='relu')
+        self.fuse = Conv(512, 256, 1, activation='relu')
+        self.semantic = Conv(256, 21, 1)
 
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """``x (N, 3, H, W)`` with H, W multiples of 32, in -1..1. Gives res2..res5 and ``(N, 21, H/32, W/32)``."""
-        x = F.relu6(self.stem(x))
+        x = self.stem(x)
         maps = {}
         for i, block in enumerate(self.blocks):
             x = block(x)
             maps[i] = x
-        pooled = F.relu(self.image_pool(x.mean((-2, -1), keepdim=True))).expand(-1, -1, *x.shape[-2:])
-        context = F.relu(self.fuse(torch.cat((pooled, F.relu(self.aspp(x))), 1)))
+        pooled = self.image_pool(x.mean((-2, -1), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        context = self.fuse(torch.cat((pooled, self.aspp(x)), 1))
         return (maps[2], maps[5], maps[12], context), self.semantic(context)
 
     def convolutions(self) -> list[nn.Conv2d]:

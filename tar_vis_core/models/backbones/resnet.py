@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tar_vis_core.models.layers import ACTIVATIONS, Conv
+
 
 class FrozenBatchNorm(nn.Module):
     """Batch norm whose statistics and affine terms are constants: ``(x - mean) / sqrt(var + eps) * weight + bias``."""
@@ -29,15 +31,16 @@ class FrozenBatchNorm(nn.Module):
         return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
 
 
-class NormedConv(nn.Conv2d):
-    """A convolution without bias followed by frozen batch norm; :meth:`fold` makes it one convolution."""
+class NormedConv(Conv):
+    """A convolution without bias, frozen batch norm, what is added and ReLU; :meth:`fold` leaves one convolution."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, activation: str = 'none') -> None:
+        super().__init__(inputs, outputs, kernel, stride, bias=False, activation=activation)
         self.norm: nn.Module = FrozenBatchNorm(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        x = self.norm(nn.Conv2d.forward(self, x))
+        return ACTIVATIONS[self.activation](x if added is None else x + added)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -54,10 +57,10 @@ class Stem(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = NormedConv(3, 64, 7, 2)
+        self.conv1 = NormedConv(3, 64, 7, 2, 'relu')
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
 class Bottleneck(nn.Module):
@@ -66,16 +69,12 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, middle: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.shortcut = NormedConv(inputs, outputs, 1, stride) if inputs != outputs else None
-        self.conv1 = NormedConv(inputs, middle, 1)
-        self.conv2 = NormedConv(middle, middle, 3, stride)
-        self.conv3 = NormedConv(middle, outputs, 1)
+        self.conv1 = NormedConv(inputs, middle, 1, activation='relu')
+        self.conv2 = NormedConv(middle, middle, 3, stride, 'relu')
+        self.conv3 = NormedConv(middle, outputs, 1, activation='relu')
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu_(self.conv1(x))
-        y = F.relu_(self.conv2(y))
-        y = self.conv3(y)
-        y = y + (x if self.shortcut is None else self.shortcut(x))
-        return F.relu_(y)
+        return self.conv3(self.conv2(self.conv1(x)), x if self.shortcut is None else self.shortcut(x))
 
 
 class ResNet50(nn.Module):

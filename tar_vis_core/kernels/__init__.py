@@ -1,0 +1,49 @@
+"""Compiled kernels: C++ for the CPU, built with the messages and called through ctypes; Triton for the GPU.
+
+Each has a PyTorch form beside it that gives the same numbers, for where it was not built.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name('libtar_vis_kernels.so')
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels for CPUs, None where they were not built or cannot be loaded."""
+    try:
+        # it names the same OpenMP runtime that torch has loaded, so both use one set of threads
+        loaded = ctypes.CDLL(str(LIBRARY))
+        loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7
+        loaded.tar_vis_deformable.restype = None
+    except (OSError, AttributeError):
+        return None
+    return loaded
+
+
+def sample_deformable(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor,
+                      shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """Deformable samples on a CPU, see ``models/deformable.py``: arguments and result are those of its other forms.
+
+    Computes in float32 and gives the dtype of ``value``; no gradient. RuntimeError where the kernels are not there.
+    """
+    kernels = library()
+    if kernels is None:
+        raise RuntimeError(f'{LIBRARY} is not there: build the package with ROS, by colcon or pip')
+    n, s, heads, levels, points, _ = offsets.shape
+    cells, width = sum(h * w for h, w in shapes), value.shape[-1] // heads
+    if (value.shape != (n, cells, heads * width) or weights.shape != offsets.shape[:-1] or len(shapes) != levels
+            or reference.shape != (s, 2)):
+        raise ValueError(f'shapes do not fit: value {tuple(value.shape)}, offsets {tuple(offsets.shape)}, weights '
+                         f'{tuple(weights.shape)}, reference {tuple(reference.shape)}, levels {shapes}')
+    read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, weights, reference)]
+    sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
+    kernels.tar_vis_deformable(*(t.data_ptr() for t in (*read, sizes, out)), n, cells, s, heads, levels, points, width)
+    return out.to(value.dtype)
