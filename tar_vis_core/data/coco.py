@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.folders import picture_folder
+from tar_vis_core.data.mosaic import random_mosaic
 from tar_vis_core.data.run_lengths import to_rle
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.errors import DataError
@@ -144,6 +145,7 @@ class CocoDataset(Dataset):
 
     def __init__(self, json_paths: Sequence[str | Path] | str | Path, size: tuple[int, int] = (256, 384), *,
                  augment: bool = True, seed: int = 0, copy_paste: float = 0.4, lookalikes: float = 0.03,
+                 mosaic: float = 0.0,
                  min_pixels: int = 40, max_instances: int = 40, skip_image_ids: Container[int] = (),
                  labels: Mapping[str, int] | None = None) -> None:
         if isinstance(json_paths, (str, Path)):
@@ -155,7 +157,7 @@ class CocoDataset(Dataset):
         for record in self.records if small else ():
             record.encoded = record.path.read_bytes()
         self.augment, self.seed, self.copy_paste = augment, seed, copy_paste
-        self.lookalikes = lookalikes
+        self.lookalikes, self.mosaic = lookalikes, mosaic
         self.min_pixels, self.max_instances = min_pixels, max_instances
         self._shared = torch.tensor([0, *size]).share_memory_()      # epoch, height, width
         self.set_size(*size)
@@ -205,7 +207,12 @@ class CocoDataset(Dataset):
         scene, size = self.records[index].scene(), self.size
         if self.augment:
             rng = self.rng(index)
-            scene = tf.warp_scene(scene, tf.random_view(rng, scene, size), size)
+            # without mosaics nothing is drawn for them: the samples of earlier runs stay what they were
+            if self.mosaic and rng.random() < self.mosaic:
+                others = [self.records[i].scene() for i in rng.integers(len(self.records), size=3)]
+                scene = random_mosaic(rng, [scene, *others], size)
+            else:
+                scene = tf.warp_scene(scene, tf.random_view(rng, scene, size), size)
             if rng.random() < self.copy_paste:
                 scene = self.paste_random(rng, scene)
             image = scene.image

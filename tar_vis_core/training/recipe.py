@@ -34,6 +34,7 @@ class Recipe:
     # set 'crowd' (data/synth.py). With ``videos`` as well, samples come from both in turn.
     data: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)         # YouTube-VIS files under --data
+    mosaic: float = 0.0             # share of stills that are made of four pictures
     skip_bad: bool = False          # an unreadable picture is listed in bad_samples.txt and another one drawn
     workers: int = 0                # processes that make samples; 0: the training process does
 

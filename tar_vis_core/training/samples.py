@@ -49,7 +49,7 @@ def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Sour
             # class sets of videos take some of COCO's categories, others those that have their names
             table = FROM_COCO.get(config.class_set, {name: name for name in labels})
             labels_of_coco = {name: labels[ours] for name, ours in table.items()}
-        stills = CocoDataset([folder / path for path in recipe.data], seed=recipe.seed,
+        stills = CocoDataset([folder / path for path in recipe.data], seed=recipe.seed, mosaic=recipe.mosaic,
                              labels=None if labels is None else labels_of_coco)
         clips = stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip, gaps=recipe.gaps)
         sources.append(Source(clips, stills))
