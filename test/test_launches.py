@@ -7,17 +7,23 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
+import yaml
 from building import BuiltProcess
 
 pytest.importorskip('rclpy')
 pytest.importorskip('launch_ros')
 
+from builtin_interfaces.msg import Time
 from node_process import Client, nano_weights, picture
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
+from replay_process import FRAMES, SETTINGS, answers, report_of, write_data
+from sensor_msgs.msg import CameraInfo, Image
+from simulated_camera import Robot, Thing, messages
 
-from tar_vis_ros.msg import InstanceMaskArray
+from tar_vis_ros.msg import Instance3DArray, InstanceMaskArray
 
 LAUNCH = '''
 import sys
@@ -141,6 +147,44 @@ def test_more_sources_than_topics_is_said(launch):
     process, client = launch('multi_camera.launch.py', image_topics='/front/image_raw', sources='0,1')
     client.until(lambda: not process.running, 'end of the launch')
     assert '2 sources for 1 image_topics' in process.output
+
+
+def test_depth_launch_places_instances(launch):
+    process, client = launch('depth.launch.py', depth_topic='/depth/image', camera_info_topic='/depth/camera_info',
+                             namespace='tar_vis/front', images_kept='7')
+    publishers = [client.node.create_publisher(kind, topic, 5) for kind, topic in (
+        (InstanceMaskArray, '/tar_vis/front/instances'), (Image, '/depth/image'), (CameraInfo, '/depth/camera_info'))]
+    placed: list[Instance3DArray] = []
+    client.node.create_subscription(Instance3DArray, '/tar_vis/front/instances_3d', placed.append, 10)
+    random, stamps = np.random.default_rng(0), iter(range(1, 1000))
+
+    def answered() -> bool:
+        for publisher, message in zip(publishers, messages(Time(sec=next(stamps)), Robot(), [Thing(4, 3.0, 0.4)],
+                                                           random), strict=True):
+            publisher.publish(message)
+        client.spin(0.2)
+        return bool(placed)
+
+    client.until(answered, 'instances in 3-D')
+    instance, = placed[0].instances
+    assert instance.track_id == 4 and instance.position.z == pytest.approx(3.0, abs=0.1)
+    process.name = 'tar_vis/front/depth_lifter'
+    value, = client.call(GetParameters, 'get_parameters', GetParameters.Request(names=['images_kept'])).values
+    assert parameter_value_to_python(value) == 7
+    end(process)
+
+
+def test_replay_launch_ends_with_a_report(launch, tmp_path):
+    data, parameters = write_data(tmp_path / 'data'), tmp_path / 'parameters.yaml'
+    parameters.write_text(yaml.safe_dump({'/**': {'ros__parameters': SETTINGS}}))
+    process, client = launch('replay.launch.py', bag=str(data / 'raw/00001'), out=str(tmp_path / 'out'),
+                             params_file=str(parameters))
+    client.until(lambda: not process.running, 'end of the launch', 300)
+    assert process.wait() == 0, process.output
+    bag, = report_of(tmp_path / 'out')['bags']
+    assert bag['figures']['answered'] == FRAMES == len(answers(tmp_path / 'out/00001'))
+    assert {name: bag['parameters'][name] for name in SETTINGS} == SETTINGS
+    assert bag['figures']['accuracy']['videos'] == 1, 'the truth beside the bag was found'
 
 
 def test_rviz_gets_its_configuration_and_the_topic_of_the_first_overlay(launch, colcon_env, tmp_path):
