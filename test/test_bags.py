@@ -14,6 +14,7 @@ pytest.importorskip('rclpy')
 from building import ROOT
 from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
@@ -205,6 +206,13 @@ def spoiled(good: Path, folder: Path, how: str) -> Path:
     elif how == 'no_images':
         with BagWriter(path, 'mcap', {'/chatter': String}) as bag:
             bag.write('/chatter', 1, serialize_message(String(data='hello')))
+    elif how == 'unknown_type':
+        types = get_typestore(Stores.ROS2_JAZZY)
+        types.register(get_types_from_msg('int32 x', 'unheard_of/msg/Thing'))
+        with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as bag:
+            bag.write(bag.add_connection('/thing', 'unheard_of/msg/Thing', typestore=types), 1, bytes(8))
+            bag.write(bag.add_connection('/image', 'sensor_msgs/msg/Image', typestore=types), 1,
+                      serialize_message(Image()))
     elif how == 'two_cameras':
         with BagWriter(path, 'mcap', {'/front': Image, '/rear': Image}) as bag:
             for topic in ('/front', '/rear'):
@@ -223,6 +231,7 @@ def spoiled(good: Path, folder: Path, how: str) -> Path:
     ('no_images', '', r'no topic with images in it; it holds /chatter \(std_msgs/msg/String\)'),
     ('no_images', '/image', 'no topic /image in it; it holds /chatter'),
     ('no_images', 'chatter', 'chatter is of type std_msgs/msg/String; expected sensor_msgs/msg/Image or'),
+    ('unknown_type', 'thing', 'thing is of type unheard_of/msg/Thing; expected sensor_msgs/msg/Image or'),
     ('two_cameras', '', r'2 topics with images in it \(/front, /rear\); choose one with --topic'),
 ])
 def test_a_bad_bag_is_named_in_one_line(good, tmp_path, how, topic, said):
@@ -235,6 +244,11 @@ def test_a_bad_bag_is_named_in_one_line(good, tmp_path, how, topic, said):
 def test_one_of_two_cameras_can_be_chosen(good, tmp_path):
     with ImageBag(spoiled(good, tmp_path, 'two_cameras'), 'rear') as bag:
         assert (bag.topic, bag.count) == ('/rear', 1)
+
+
+def test_a_type_that_nobody_knows_is_passed_over(good, tmp_path):
+    with ImageBag(spoiled(good, tmp_path, 'unknown_type')) as bag:
+        assert (bag.topic, len(list(bag.images()))) == ('/image', 1)
 
 
 def test_a_bag_that_is_damaged_further_on_gives_what_comes_before(good, tmp_path):

@@ -103,6 +103,7 @@ def test_ten_fast_cycles_of_every_kind_leave_memory_flat(client):
 
     before = cycles(4)
     after = cycles(10)
+    print(f'\n{before:.1f} MB after 4 cycles of each kind, {after:.1f} after 10 more')
     assert after < before + 12, 'MB: less than one more model, where each of ten cycles made one'
     assert client.state == 'active'
 
