@@ -15,6 +15,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.kept_memory import give_back_free_memory
 from tar_vis_core.models.presets import preset_of
 from tar_vis_ros import detections
 from tar_vis_ros.cameras import Camera, Outputs, camera_topics
@@ -28,6 +29,7 @@ from tar_vis_ros.segmenter_options import live_options, load_segmenter
 
 OUTPUT_QOS = QoSProfile(depth=5)   # reliable
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+GIVE_BACK_S = 60.0   # memory that only some frames needed goes back to the system so often
 
 
 class TarVisNode(ManagedNode):
@@ -44,6 +46,7 @@ class TarVisNode(ManagedNode):
         self.create_service(Trigger, '~/reset', lambda request, response: self._on_reset(response))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
+        self.create_timer(GIVE_BACK_S, give_back_free_memory, clock=STEADY)
         if self.get_parameter('autostart').value:
             self._starter = self.create_timer(0.0, self._autostart, clock=STEADY)
 
@@ -163,6 +166,7 @@ class TarVisNode(ManagedNode):
                     self.destroy_lifecycle_publisher(publisher)
             self._pipeline = None
             gc.collect()   # the model's memory, now rather than some time
+            give_back_free_memory()
             if (torch := sys.modules.get('torch')) is not None and torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
 
