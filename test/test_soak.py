@@ -15,7 +15,7 @@ from node_process import Client, NodeProcess, nano_weights, picture
 
 SECONDS = float(os.environ.get('TAR_VIS_SOAK_S', '20'))
 RATE_HZ = 40        # of pictures of 640x480; the model takes a quarter of them on two cores
-GROWTH = 0.02       # of the memory after the first tenth; one image kept a frame would be 180 MB in 20 s, a third
+GROWTH = 0.02 if SECONDS >= 120 else 0.04      # each minute the node gives back what only some frames needed
 
 
 def test_a_camera_that_is_too_fast(tmp_path):
@@ -52,16 +52,16 @@ def test_a_camera_that_is_too_fast(tmp_path):
         client.spin(1)
         client.ask(client.image(pictures[0], step_s=1 / RATE_HZ))      # also tells of what was dropped before it
         collect()
-        tenth = len(memory) // 10
-        first, last = np.mean(memory[:tenth]), np.mean(memory[-tenth:])
+        tenths = [np.mean(part) for part in np.array_split(memory, 10)]
         print(f'\n{client.sent} sent, {answered} answered, {dropped} dropped; latency above the step, ms: median '
-              f'{np.median(waited):.1f}, p95 {np.percentile(waited, 95):.1f}; memory, MB: {first:.1f} in the first '
-              f'tenth of the time, {last:.1f} in the last, most {max(memory):.1f}')
+              f'{np.median(waited):.1f}, p95 {np.percentile(waited, 95):.1f}; memory, MB, mean of each tenth of the '
+              f'time: {" ".join(f"{mean:.1f}" for mean in tenths)}, most {max(memory):.1f}')
         assert answered + dropped == client.sent, 'every image is answered or counted'
         assert dropped > 0
         quarter = len(waited) // 4
         assert np.median(waited[-quarter:]) < 2 * np.median(waited[:quarter]) + 50, 'answers do not fall behind'
-        assert max(memory[tenth:]) < (1 + GROWTH) * memory[tenth], 'after the first tenth of the time'
+        # one image kept for each answer would be a third more in 20 s
+        assert max(tenths) < (1 + GROWTH) * min(tenths[:2]), 'ten minutes: no growth after the first'
     finally:
         client.close()
         process.end()
