@@ -26,7 +26,7 @@ from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampling import mean_rows
 from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval
 from tar_vis_core.studies.subject import add_options, open_videos
-from tar_vis_core.studies.worth import Seen
+from tar_vis_core.studies.worth import Seen, read_out
 from tar_vis_core.studies.worth import rows_of as rows_of_worth
 from tar_vis_core.weights.loading import read_tensors, save_weights
 
@@ -213,7 +213,8 @@ def test_motion_needs_routers(tmp_path, capsys):
 
 
 def seen(video, gap, worth, probability):
-    return Seen(video, gap, float(gap), 2.0, 2.0 + sum(worth), 2.0 + np.array(worth), np.array(probability))
+    return Seen(video, gap, float(gap), 2.0, 2.0 + sum(worth), 2.0 + np.array(worth), np.array(probability),
+                np.full((len(worth), 1), float(gap)))
 
 
 def test_worth_is_told_apart_by_gap_and_by_layer():
@@ -226,6 +227,16 @@ def test_worth_is_told_apart_by_gap_and_by_layer():
     assert third['worth'] == pytest.approx(-0.1) and third['frames better without, %'] == 100
     assert second['Spearman with probability'] == pytest.approx(1)
     assert math.isnan(third['Spearman with probability']), 'what does not vary has no rank'
+
+
+def test_a_read_out_foretells_what_queries_show_on_videos_that_it_has_not_seen_and_nothing_else():
+    rng = np.random.default_rng(0)
+    compared, videos = rng.normal(size=(400, 5)), np.repeat(np.arange(20), 20)
+    shown = compared @ [1, -2, 0, 0, 0.5]
+    assert spearman(read_out(compared, shown, videos), shown) > 0.95
+    hidden = rng.normal(size=400)
+    assert abs(spearman(read_out(compared, hidden, videos), hidden)) < 0.2
+    assert np.isnan(read_out(compared, shown, np.zeros(400))).all()
 
 
 def test_worth(weights, tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tar_vis_core.models.backbones import BACKBONES, MobileNetV2
 from tar_vis_core.models.masked_decoder import DecoderOutput, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
-from tar_vis_core.models.presets import ModelConfig, find_preset
+from tar_vis_core.models.presets import FORMS, ModelConfig, find_preset
 from tar_vis_core.tracking.referring import ReferringTracker
 
 MAX_LONG_SIDE = 1333
@@ -40,7 +40,7 @@ class VideoInstanceModel(nn.Module):
             separable=config.separable)
         self.decoder = MaskedDecoder(
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
-            config.warmup_layers, config.routing, config.reid, config.synchronizer)
+            config.warmup_layers, config.routing, config.reid, **{form: getattr(config, form) for form in FORMS})
         self.tracker = None
         if config.referring_layers:
             self.tracker = ReferringTracker(
@@ -66,9 +66,10 @@ class VideoInstanceModel(nn.Module):
         """Inference form of the decoder; see :meth:`MaskedDecoder.forward`."""
         return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias)
 
-    def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0) -> SupervisedOutput:
+    def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0,
+                   exits: bool = False) -> SupervisedOutput:
         """Training form of the decoder; see :meth:`MaskedDecoder.supervised`."""
-        return self.decoder.supervised(features.mask_features, features.levels, previous, tau)
+        return self.decoder.supervised(features.mask_features, features.levels, previous, tau, exits)
 
     @staticmethod
     def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ class Seen:
     without_all: float          # with the warm-up layers alone
     without: np.ndarray         # (routers,) with all layers but one
     probability: np.ndarray     # (routers,) of the router before each layer, all layers executed
+    compared: np.ndarray        # (routers, F) what that router compares, mean over queries: Q, Q_{t-1}, |Q - Q_{t-1}|
 
     @property
     def worth(self) -> np.ndarray:
@@ -116,10 +117,29 @@ def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: lis
             along.append(run(along[-1], range(i, i + 1), position))
         without = [losses(run(before, range(i, len(decoder.layers)), position))
                    for i, before in enumerate(along[:-1], first + 1)]
-        scores = torch.stack([decoder.routers(x, previous, i, i + 1)[0, 0] for i, x in enumerate(along[:-1])])
+        scores = torch.stack([decoder.scores(x, previous, i, i + 1)[0, 0] for i, x in enumerate(along[:-1])])
+        now, then = torch.cat([decoder.compared(x) for x in along[:-1]]), decoder.compared(previous)
+        compared = torch.cat((now, then.expand_as(now), (now - then).abs()), -1).mean(1)
         yield Seen(video, gap, mse, losses(along[-1]), losses(along[0]), np.array(without),
-                   scores.softmax(-1)[:, EXECUTE].numpy(force=True))
+                   scores.softmax(-1)[:, EXECUTE].numpy(force=True), compared.numpy(force=True))
         previous = along[-1]
+
+
+def read_out(compared: np.ndarray, worth: np.ndarray, videos: np.ndarray, folds: int = 5) -> np.ndarray:
+    """``worth (n,)`` as a linear map of ``compared (n, F)`` foretells it on videos that it has not seen, ``(n,)``.
+
+    Ridge regression on standardised features, its weight the number of frames; NaN where all videos are in one fold.
+    """
+    x = (compared - compared.mean(0)) / (compared.std(0) + 1e-6)
+    foretold = np.full(len(worth), math.nan)
+    for fold in range(folds):
+        held = videos % folds == fold
+        if held.any() and not held.all():
+            known, mean = x[~held], worth[~held].mean()
+            curvature = known.T @ known + len(known) * np.eye(x.shape[1])
+            weights = np.linalg.solve(curvature, known.T @ (worth[~held] - mean))
+            foretold[held] = mean + x[held] @ weights
+    return foretold
 
 
 def rows_of(frames: list[Seen], first: int, times: int) -> list[dict[str, object]]:
@@ -127,19 +147,23 @@ def rows_of(frames: list[Seen], first: int, times: int) -> list[dict[str, object
     videos = np.array([seen.video for seen in frames])
     of_video = [np.flatnonzero(videos == video) for video in np.unique(videos)]
 
-    def row(name: str, chosen: np.ndarray, worth: np.ndarray, probability: np.ndarray) -> dict[str, object]:
+    def row(name: str, chosen: np.ndarray, worth: np.ndarray, probability: np.ndarray, foretold: np.ndarray
+            ) -> dict[str, object]:
         parts = [np.intersect1d(part, chosen) for part in of_video]
         parts = [part for part in parts if len(part)]
 
         def mean(selected: np.ndarray) -> float:
             return float(worth[np.concatenate([parts[i] for i in selected])].mean())
 
-        def correlation(selected: np.ndarray) -> float:
-            index = np.concatenate([parts[i] for i in selected])
-            return spearman(probability[index], worth[index])
+        def with_worth(values: np.ndarray) -> Callable[[np.ndarray], float]:
+            def correlation(selected: np.ndarray) -> float:
+                index = np.concatenate([parts[i] for i in selected])
+                return spearman(values[index], worth[index])
+            return correlation
 
         out: dict[str, object] = {'without': name, 'frames': len(chosen)}
-        for key, measure in (('worth', mean), ('Spearman with probability', correlation)):
+        for key, measure in (('worth', mean), ('Spearman with probability', with_worth(probability)),
+                             ('Spearman with read-out', with_worth(foretold))):
             bounds = with_interval(measure, len(parts), times) if parts else (math.nan,) * 3
             out |= dict(zip((key, f'{key}: low', f'{key}: high'), bounds))
         nothing = not len(chosen)
@@ -153,11 +177,12 @@ def rows_of(frames: list[Seen], first: int, times: int) -> list[dict[str, object
     together = np.array([seen.without_all - seen.loss for seen in frames])
     single, probability = np.stack([s.worth for s in frames]), np.stack([s.probability for s in frames])
     everything, gaps = np.arange(len(frames)), np.array([seen.gap for seen in frames])
-    mean = probability.mean(1)
-    return [row('all routed layers', everything, together, mean),
-            *(row(f'all, gap {gap}', np.flatnonzero(gaps == gap), together, mean) for gap in np.unique(gaps)),
-            *(row(f'layer {first + 1 + k}', everything, single[:, k], probability[:, k])
-              for k in range(single.shape[1]))]
+    mean, compared = probability.mean(1), np.stack([s.compared for s in frames])
+    foretold = read_out(compared[:, 0], together, videos)
+    return [row('all routed layers', everything, together, mean, foretold),
+            *(row(f'all, gap {gap}', np.flatnonzero(gaps == gap), together, mean, foretold) for gap in np.unique(gaps)),
+            *(row(f'layer {first + 1 + k}', everything, single[:, k], probability[:, k],
+                  read_out(compared[:, k], single[:, k], videos)) for k in range(single.shape[1]))]
 
 
 @torch.inference_mode()
@@ -193,5 +218,7 @@ def run(args: argparse.Namespace) -> None:
         f'all. Intervals: 95 %, {args.resamples} bootstrap samples of whole videos, seed 0.',
         'A gap is how many frames lie between the last picture and this one; 0 shows the same picture again.',
         'It shows whether there is anything for routers to choose: a worth that is the same on all frames asks for a '
-        'fixed number of layers, one that differs for routers, and Spearman says whether these routers follow it. It '
+        'fixed number of layers, one that differs for routers, and Spearman says whether these routers follow it. The '
+        'read-out says what a router could: a linear map, fitted to the worth on other videos (five folds), of what '
+        'the router before that layer compares, or the first one for all layers. It '
         'cannot show what skipping does over many frames, where a poor frame makes the next one poorer.'], draw)

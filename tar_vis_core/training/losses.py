@@ -99,7 +99,7 @@ def matching_places(features: Tensor, target: Target, points: int, phase: tuple[
 
 def class_loss(logits: Tensor, labels: Tensor, matched: Tensor, ignored: Tensor, exhaustive: bool,
                no_object: float, person: int | None = 0) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy sum and weight sum over ``logits (..., C + 1)``.
+    """Weighted cross-entropy sum and weight sum over the queries of ``logits (..., Q, C + 1)``, each ``(...)``.
 
     ``labels`` hold the class of matched queries; ``ignored`` queries weigh nothing. ``person`` is that class.
     """
@@ -109,7 +109,7 @@ def class_loss(logits: Tensor, labels: Tensor, matched: Tensor, ignored: Tensor,
     others = [c for c in range(logits.shape[-1]) if c != person]
     miss = -log_p[..., -1] if exhaustive else -log_p[..., others].logsumexp(-1)
     weight = torch.where(matched, 1.0, torch.where(ignored, 0.0, no_object))
-    return (weight * torch.where(matched, hit, miss)).sum(), weight.sum()
+    return (weight * torch.where(matched, hit, miss)).sum(-1), weight.sum(-1)
 
 
 def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_features: Tensor, targets: list[Target],
@@ -117,13 +117,25 @@ def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_feature
                pairs: list[Pairs] | None = None) -> dict[str, Tensor]:
     """Losses summed over depths, averaged as Mask2Former does; a dict of the unweighted terms, scalars.
 
+    What it takes is what :func:`frame_losses` takes.
+    """
+    each = frame_losses(logits, mask_embeddings, mask_features, targets, weights, phase, person, pairs)
+    return {name: value.sum() for name, value in each.items()}
+
+
+def frame_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_features: Tensor, targets: list[Target],
+                 weights: LossWeights, phase: tuple[int, int] = (0, 0), person: int | None = 0,
+                 pairs: list[Pairs] | None = None) -> dict[str, Tensor]:
+    """What each of B frames adds to the losses at each of M depths, a dict of the unweighted terms, ``(B, M)``.
+
     ``logits, mask_embeddings``: one ``(B, Q, .)`` per depth; ``mask_features (B, D, h, w)``. ``pairs``, one a frame,
-    takes the place of the matching. With several processes the averages are those over all their frames.
+    takes the place of the matching at its depths, the last ones. With several processes the averages are those over
+    all their frames.
     """
     depth_logits = torch.stack(logits, 1).float()            # (B, M, Q, C + 1)
     embeddings = torch.stack(mask_embeddings, 1).float()     # (B, M, Q, D)
-    sums = {name: mask_features.new_zeros((), dtype=torch.float32) for name in ('class', 'mask', 'dice')}
-    weight_sum = torch.zeros_like(sums['class'])
+    sums = {name: [] for name in ('class', 'mask', 'dice')}
+    weight_sum = mask_features.new_zeros((), dtype=torch.float32)
     # unbind and not indices: the gradient of an index is a copy of the whole
     for i, (features, target, z, e) in enumerate(zip(
             mask_features.float().unbind(), targets, depth_logits.unbind(), embeddings.unbind(), strict=True)):
@@ -132,10 +144,10 @@ def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_feature
             coarse = (e @ places).float()                                   # (M, Q, K)
             inside = coarse.sigmoid()
             ignored = (inside @ ignore) > 0.5 * inside.sum(-1)
-            if pairs is None:
-                found = match(matching_cost(-z.softmax(-1)[..., target.labels], coarse, truth, weights))
-            else:
-                found = pairs[i]
+            kept = pairs[i] if pairs else []
+            free = len(z) - len(kept)
+            cost = matching_cost(-z[:free].softmax(-1)[..., target.labels], coarse[:free], truth, weights)
+            found = match(cost) + kept
             d = torch.cat([torch.full_like(q, depth) for depth, (q, _) in enumerate(found)])
             q, t = (torch.cat(column) for column in zip(*found, strict=True))
             matched = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
@@ -143,21 +155,25 @@ def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_feature
             matched[d, q] = True
             labels[d, q] = target.labels[t]
         loss, weight = class_loss(z, labels, matched, ignored, target.exhaustive, weights.no_object, person)
-        sums['class'], weight_sum = sums['class'] + loss, weight_sum + weight
+        sums['class'].append(loss)
+        weight_sum = weight_sum + weight.sum()
+        masks = torch.zeros_like(loss), torch.zeros_like(loss)
         if len(d):
-            mask, dice = mask_losses((e[d, q] @ features.flatten(1)).float(), target.masks, t, features.shape[-2:],
-                                     weights.points)
-            sums['mask'], sums['dice'] = sums['mask'] + mask, sums['dice'] + dice
+            costs = mask_losses((e[d, q] @ features.flatten(1)).float(), target.masks, t, features.shape[-2:],
+                                weights.points)
+            masks = [depths.index_add(0, d, cost) for depths, cost in zip(masks, costs, strict=True)]
+        sums['mask'].append(masks[0])
+        sums['dice'].append(masks[1])
     count = weight_sum.new_tensor(float(sum(len(target.labels) for target in targets)))
     count, weight_sum = mean_over_processes(torch.stack((count, weight_sum))).unbind()
     # the mean is over all depths at once, times their number: each depth weighs as it does alone
-    return {'class': sums['class'] / weight_sum.clamp(min=1e-3) * len(logits),
-            'mask': sums['mask'] / count.clamp(min=1), 'dice': sums['dice'] / count.clamp(min=1)}
+    shares = {'class': weight_sum.clamp(min=1e-3) / len(logits), 'mask': count.clamp(min=1), 'dice': count.clamp(min=1)}
+    return {name: torch.stack(frames) / shares[name] for name, frames in sums.items()}
 
 
 def mask_losses(predicted: Tensor, masks: Tensor, which: Tensor, size: tuple[int, int], points: int
                 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice, summed over P masks: logits ``(P, h * w)`` of ``size`` against ``masks[which]``."""
+    """Cross-entropy and dice of P masks, each ``(P,)``: logits ``(P, h * w)`` of ``size`` against ``masks[which]``."""
     if points:
         predicted = predicted.unflatten(1, size)
         where = uncertain_points(predicted.detach(), points)
@@ -165,9 +181,9 @@ def mask_losses(predicted: Tensor, masks: Tensor, which: Tensor, size: tuple[int
         truth = sample_at(masks[which][:, None], where)[:, 0]
     else:
         truth = masks.flatten(1)[which]
-    bce = F.binary_cross_entropy_with_logits(predicted, truth, reduction='none').mean(1).sum()
+    bce = F.binary_cross_entropy_with_logits(predicted, truth, reduction='none').mean(1)
     p = predicted.sigmoid()
-    return bce, (1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)).sum()
+    return bce, 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
 
 
 def semantic_loss(semantic: Tensor, targets: list[Target]) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from tar_vis_core.data.transforms import PERSON, Sample
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.training.losses import make_target, semantic_loss, set_losses, total_loss
+from tar_vis_core.training.losses import Pairs, frame_losses, make_target, semantic_loss, total_loss
 from tar_vis_core.training.processes import mean_over_processes
 from tar_vis_core.training.recipe import Recipe
-from tar_vis_core.training.tracker_losses import TrackedFrame, tracker_losses
+from tar_vis_core.training.tracker_losses import TrackedFrame, consistent_slots, pairs_of, tracker_losses
 
 
 def stack_images(model: VideoInstanceModel, samples: list[Sample]) -> Tensor:
@@ -34,8 +34,8 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
     """Loss of a batch of clips (of one frame for stills) and its terms; ``done`` is the fraction of the run behind it.
 
     A clip's first frame is decoded plainly and stays in the loss, so that the plain decoder (first frames, routing
-    'full') does not drift away; every later one is synchronised with, and routed by, the queries of the frame before,
-    which are detached (memory, stability). ``reroute_first`` decodes the first frame once more, routed by its own
+    'full') does not drift away; every later one is synchronised with, and routed by, the queries of the frame before.
+    ``reroute_first`` decodes the first frame once more, routed by its own
     plain queries: the paper's t = 0. Parts that do not train need no loss of their own: where only the tracker
     trains, its losses are all.
     """
@@ -52,12 +52,14 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
         targets = [make_target(s, images.shape[-2:], recipe.loss.points, images.device) for s in samples]
         for again in range(2 if recipe.reroute_first and routed and previous is None else 1):
             with torch.set_grad_enabled(decoder_trains or encoder_trains):
-                output = model.supervised(features, previous, recipe.gumbel_tau)
+                output = model.supervised(features, previous, recipe.gumbel_tau, recipe.exit_losses)
             if not again:
                 tracked.append(TrackedFrame(output, features.mask_features, targets))
             if decoder_trains or encoder_trains:
-                terms = set_losses(output.logits, output.mask_embeddings, features.mask_features, targets,
-                                   recipe.loss, phase, person)
+                kept = recipe.keep_slots and previous is not None
+                each = frame_losses(output.logits, output.mask_embeddings, features.mask_features, targets, recipe.loss,
+                                    phase, person, kept_pairs(model, tracked, recipe, phase) if kept else None)
+                terms = {name: value.sum() for name, value in each.items()}
                 if features.semantic is not None and encoder_trains:
                     terms['semantic'] = semantic_loss(features.semantic, targets)
                 total, passes = total + total_loss(terms, recipe.loss), passes + 1
@@ -65,14 +67,36 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
             if output.execute is not None:
                 probability = output.execute.mean()
                 log.update(execute_probability=float(probability.detach()), executed=float(output.executed.mean()))
+                if recipe.exit_losses:
+                    changes = total_loss(each, recipe.loss).detach().diff(dim=1)[:, model.decoder.warmup_layers:]
+                    total = total + (output.execute * changes).sum()
                 if recipe.budget_weight:
                     # the value is that of all processes, the gradient this one's share
                     probability = probability + (mean_over_processes(probability) - probability.detach())
                     total = total + recipe.budget_weight * (probability - recipe.budget_target) ** 2
-            previous = output.queries.detach() if routed else None
+            previous = output.queries if routed else None
+            if routed and recipe.detach_previous:
+                previous = previous.detach()
     total = total / max(passes, 1)
     if tracker_trains:
         terms = tracker_losses(model, tracked, recipe, done, phase, person)
         total = total + total_loss(terms, recipe.loss)
         log.update({f'tracker_{k}': float(v.detach()) for k, v in terms.items()})
     return total, log
+
+
+def kept_pairs(model: VideoInstanceModel, frames: list[TrackedFrame], recipe: Recipe, phase: tuple[int, int]
+               ) -> list[Pairs]:
+    """Slots and instances of the last of a clip's frames at each depth behind the Synchronizer, one list a clip.
+
+    An instance is matched where the clip shows it first, by what the last layer says there, and keeps its slot.
+    """
+    pairs, depths = [], len(frames[-1].output.logits) - model.decoder.warmup_layers
+    for b in range(len(frames[-1].targets)):
+        said = [torch.stack([getattr(frame.output, name)[-1][b] for frame in frames])[None]
+                for name in ('logits', 'mask_embeddings')]
+        targets = [frame.targets[b] for frame in frames]
+        slots = consistent_slots(*said, torch.stack([frame.mask_features[b] for frame in frames]), targets,
+                                 recipe.loss, phase)
+        pairs.append(pairs_of(slots.expand(depths, -1), targets[-1]))
+    return pairs

@@ -18,7 +18,7 @@ from tar_vis_core.weights.official import read_class_names
 
 HEADS = 'decoder.class_embed.', 'tracker.class_embed.'
 # Parts that a file may lack as a whole, for earlier weights do not have them.
-OPTIONAL = {'routing': (PARTS['synchronizer'], PARTS['routers']), 'tracker': (PARTS['tracker'],)}
+OPTIONAL = 'synchronizer', 'routers', 'tracker'
 
 
 def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None = None,
@@ -29,7 +29,7 @@ def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None 
     Routing is there where it trains, or where ``init`` has it. Raises WeightsError where a file does not fit.
     """
     header = read_header(init) if init else None
-    routing = (recipe.clip > 1 and any(recipe.trains(name) for name in OPTIONAL['routing'])) or (
+    routing = (recipe.clip > 1 and any(recipe.trains(PARTS[part]) for part in ('synchronizer', 'routers'))) or (
         header is not None and header.has_routing)
     torch.manual_seed(recipe.seed)
     model = VideoInstanceModel(replace(with_classes(find_preset(recipe.preset), recipe.classes), routing=routing))
@@ -63,11 +63,11 @@ def load_what_fits(model: VideoInstanceModel, path: Path, header: WeightsHeader)
     Gives a line for each of these. Raises WeightsError for any other difference; the model is unchanged then.
     """
     state, notes, fresh = model.state_dict(), [], set()
-    for part, prefixes in OPTIONAL.items():
-        own = {name for name in state if name.startswith(prefixes)}
+    for part in OPTIONAL:
+        own = {name for name in state if name.startswith(PARTS[part])}
         if own and not own & header.shapes.keys():
             fresh |= own
-            notes.append(f'{path}: without {part}, which starts afresh')
+            notes.append(f'{path}: without {part}; starts afresh')
     names, known = model.config.class_names, header.class_names
     heads = [name for name in state if name.startswith(HEADS) and name in header.shapes]
     differ = known != names if known else any(header.shapes[name] != tuple(state[name].shape) for name in heads)
