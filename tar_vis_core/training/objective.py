@@ -35,9 +35,8 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
 
     A clip's first frame is decoded plainly and stays in the loss, so that the plain decoder (first frames, routing
     'full') does not drift away; every later one is synchronised with, and routed by, the queries of the frame before.
-    ``reroute_first`` decodes the first frame once more, routed by its own
-    plain queries: the paper's t = 0. Parts that do not train need no loss of their own: where only the tracker
-    trains, its losses are all.
+    ``reroute_first`` decodes the first frame once more, routed by its own plain queries: the paper's t = 0. Parts that
+    do not train need no loss of their own: where only the tracker trains, its losses are all.
     """
     decoder_trains = any(p.requires_grad for p in model.decoder.parameters())
     encoder_trains = any(p.requires_grad for part in (model.backbone, model.pixel_decoder) for p in part.parameters())
@@ -64,12 +63,13 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
                     terms['semantic'] = semantic_loss(features.semantic, targets)
                 total, passes = total + total_loss(terms, recipe.loss), passes + 1
                 log.update({k: float(v.detach()) for k, v in terms.items()})
+                if output.execute is not None and recipe.exit_losses:
+                    # what each layer changes of each frame's loss, charged where the layer runs
+                    changes = total_loss(each, recipe.loss).detach().diff(dim=1)[:, model.decoder.warmup_layers:]
+                    total = total + (output.execute * changes).sum()
             if output.execute is not None:
                 probability = output.execute.mean()
                 log.update(execute_probability=float(probability.detach()), executed=float(output.executed.mean()))
-                if recipe.exit_losses:
-                    changes = total_loss(each, recipe.loss).detach().diff(dim=1)[:, model.decoder.warmup_layers:]
-                    total = total + (output.execute * changes).sum()
                 if recipe.budget_weight:
                     # the value is that of all processes, the gradient this one's share
                     probability = probability + (mean_over_processes(probability) - probability.detach())
