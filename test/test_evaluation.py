@@ -48,6 +48,7 @@ def test_perfect_answers_score_one(tmp_path):
 def test_no_answers_score_zero(tmp_path):
     result = evaluate(lambda image: [], write_coco(tmp_path), progress=False)
     assert result.person.ap == 0.0 and result.person.recall == 0.0
+    assert result.person.recall50_medium == 0.0
     with pytest.raises(KeyError, match="'cat' was not evaluated, only person"):
         result['cat']
 
@@ -60,6 +61,8 @@ def test_a_half_right_mask_counts_at_low_overlap_only(tmp_path):
         return [(score, name, mask)]
     person = run(write_coco(tmp_path), shave).person
     assert person.ap50 == pytest.approx(1.0) and person.ap75 == 0.0 and 0 < person.ap < 1
+    found = {person.recall50_small, person.recall50_medium, person.recall50_large}
+    assert {share for share in found if not math.isnan(share)} == {1.0}, 'found at one half, however inexact'
 
 
 def test_a_confident_false_answer_costs_precision(tmp_path):

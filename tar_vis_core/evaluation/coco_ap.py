@@ -39,6 +39,11 @@ class CategoryAP:
     medium: float
     large: float
     recall: float        # mean over IoU 0.50 to 0.95, at most 100 predictions an image
+    # Share of the instances of a size that some prediction of that class matches at IoU 0.5, whatever its score: what
+    # is missing here no better score could bring back.
+    recall50_small: float
+    recall50_medium: float
+    recall50_large: float
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def score_category(name: str, records: Sequence[ImageRecord], predictions: Seque
             row['id'] = number
     instances = sum(not row['iscrowd'] for row in truth)
     if not instances:
-        return CategoryAP(name, len(counted), 0, *[math.nan] * 7)
+        return CategoryAP(name, len(counted), 0, *[math.nan] * 10)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_as_coco(records, counted, truth), _as_coco(records, counted, answers), 'segm')
         evaluation.evaluate()
@@ -145,7 +150,8 @@ def score_category(name: str, records: Sequence[ImageRecord], predictions: Seque
         name, len(counted), instances, ap=_mean(precision[:, :, 0, 0, -1]), ap50=_mean(precision[0, :, 0, 0, -1]),
         ap75=_mean(precision[5, :, 0, 0, -1]), small=_mean(precision[:, :, 0, 1, -1]),
         medium=_mean(precision[:, :, 0, 2, -1]), large=_mean(precision[:, :, 0, 3, -1]),
-        recall=_mean(recall[:, 0, 0, -1]))
+        recall=_mean(recall[:, 0, 0, -1]),
+        **{f'recall50_{size}': _mean(recall[0, 0, k, -1]) for k, size in enumerate(('small', 'medium', 'large'), 1)})
 
 
 def _mean(values: np.ndarray) -> float:

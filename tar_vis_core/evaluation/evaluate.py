@@ -186,11 +186,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f'tar-vis eval: {error}', file=sys.stderr)
         return 1
     print(f'\n{args.data.name}: {len(records)} images; {rows[-1].result.categories[0].name} masks, percent')
-    print(f'{"decoding":<20}{"layers":>8}{"AP":>8}{"AP50":>8}{"AP75":>8}{"small":>8}{"medium":>8}{"large":>8}')
+    print(f'{"decoding":<20}{"layers":>8}{"AP":>8}{"AP50":>8}{"AP75":>8}{"small":>8}{"medium":>8}{"large":>8}'
+          f'{"R50: small":>12}{"medium":>8}{"large":>8}')
     for row in rows:
         first = row.result.categories[0]
         cells = (first.ap, first.ap50, first.ap75, first.small, first.medium, first.large)
-        print(f'{row.name:<20}{row.executed:>8.2f}' + ''.join(f'{100 * v:>8.1f}' for v in cells))
+        recalls = (first.recall50_small, first.recall50_medium, first.recall50_large)
+        print(f'{row.name:<20}{row.executed:>8.2f}' + ''.join(f'{100 * v:>8.1f}' for v in cells) + ' ' * 4
+              + ''.join(f'{100 * v:>8.1f}' for v in recalls))
     if len(rows[-1].result.categories) > 1:
         for row in rows:
             print(f'\n{row.name}\n{row.result}')
