@@ -80,7 +80,12 @@ class Attention(nn.Module):
         """Attend from ``query (N, Q, D)`` to ``key, value (N, S, D)``; ``keep (N, Q, S)`` is True where allowed."""
         q, k, v = (self._split(part) for part in self.project(query, key, value))
         mask = None if keep is None else keep[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if q.device.type == 'cpu' and q.dtype == torch.bfloat16:
+            # measured: backwards it takes twice as long in bfloat16 as in float32 on a CPU
+            with torch.autocast('cpu', enabled=False):
+                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
