@@ -3,6 +3,7 @@
 The weights take a user's way: an official checkpoint file, the converter, the loader.
 """
 
+import copy
 import json
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from parity_data import expected, formula, official_state, recording
 from tar_vis_core.device import compute_context
 from tar_vis_core.evaluation.whole_video import VideoInstances, mean_logits, rows_by_slot, segment_video
 from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.models.inference import inference_form
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features
 from tar_vis_core.segmenter import make_tracker
@@ -76,6 +78,7 @@ class Run:
     """A clip, all its frames at once, through the network; and what was recorded of it."""
 
     clip: Clip
+    fast: bool                  # in its inference form
     network: torch.nn.Module
     frames: torch.Tensor
     maps: tuple[torch.Tensor, ...]
@@ -104,20 +107,25 @@ class Run:
             assert gap < (max(1e-3, 1e-5 * np.abs(recorded).max()) if 'masks' in name else 1e-4), name
 
 
-@pytest.fixture(scope='module', params=CLIPS, ids=str)
+FORMS = [(clip, fast) for clip in CLIPS for fast in (False, True)]
+
+
+@pytest.fixture(scope='module', params=FORMS, ids=lambda form: f'{form[0]}{"-inference" if form[1] else ""}')
 @torch.no_grad()
 def run(request):
-    clip = request.param
+    clip, fast = request.param
     recorded = {name.removeprefix(clip.prefix): value for name, value in expected(clip.family).items()
                 if name.startswith(clip.prefix)}
     frames = torch.from_numpy(formula().frames(*clip.frames))
     assert frames.double().sum().item() == recorded['input_checksum'][0]
     network = load(clip.family, clip.salt)
+    if fast:
+        network = inference_form(copy.deepcopy(network), torch.device('cpu'))
     images = network.normalize(frames)
     features = network.encode(images)
     decoded = network.decode(features)
     tracked, _ = make_tracker(network.config.tracker, network).track(decoded, features.mask_features, None)
-    yield Run(clip, network, frames, network.backbone(images), features, decoded, tracked, recorded)
+    yield Run(clip, fast, network, frames, network.backbone(images), features, decoded, tracked, recorded)
     if clip == CLIPS[-1]:
         load.cache_clear()
 
@@ -248,8 +256,8 @@ def test_bfloat16_stays_near_float32(run):
     With random weights most of the distance comes from that: with float32's attention masks every class logit of a
     frame stays within 0.2 of float32's, with its own the mean does, and scores of a video's instances within 0.05.
     """
-    if 'r50' not in run.clip.family or run.clip.prefix:
-        pytest.skip('one backbone and size is enough')
+    if 'r50' not in run.clip.family or run.clip.prefix or run.fast:
+        pytest.skip('one backbone and size is enough, in the plain form')
     network, layers = run.network, run.network.decoder.layers
     tracker = make_tracker(network.config.tracker, network)
     keeps: list[torch.Tensor] = []

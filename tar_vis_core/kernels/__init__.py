@@ -22,7 +22,8 @@ def library() -> ctypes.CDLL | None:
         # it names the same OpenMP runtime that torch has loaded, so both use one set of threads
         loaded = ctypes.CDLL(str(LIBRARY))
         loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7
-        loaded.tar_vis_deformable.restype = None
+        loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_float]
+        loaded.tar_vis_deformable.restype = loaded.tar_vis_group_norm.restype = None
     except (OSError, AttributeError):
         return None
     return loaded
@@ -47,3 +48,20 @@ def sample_deformable(value: Tensor, offsets: Tensor, weights: Tensor, reference
     sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
     kernels.tar_vis_deformable(*(t.data_ptr() for t in (*read, sizes, out)), n, cells, s, heads, levels, points, width)
     return out.to(value.dtype)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group norm of ``(N, C, h, w)`` on a CPU, computed in float32; the result has its channels last.
+
+    No gradient. Without the compiled kernels it is PyTorch's own, on memory with channels first: with channels last
+    that loses digits where a group varies little.
+    """
+    kernels, dtype = library(), x.dtype
+    if kernels is None:
+        return torch.nn.functional.group_norm(x.float().contiguous(), groups, weight, bias, eps).to(dtype)
+    n, channels, h, w = x.shape
+    x = x.detach().to(torch.float32, memory_format=torch.channels_last)
+    weight, bias, out = weight.detach().float().contiguous(), bias.detach().float().contiguous(), torch.empty_like(x)
+    kernels.tar_vis_group_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), n, h * w, channels,
+                               groups, eps)
+    return out.to(dtype)
