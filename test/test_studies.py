@@ -21,7 +21,7 @@ from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.layers import at_same_layers, decode_layers
 from tar_vis_core.studies.motion import rows_of
 from tar_vis_core.studies.operations import VARIANTS, step
-from tar_vis_core.studies.reference_style import full_size_masks, unfused_attention
+from tar_vis_core.evaluation.reference_style import full_size_masks, unfused_attention
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampling import mean_rows
 from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval
@@ -213,8 +213,9 @@ def test_motion_needs_routers(tmp_path, capsys):
 
 
 def seen(video, gap, worth, probability):
-    return Seen(video, gap, float(gap), 2.0, 2.0 + sum(worth), 2.0 + np.array(worth), np.array(probability),
-                np.full((len(worth), 1), float(gap)))
+    ends = 2.0 + np.cumsum(worth[::-1])[::-1]       # without that layer and those that follow
+    return Seen(video, gap, float(gap), 2.0, ends, 2.0 + np.array(worth), np.array(probability),
+                np.tile([0.0, 0.0, gap], (len(worth), 1)))
 
 
 def test_worth_is_told_apart_by_gap_and_by_layer():
@@ -223,10 +224,18 @@ def test_worth_is_told_apart_by_gap_and_by_layer():
     assert [row['without'] for row in gaps] == ['all, gap 0', 'all, gap 1', 'all, gap 4']
     assert [round(row['worth'], 3) for row in gaps] == [-0.1, 0.0, 0.3]
     assert everything['frames'] == 9 and everything['Spearman with probability'] == pytest.approx(1)
+    assert everything['Spearman with MSE'] == pytest.approx(1)
+    assert [row['distance of queries'] for row in gaps] == [0, 1, 4]
     assert (second['without'], third['without']) == ('layer 2', 'layer 3')
     assert third['worth'] == pytest.approx(-0.1) and third['frames better without, %'] == 100
     assert second['Spearman with probability'] == pytest.approx(1)
     assert math.isnan(third['Spearman with probability']), 'what does not vary has no rank'
+
+
+def test_what_follows_a_layer_is_worth_what_ending_before_it_costs():
+    frames = [seen(v, gap, [0.1, 0.2 * gap, -0.1], [0.5, 0.4 + 0.05 * gap, 0.5]) for v in range(3) for gap in (0, 1, 4)]
+    row = next(row for row in rows_of_worth(frames, 1, 50) if row['without'] == 'layers 3 to 4')
+    assert row['worth'] == pytest.approx(0.2 * 5 / 3 - 0.1) and row['Spearman with probability'] == pytest.approx(1)
 
 
 def test_a_read_out_foretells_what_queries_show_on_videos_that_it_has_not_seen_and_nothing_else():
@@ -276,7 +285,7 @@ def test_the_reference_style_gives_the_same_answers_by_other_operations(routing)
         kernels.append(counts.get('aten::_scaled_dot_product_attention_math', 0))
         einsums.append(counts.get('aten::einsum', 0))
     runs = sum(ours.trace.executed)
-    assert kernels[0] == 0 < 2 * runs <= kernels[1] and einsums == [0, runs]
+    assert kernels[0] == 0 < 2 * runs <= kernels[1] and einsums == [0, runs + 1]
     assert 'run_layer' not in vars(model.decoder)       # all is as it was
 
 

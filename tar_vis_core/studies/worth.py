@@ -41,14 +41,15 @@ class Seen:
     gap: int
     mse: float
     loss: float                 # behind the synchronizer with all layers
-    without_all: float          # with the warm-up layers alone
-    without: np.ndarray         # (routers,) with all layers but one
+    stopped: np.ndarray         # (routers,) where the frame ends before that layer, the first: with the warm-up alone
+    without: np.ndarray         # (routers,) with all layers but that one
     probability: np.ndarray     # (routers,) of the router before each layer, all layers executed
     compared: np.ndarray        # (routers, F) what that router compares, mean over queries: Q, Q_{t-1}, |Q - Q_{t-1}|
 
     @property
-    def worth(self) -> np.ndarray:
-        return self.without - self.loss
+    def distance(self) -> np.ndarray:
+        """Mean |Q - Q_{t-1}| of what each router compares, ``(routers,)``."""
+        return self.compared[:, self.compared.shape[1] // 3 * 2:].mean(1)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +121,7 @@ def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: lis
         scores = torch.stack([decoder.scores(x, previous, i, i + 1)[0, 0] for i, x in enumerate(along[:-1])])
         now, then = torch.cat([decoder.compared(x) for x in along[:-1]]), decoder.compared(previous)
         compared = torch.cat((now, then.expand_as(now), (now - then).abs()), -1).mean(1)
-        yield Seen(video, gap, mse, losses(along[-1]), losses(along[0]), np.array(without),
+        yield Seen(video, gap, mse, losses(along[-1]), np.array([losses(x) for x in along[:-1]]), np.array(without),
                    scores.softmax(-1)[:, EXECUTE].numpy(force=True), compared.numpy(force=True))
         previous = along[-1]
 
@@ -143,14 +144,16 @@ def read_out(compared: np.ndarray, worth: np.ndarray, videos: np.ndarray, folds:
 
 
 def rows_of(frames: list[Seen], first: int, times: int) -> list[dict[str, object]]:
-    """All routed layers together, over all frames and by gap; then each layer alone."""
+    """All routed layers together, over all frames and by gap; from each layer on; then each layer alone."""
     videos = np.array([seen.video for seen in frames])
     of_video = [np.flatnonzero(videos == video) for video in np.unique(videos)]
 
-    def row(name: str, chosen: np.ndarray, worth: np.ndarray, probability: np.ndarray, foretold: np.ndarray
-            ) -> dict[str, object]:
+    def row(name: str, chosen: np.ndarray, worth: np.ndarray, probability: np.ndarray, router: int,
+            foretold: np.ndarray | None = None) -> dict[str, object]:
         parts = [np.intersect1d(part, chosen) for part in of_video]
         parts = [part for part in parts if len(part)]
+        if foretold is None:
+            foretold = read_out(compared[:, router], worth, videos)
 
         def mean(selected: np.ndarray) -> float:
             return float(worth[np.concatenate([parts[i] for i in selected])].mean())
@@ -163,7 +166,7 @@ def rows_of(frames: list[Seen], first: int, times: int) -> list[dict[str, object
 
         out: dict[str, object] = {'without': name, 'frames': len(chosen)}
         for key, measure in (('worth', mean), ('Spearman with probability', with_worth(probability)),
-                             ('Spearman with read-out', with_worth(foretold))):
+                             ('Spearman with read-out', with_worth(foretold)), ('Spearman with MSE', with_worth(mses))):
             bounds = with_interval(measure, len(parts), times) if parts else (math.nan,) * 3
             out |= dict(zip((key, f'{key}: low', f'{key}: high'), bounds))
         nothing = not len(chosen)
@@ -171,18 +174,23 @@ def rows_of(frames: list[Seen], first: int, times: int) -> list[dict[str, object
             'spread of worth': math.nan if nothing else float(worth[chosen].std()),
             'frames better without, %': math.nan if nothing else float(100 * (worth[chosen] < 0).mean()),
             'execute probability': math.nan if nothing else float(probability[chosen].mean()),
+            'distance of queries': math.nan if nothing else float(distance[chosen, router].mean()),
             'loss': math.nan if nothing else float(np.mean([frames[i].loss for i in chosen])),
-            'MSE': math.nan if nothing else float(np.mean([frames[i].mse for i in chosen]))}
+            'MSE': math.nan if nothing else float(mses[chosen].mean())}
 
-    together = np.array([seen.without_all - seen.loss for seen in frames])
-    single, probability = np.stack([s.worth for s in frames]), np.stack([s.probability for s in frames])
-    everything, gaps = np.arange(len(frames)), np.array([seen.gap for seen in frames])
-    mean, compared = probability.mean(1), np.stack([s.compared for s in frames])
+    following, single = (np.stack([getattr(s, name) - s.loss for s in frames]) for name in ('stopped', 'without'))
+    probability, compared, distance = (np.stack([getattr(s, name) for s in frames])
+                                       for name in ('probability', 'compared', 'distance'))
+    gaps, mses = np.array([s.gap for s in frames]), np.array([s.mse for s in frames])
+    everything = np.arange(len(frames))
+    together, mean, count = following[:, 0], probability.mean(1), single.shape[1]
     foretold = read_out(compared[:, 0], together, videos)
-    return [row('all routed layers', everything, together, mean, foretold),
-            *(row(f'all, gap {gap}', np.flatnonzero(gaps == gap), together, mean, foretold) for gap in np.unique(gaps)),
-            *(row(f'layer {first + 1 + k}', everything, single[:, k], probability[:, k],
-                  read_out(compared[:, k], single[:, k], videos)) for k in range(single.shape[1]))]
+    return [row('all routed layers', everything, together, mean, 0),
+            *(row(f'all, gap {gap}', np.flatnonzero(gaps == gap), together, mean, 0, foretold)
+              for gap in np.unique(gaps)),
+            *(row(f'layers {first + 1 + k} to {first + count}', everything, following[:, k], probability[:, k], k)
+              for k in range(1, count - 1)),
+            *(row(f'layer {first + 1 + k}', everything, single[:, k], probability[:, k], k) for k in range(count))]
 
 
 @torch.inference_mode()
@@ -201,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
     rows = rows_of(frames, model.config.warmup_layers, args.resamples)
 
     def draw(axes: Axes) -> None:
-        worth, mean = [s.without_all - s.loss for s in frames], [s.probability.mean() for s in frames]
+        worth, mean = [s.stopped[0] - s.loss for s in frames], [s.probability.mean() for s in frames]
         gaps = sorted({s.gap for s in frames})
         for colour, gap in enumerate(gaps):
             chosen = [i for i, s in enumerate(frames) if s.gap == gap]
@@ -214,11 +222,13 @@ def run(args: argparse.Namespace) -> None:
 
     write_report(args.out, 'What the routed layers are worth', rows, [
         described(args, records) + ' First frames of videos are left out. All layers run from frame to frame; worth is '
-        "a frame's loss as in training (class, mask, dice) without a layer, or without all routed ones, less that with "
-        f'all. Intervals: 95 %, {args.resamples} bootstrap samples of whole videos, seed 0.',
-        'A gap is how many frames lie between the last picture and this one; 0 shows the same picture again.',
+        "a frame's loss as in training (class, mask, dice) without a layer, without it and all that follow, or without "
+        f'all routed ones, less that with all. Intervals: 95 %, {args.resamples} bootstrap samples of whole videos, '
+        'seed 0.',
+        'A gap is how many frames lie between the last picture and this one; 0 shows the same picture again. Distance: '
+        'mean |Q - Q_{t-1}| of what the router before the (first) layer left out compares.',
         'It shows whether there is anything for routers to choose: a worth that is the same on all frames asks for a '
         'fixed number of layers, one that differs for routers, and Spearman says whether these routers follow it. The '
         'read-out says what a router could: a linear map, fitted to the worth on other videos (five folds), of what '
-        'the router before that layer compares, or the first one for all layers. It '
-        'cannot show what skipping does over many frames, where a poor frame makes the next one poorer.'], draw)
+        'that router compares (mean over queries of Q, Q_{t-1} and |Q - Q_{t-1}|). It cannot show what skipping does '
+        'over many frames, where a poor frame makes the next one poorer.'], draw)
