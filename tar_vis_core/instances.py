@@ -114,3 +114,4 @@ class FrameResult:
     frame_mse: float              # against the previous frame, squared grey levels (0..65025); NaN for the first
     times: StageTimes
     reset_reason: str = ''        # why the state was reset before this frame; empty when it was not
+    encoder_reused: bool = False  # masks are of an earlier frame's picture (SegmenterOptions.encoder_reuse)

@@ -84,7 +84,7 @@ def result_line(result: FrameResult) -> dict:
         'height': result.height, 'width': result.width,
         'executed': list(result.routing.executed), 'executed_layers': result.routing.executed_layers,
         'frame_mse': finite_or_none(result.frame_mse), 'total_ms': finite_or_none(result.times.total),
-        'reset_reason': result.reset_reason,
+        'reset_reason': result.reset_reason, 'encoder_reused': result.encoder_reused,
         'instances': [{
             'track_id': i.track_id, 'status': i.status.name, 'age': i.age, 'class_id': i.class_id,
             'class_name': i.class_name, 'score': round(i.score, 4), 'box': list(i.box), 'area': i.area,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.inference import inference_form
 from tar_vis_core.models.masked_decoder import ROUTINGS
 from tar_vis_core.models.presets import PRESETS, TRACKERS
-from tar_vis_core.models.video_model import Features, VideoInstanceModel
+from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.postprocess import Detection, detect
 from tar_vis_core.preprocess import check_image, resized, small_grey
 from tar_vis_core.state import TemporalState
+from tar_vis_core.still_pictures import EncodedFrame
 from tar_vis_core.tracking.memory_bank import MemoryBankTracker
 from tar_vis_core.tracking.tracker import MatchingTracker, Tracked, Tracker, masks_of
 from tar_vis_core.weights import packaged_weights
@@ -45,6 +46,9 @@ class SegmenterOptions:
     input_short_side: int = 0           # pixels of the network input's shorter edge, 32..1333; 0: the preset's
     skip_bias: float = 0.0              # added to the routers' skip score: above 0 skips more, below 0 less
     refresh_frames: int = 10            # with 'adaptive', a plain pass of all layers so often; 0: first frame only
+    # grey levels 0..255: a frame that differs by less from the last encoded one, in its cell of greatest change, takes
+    # over that frame's features, and its masks lag by as much (``still_pictures``); 0: every frame is encoded
+    encoder_reuse: float = 0.0
     reset_gap_s: float = 2.0            # a longer gap between stamps resets the state; 0: never
     grace_frames: int = 15              # frames that a track may be out of sight and still keep its id, from 0
 
@@ -61,6 +65,7 @@ class SegmenterOptions:
             _whole('input_short_side', self.input_short_side, 32, 1333, ' (0 for the preset\'s)')
         _number('skip_bias', self.skip_bias, -math.inf, math.inf)
         _whole('refresh_frames', self.refresh_frames, 0)
+        _number('encoder_reuse', self.encoder_reuse, 0, 255, ' (0 for off)')
         _number('reset_gap_s', self.reset_gap_s, 0, math.inf, ' (0 for never)')
         _whole('grace_frames', self.grace_frames, 0)
 
@@ -157,6 +162,7 @@ class VideoSegmenter:
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         state = self.new_state()
         for _ in range(2):
+            state.encoded = None    # nothing to reuse: the encoder must run both times
             self.step(image, state)
 
     @torch.inference_mode()
@@ -173,19 +179,15 @@ class VideoSegmenter:
         clock = StageClock(self.device)
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s)
         small = small_grey(image)
-        frame = resized(image, options.input_short_side or self.model.config.short_side)
         with compute_context(self.device, self.dtype):
-            images = self.model.normalize(frame.to(self.device))
-            preprocess = clock.lap()
-            features = self.model.encode(images)
-            encoder = clock.lap()
+            encoded, preprocess, encoder = self._encode(image, small, state.encoded, clock)
+            features = encoded.features
             out = self.model.decode(features, self._previous(state), self.routing, options.fixed_layers,
                                     options.skip_bias)
             decoder = clock.lap()
             tracked, state.tracker_memory = self.tracker.track(out, features.mask_features, state.tracker_memory)
             tracker = clock.lap()
-            geometry = MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], frame.shape[-2:], size)
-            detections, finite = self._detect(image, features, tracked, geometry)
+            detections, finite = self._detect(image, encoded, tracked)
         masks = clock.lap()
         identities = state.identities
         identities.grace_frames, identities.by_slot = options.grace_frames, self.tracker_name != 'motion'
@@ -193,14 +195,27 @@ class VideoSegmenter:
             detections, tracked.slots[0], options.score_threshold, options.max_instances, elapsed_s, *size)
         instances = [identities.instance(track, status, self.class_names) for track, status in tracks
                      if self._allowed[track.class_id] or status != TrackStatus.LOST]
-        state.previous_queries = out.queries
+        state.previous_queries, state.encoded = out.queries, encoded if options.encoder_reuse else None
         mse, index, epoch = state.frame_mse(small), state.frame_index, state.epoch
         state.frame_index += 1
         if not finite:  # it would poison all frames to come
             state.reset('the network gave numbers that are not finite')
         tracker += clock.lap()
         times = StageTimes(preprocess, encoder, decoder, masks, tracker, clock.total())
-        return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason)
+        return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason, encoded.reused > 0)
+
+    def _encode(self, image: np.ndarray, small: np.ndarray, before: EncodedFrame | None, clock: StageClock
+                ) -> tuple[EncodedFrame, float, float]:
+        """The frame's features, its own or those of the frame encoded before; milliseconds of both stages."""
+        short_side = self._options.input_short_side or self.model.config.short_side
+        if before is not None and before.stands_for(small, short_side, self._options.encoder_reuse):
+            return replace(before, reused=before.reused + 1), clock.lap(), clock.lap()
+        frame = resized(image, short_side)
+        images = self.model.normalize(frame.to(self.device))
+        preprocess = clock.lap()
+        features = self.model.encode(images)
+        geometry = MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], frame.shape[-2:], image.shape[:2])
+        return EncodedFrame(features, geometry, small, short_side), preprocess, clock.lap()
 
     def _previous(self, state: TemporalState) -> torch.Tensor | None:
         """The last frame's queries, or None where this frame is decoded plainly.
@@ -211,12 +226,12 @@ class VideoSegmenter:
         every = self._options.refresh_frames
         return None if every and state.frame_index % every == 0 else state.previous_queries
 
-    def _detect(self, image: np.ndarray, features: Features, tracked: Tracked,
-                geometry: MaskGeometry) -> tuple[list[Detection], bool]:
+    def _detect(self, image: np.ndarray, encoded: EncodedFrame, tracked: Tracked) -> tuple[list[Detection], bool]:
         """The frame's detections, none where the network's numbers are not finite, and whether they are."""
         probabilities = tracked.logits[0].float().softmax(-1).cpu()
         if not torch.isfinite(probabilities).all():
             return [], False
+        features = encoded.features
         # a row without a slot is nobody: it must not become an instance
         probabilities[torch.from_numpy(tracked.slots[0] < 0)] = torch.eye(probabilities.shape[1])[-1]
 
@@ -226,7 +241,7 @@ class VideoSegmenter:
         named = self.model.config.semantic_classes
         semantic = features.semantic[0].float().cpu() if named else None
         options = self._options
-        return detect(probabilities, logits_of, tracked.embeddings[0].float().cpu(), semantic, image, geometry,
+        return detect(probabilities, logits_of, tracked.embeddings[0].float().cpu(), semantic, image, encoded.geometry,
                       CONTINUE_SHARE * options.score_threshold, self._allowed), True
 
 

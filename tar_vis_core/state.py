@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tar_vis_core.still_pictures import EncodedFrame
 from tar_vis_core.tracking.identity import IdentityTracker
 
 # Time between frames that come without stamps; it only gives velocities a unit.
@@ -27,6 +28,8 @@ class TemporalState:
     identities: IdentityTracker = field(default_factory=IdentityTracker)
     # The last frame in grey, about 64 pixels wide: for the inter-frame mean squared error.
     small_frame: np.ndarray | None = None
+    # With ``encoder_reuse`` the last frame that was encoded, whose features still pictures take over; else None.
+    encoded: EncodedFrame | None = None
     # Index of the next frame since the last reset.
     frame_index: int = 0
     # Rises by one at every reset: (epoch, track id) never comes twice in a stream.
