@@ -97,6 +97,8 @@ class Settings:
     refresh_frames: int = _parameter(
         10, 'with adaptive, every so many frames a plain pass of all layers; 0: only at first',
         low=0, high=100000)
+    encoder_reuse: float = _parameter(
+        0.0, 'grey levels: an image that differs less reuses the features of an earlier one; 0: off', low=0, high=255)
     score_threshold: float = _parameter(
         0.6, 'score that a new track needs; a known one goes on with half of it', low=0, high=1)
     max_instances: int = _parameter(20, 'instances reported per image at most', low=1, high=1000)

@@ -37,4 +37,5 @@ def live_options(configured: Settings, current: Settings):
         routing=settings.routing, fixed_layers=settings.fixed_layers, skip_bias=settings.skip_bias,
         score_threshold=settings.score_threshold, max_instances=settings.max_instances,
         class_filter=settings.class_filter, input_short_side=settings.input_short_side,
-        grace_frames=settings.grace_frames, reset_gap_s=settings.reset_gap_s, refresh_frames=settings.refresh_frames)
+        grace_frames=settings.grace_frames, reset_gap_s=settings.reset_gap_s, refresh_frames=settings.refresh_frames,
+        encoder_reuse=settings.encoder_reuse)
