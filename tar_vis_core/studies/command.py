@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tar_vis_core.studies import budget, layers, motion, operations, profile, subject, synchronizer, warmup, worth
+from tar_vis_core.studies import (
+    budget,
+    layers,
+    motion,
+    operations,
+    profile,
+    still,
+    subject,
+    synchronizer,
+    warmup,
+    worth,
+)
 
 # name: module with add_options(parser) and run(args), how many files --weights takes, one line of help
 STUDIES = {
@@ -15,6 +26,7 @@ STUDIES = {
     'profile': (profile, None, 'shares of the time of a frame by stage (Figure 1)'),
     'synchronizer': (synchronizer, None, 'none, bipartite, attention, with router on and off (Table 3); trains'),
     'budget': (budget, None, 'step time, bias and layers while the latency budget changes (not of the paper)'),
+    'still': (still, None, 'image encoder features reused while the picture stands still (not of the paper)'),
     'worth': (worth, None, 'what layers are worth, frame by frame, and whether routers follow it (not of the paper)'),
     'warmup': (warmup, None, 'number of warm-up layers (Figure 4); trains'),
 }
