@@ -96,7 +96,7 @@ def test_every_packed_layer_with_every_activation(layer, activation):
     expected = made(x)
     torch.testing.assert_close(fast(x), expected, atol=2e-5, rtol=1e-5)
     assert torch.equal(x, before)
-    if layer != 'linear' and activation in ('none', 'relu'):     # what models add to
+    if activation in ('none', 'relu'):     # what models add to
         added = torch.randn_like(expected)
         torch.testing.assert_close(fast(x, added), made(x, added), atol=2e-5, rtol=1e-5)
 
@@ -123,8 +123,8 @@ def kernel_case(name, spread=2.0):
     cells, levels = sum(h * w for h, w in shapes), len(shapes)
     value = torch.randn(frames, cells, heads * width, generator=generator)
     offsets = spread * torch.randn(frames, queries, heads, levels, points, 2, generator=generator)
-    weights = torch.rand(offsets.shape[:-1], generator=generator)
-    return value, offsets, weights, torch.rand(queries, 2, generator=generator), shapes
+    logits = 3 * torch.randn(offsets.shape[:-1], generator=generator)
+    return value, offsets, logits, torch.rand(queries, 2, generator=generator), shapes
 
 
 @needs_kernels
@@ -140,23 +140,64 @@ def test_every_way_to_sample_gives_the_same(name, spread):
 
 @needs_kernels
 def test_the_kernel_takes_samples_that_are_nowhere():
-    value, offsets, weights, reference, shapes = kernel_case('all levels')
+    value, offsets, logits, reference, shapes = kernel_case('all levels')
     offsets[0, 0], offsets[0, 1], offsets[0, 2], offsets[0, 3] = float('nan'), float('inf'), -1e30, 1e9
-    out = kernels.sample_deformable(value, offsets, weights, reference, shapes)
+    out = kernels.sample_deformable(value, offsets, logits, reference, shapes)
     assert torch.equal(out[0, :4], torch.zeros_like(out[0, :4])) and out.isfinite().all() and out[0, 4:].any()
 
 
 @needs_kernels
 def test_the_kernel_refuses_what_does_not_fit_and_takes_any_strides():
-    value, offsets, weights, reference, shapes = kernel_case('wide')
-    expected = kernels.sample_deformable(value, offsets, weights, reference, shapes)
+    value, offsets, logits, reference, shapes = kernel_case('wide')
+    expected = kernels.sample_deformable(value, offsets, logits, reference, shapes)
     turned = value.transpose(1, 2).contiguous().transpose(1, 2)
-    assert torch.equal(kernels.sample_deformable(turned, offsets, weights, reference, shapes), expected)
+    assert torch.equal(kernels.sample_deformable(turned, offsets, logits, reference, shapes), expected)
     with pytest.raises(ValueError, match='shapes do not fit'):
-        kernels.sample_deformable(value[:, 1:], offsets, weights, reference, shapes)
-    half = kernels.sample_deformable(value.bfloat16(), offsets, weights, reference, shapes)
+        kernels.sample_deformable(value[:, 1:], offsets, logits, reference, shapes)
+    half = kernels.sample_deformable(value.bfloat16(), offsets, logits, reference, shapes)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.02)
+
+
+def runs_of_keys(frames, queries, keys, share):
+    """A mask whose queries keep a run of keys or two, at least one key each."""
+    generator = torch.Generator().manual_seed(keys)
+    keep = torch.zeros(frames, queries, keys, dtype=torch.bool)
+    for row in keep.view(-1, keys):
+        for start in torch.randint(0, keys, (2,), generator=generator).tolist():
+            row[start:start + max(1, int(share * keys / 2))] = True
+    return keep
+
+
+@needs_kernels
+@pytest.mark.parametrize('share', [None, 0.0, 0.2, 1.0])
+@pytest.mark.parametrize('frames, queries, keys, heads, width', [
+    (1, 50, 1408, 8, 16), (2, 33, 7, 3, 32), (1, 1, 513, 2, 64), (3, 70, 530, 1, 32)])
+def test_attention_equals_pytorchs(frames, queries, keys, heads, width, share):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(frames, n, heads * width) * 2 for n in (queries, keys, keys))
+    keep = None if share is None else runs_of_keys(frames, queries, keys, share)
+    attention = Attention(heads * width, heads).double()
+    exact = attention.attend(query.double(), key.double(), value.double(), keep)
+    assert kernels.attends(width)
+    found = kernels.attention(query, key, value, heads, keep)
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
+    # large logits must not overflow
+    found = kernels.attention(100 * query, key, value, heads, keep)
+    exact = attention.attend(100 * query.double(), key.double(), value.double(), keep)
+    torch.testing.assert_close(found.double(), exact, atol=1e-2, rtol=0)
+
+
+@needs_kernels
+def test_a_query_without_a_key_harms_no_other():
+    query = torch.randn(1, 3, 32)
+    keep = torch.tensor([[[True, False], [False, False], [True, True]]])
+    found = kernels.attention(query, torch.randn(1, 2, 32), torch.ones(1, 2, 32), 1, keep)
+    assert found[0, 1].isnan().all()
+    torch.testing.assert_close(found[0, [0, 2]], torch.ones(2, 32))
+    with pytest.raises(ValueError, match='shapes do not fit'):
+        kernels.attention(query, torch.randn(1, 2, 32), torch.ones(1, 3, 32), 1, None)
+    assert not kernels.attends(24)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (7, 5), (40, 33)])

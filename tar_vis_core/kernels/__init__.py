@@ -14,6 +14,9 @@ from torch import Tensor
 
 LIBRARY = Path(__file__).with_name('libtar_vis_kernels.so')
 
+MOST_SAMPLES = 64               # of a query and head of deformable attention
+ATTENTION_WIDTHS = 16, 32, 64   # channels of a head
+
 
 @functools.lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
@@ -23,13 +26,15 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(LIBRARY))
         loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7
         loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_float]
-        loaded.tar_vis_deformable.restype = loaded.tar_vis_group_norm.restype = None
+        loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
+        for name in ('deformable', 'group_norm', 'attention'):
+            getattr(loaded, f'tar_vis_{name}').restype = None
     except (OSError, AttributeError):
         return None
     return loaded
 
 
-def sample_deformable(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor,
+def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
                       shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """Deformable samples on a CPU, see ``models/deformable.py``: arguments and result are those of its other forms.
 
@@ -40,11 +45,13 @@ def sample_deformable(value: Tensor, offsets: Tensor, weights: Tensor, reference
         raise RuntimeError(f'{LIBRARY} is not there: build the package with ROS, by colcon or pip')
     n, s, heads, levels, points, _ = offsets.shape
     cells, width = sum(h * w for h, w in shapes), value.shape[-1] // heads
-    if (value.shape != (n, cells, heads * width) or weights.shape != offsets.shape[:-1] or len(shapes) != levels
+    if levels * points > MOST_SAMPLES:
+        raise ValueError(f'{levels} levels of {points} points, expected at most {MOST_SAMPLES} samples of a query')
+    if (value.shape != (n, cells, heads * width) or logits.shape != offsets.shape[:-1] or len(shapes) != levels
             or reference.shape != (s, 2)):
-        raise ValueError(f'shapes do not fit: value {tuple(value.shape)}, offsets {tuple(offsets.shape)}, weights '
-                         f'{tuple(weights.shape)}, reference {tuple(reference.shape)}, levels {shapes}')
-    read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, weights, reference)]
+        raise ValueError(f'shapes do not fit: value {tuple(value.shape)}, offsets {tuple(offsets.shape)}, logits '
+                         f'{tuple(logits.shape)}, reference {tuple(reference.shape)}, levels {shapes}')
+    read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, logits, reference)]
     sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
     kernels.tar_vis_deformable(*(t.data_ptr() for t in (*read, sizes, out)), n, cells, s, heads, levels, points, width)
     return out.to(value.dtype)
@@ -65,3 +72,27 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     kernels.tar_vis_group_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), n, h * w, channels,
                                groups, eps)
     return out.to(dtype)
+
+
+def attends(width: int) -> bool:
+    """Whether :func:`attention` can be called with heads of so many channels."""
+    return width in ATTENTION_WIDTHS and library() is not None
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tensor | None) -> Tensor:
+    """Scaled dot-product attention on a CPU: ``query (N, Q, D)`` asks ``key, value (N, S, D)``; gives ``(N, Q, D)``.
+
+    ``keep (N, Q, S)`` is True where allowed; a query that may ask nothing gets not-a-number, as from PyTorch's own.
+    Computes in float32 and gives the dtype of ``query``; no gradient. Only where :func:`attends` says so.
+    """
+    (n, queries, dim), keys = query.shape, key.shape[1]
+    if key.shape != (n, keys, dim) or value.shape != key.shape or (
+            keep is not None and (keep.shape != (n, queries, keys) or keep.dtype != torch.bool)):
+        raise ValueError(f'shapes do not fit: query {tuple(query.shape)}, key {tuple(key.shape)}, value '
+                         f'{tuple(value.shape)}, keep {None if keep is None else (tuple(keep.shape), keep.dtype)}')
+    read = [t.detach().to(torch.float32).contiguous() for t in (query, key, value)]
+    keep = None if keep is None else keep.contiguous()
+    out = torch.empty(n, queries, dim)
+    library().tar_vis_attention(*(t.data_ptr() for t in read), None if keep is None else keep.data_ptr(),
+                                out.data_ptr(), n, queries, keys, heads, dim // heads)
+    return out.to(query.dtype)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core import kernels
+from tar_vis_core.models.layers import Linear
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -37,7 +38,7 @@ class DeformableAttention(nn.Module):
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
         self.attention_weights = nn.Linear(dim, heads * levels * points)
         self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -56,8 +57,10 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-        """``query (N, Sq, D)`` at ``reference (Sq, 2)`` samples ``value (N, Sv, D)``; gives ``(N, Sq, D)``.
+    def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Shapes,
+                added: Tensor | None = None) -> Tensor:
+        """``query (N, Sq, D)`` at ``reference (Sq, 2)`` samples ``value (N, Sv, D)``; gives ``(N, Sq, D)``, plus
+        ``added``.
 
         ``shapes`` are the ``(h, w)`` of the value levels, which lie one after the other in ``Sv``; ``reference`` is
         (x, y) in 0..1 and the same point in every level.
@@ -65,9 +68,9 @@ class DeformableAttention(nn.Module):
         n, s, _ = query.shape
         offsets = self.sampling_offsets(query).view(n, s, self.heads, self.levels, self.points, 2)
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        weights = self.attention_weights(query).view(n, s, self.heads, -1).softmax(-1).view(offsets.shape[:-1])
+        logits = self.attention_weights(query).view(offsets.shape[:-1])
         sample = SAMPLERS[sampler(query.device)]
-        return self.output_proj(sample(self.value_proj(value), offsets, weights, reference, shapes))
+        return self.output_proj(sample(self.value_proj(value), offsets, logits, reference, shapes), added)
 
 
 def sampler(device: torch.device) -> str:
@@ -77,13 +80,19 @@ def sampler(device: torch.device) -> str:
     return 'compiled kernel' if kernels.library() else 'embedding_bag'
 
 
-def sample_by_grid(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-    """Weighted bilinear samples through ``grid_sample``, zero outside.
+def shares(logits: Tensor) -> Tensor:
+    """What each sample of a query and head weighs: softmax over levels and points, the last two axes."""
+    return logits.flatten(-2).softmax(-1).view(logits.shape)
 
-    ``value (N, Sv, D)``, ``offsets (N, Sq, heads, levels, points, 2)`` in cells of their level, ``weights`` of the
+
+def sample_by_grid(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+    """Bilinear samples through ``grid_sample``, zero outside, weighted by the softmax over a query's and head's.
+
+    ``value (N, Sv, D)``, ``offsets (N, Sq, heads, levels, points, 2)`` in cells of their level, ``logits`` of the
     same shape without the last axis, ``reference (Sq, 2)``; gives ``(N, Sq, D)``.
     """
     n, s, heads = offsets.shape[:3]
+    weights = shares(logits)
     values = value.transpose(1, 2).split([h * w for h, w in shapes], -1)
     position = reference[:, None, None, None] + offsets / level_sizes(shapes, value.device)[:, None]
     # levels, N * heads, points, Sq: summed over an axis that is not the last, the samples need not be copied
@@ -98,12 +107,13 @@ def sample_by_grid(value: Tensor, offsets: Tensor, weights: Tensor, reference: T
     return out.to(value.dtype).reshape(n, -1, s).transpose(1, 2)
 
 
-def sample_by_rows(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+def sample_by_rows(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
     """The same as :func:`sample_by_grid`: four corners a sample, all gathered as rows of one table.
 
     A bag is the weighted sum of ``levels * points * 4`` rows of ``D / heads`` channels, which lie together in memory.
     """
     n, s, heads = offsets.shape[:3]
+    weights = shares(logits)
     size = level_sizes(shapes, value.device)
     first, slot = _row_constants(shapes, n, heads, value.device)
     position = reference[:, None, None, None] * size[:, None] + (offsets - 0.5)

@@ -36,16 +36,21 @@ def packable() -> tuple[torch.dtype, ...]:
 
 
 class PackedLinear(nn.Module):
-    """A linear map and its activation as one oneDNN operator; takes and gives ``(..., inputs or outputs)``."""
+    """``layers.Linear`` as one oneDNN operator; takes and gives ``(..., inputs or outputs)``."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.dtype, self.activation = dtype, ONEDNN_ACTIVATIONS[activation]
+        self.dtype, self.activation = dtype, activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, *self.activation)
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        x = x.to(self.dtype)
+        if added is None:
+            return torch.ops.mkldnn._linear_pointwise(
+                x, self.weight, self.bias, *ONEDNN_ACTIVATIONS[self.activation])
+        x = torch.ops.mkldnn._linear_pointwise.binary(x, added.to(self.dtype), self.weight, self.bias, 'add')
+        return IN_PLACE[self.activation](x)
 
 
 class PackedConv(nn.Module):
@@ -75,16 +80,12 @@ class PackedPointwise(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
-        self.stride, self.activation = conv.stride, getattr(conv, 'activation', 'none')
-        self.linear = PackedLinear(conv.weight[:, :, 0, 0], conv.bias, self.activation, dtype)
+        self.stride = conv.stride
+        self.linear = PackedLinear(conv.weight[:, :, 0, 0], conv.bias, getattr(conv, 'activation', 'none'), dtype)
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         x = x[:, :, ::self.stride[0], ::self.stride[1]].permute(0, 2, 3, 1)
-        if added is None:
-            return self.linear(x).permute(0, 3, 1, 2)
-        linear, added = self.linear, added.to(self.linear.dtype).permute(0, 2, 3, 1)
-        x = torch.ops.mkldnn._linear_pointwise.binary(x.to(linear.dtype), added, linear.weight, linear.bias, 'add')
-        return IN_PLACE[self.activation](x).permute(0, 3, 1, 2)
+        return self.linear(x, None if added is None else added.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class PackedGroupNorm(nn.Module):
@@ -100,7 +101,7 @@ class PackedGroupNorm(nn.Module):
 
 
 class PackedAttention(Attention):
-    """:class:`Attention` with packed projections."""
+    """:class:`Attention` with packed projections and, where it was built, the compiled kernel between them."""
 
     def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
@@ -112,6 +113,11 @@ class PackedAttention(Attention):
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         return [projection(x) for projection, x in zip(self.projections, (query, key, value), strict=True)]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
+        if kernels.attends(query.shape[-1] // self.heads):
+            return kernels.attention(query, key, value, self.heads, keep)
+        return super().attend(query, key, value, keep)
 
 
 def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -36,14 +36,18 @@ ACTIVATIONS = {'none': nn.Identity(), 'relu': nn.ReLU(), 'relu6': nn.ReLU6(), 'g
 
 
 class Linear(nn.Linear):
-    """A linear map and the activation that follows it; one kernel in the inference form (``models/inference.py``)."""
+    """A linear map, what is added to its result, and the activation that follows.
+
+    One kernel in the inference form (``models/inference.py``).
+    """
 
     def __init__(self, inputs: int, outputs: int, activation: str = 'none') -> None:
         super().__init__(inputs, outputs)
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](super().forward(x))
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        x = super().forward(x)
+        return ACTIVATIONS[self.activation](x if added is None else x + added)
 
 
 class Conv(nn.Conv2d):
@@ -72,13 +76,21 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Attend from ``query (N, Q, D)`` to ``key, value (N, S, D)``; ``keep (N, Q, S)`` is True where allowed."""
-        q, k, v = (self._split(part) for part in self.project(query, key, value))
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None,
+                added: Tensor | None = None) -> Tensor:
+        """Attend from ``query (N, Q, D)`` to ``key, value (N, S, D)``; ``keep (N, Q, S)`` is True where allowed.
+
+        ``added (N, Q, D)`` is added to the result.
+        """
+        return self.out_proj(self.attend(*self.project(query, key, value), keep), added)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
+        """What the heads make of projected queries, keys and values."""
+        q, k, v = (self._split(part) for part in (query, key, value))
         mask = None if keep is None else keep[:, None]
         if q.device.type == 'cpu' and q.dtype == torch.bfloat16:
             # measured: backwards it takes twice as long in bfloat16 as in float32 on a CPU
@@ -86,7 +98,7 @@ class Attention(nn.Module):
                 out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return out.transpose(1, 2).flatten(2)
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """What is asked, what answers and what is answered, each of the shape of what it is made of."""
@@ -116,10 +128,10 @@ class DecoderLayer(nn.Module):
 
         ``keep`` as in :class:`Attention`; ``position (Q, D)`` is added to queries and keys among themselves.
         """
-        x = self.cross_norm(x + self.cross_attn(query, key, value, keep))
+        x = self.cross_norm(self.cross_attn(query, key, value, keep, x))
         asking = x if position is None else x + position
-        x = self.self_norm(x + self.self_attn(asking, asking, x))
-        return self.ffn_norm(x + self.linear2(self.linear1(x)))
+        x = self.self_norm(self.self_attn(asking, asking, x, added=x))
+        return self.ffn_norm(self.linear2(self.linear1(x), x))
 
 
 class FeedForward(nn.Module):

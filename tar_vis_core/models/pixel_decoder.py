@@ -24,8 +24,8 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-        x = self.norm1(x + self.self_attn(x + position, x, reference, shapes))
-        return self.norm2(x + self.linear2(self.linear1(x)))
+        x = self.norm1(self.self_attn(x + position, x, reference, shapes, x))
+        return self.norm2(self.linear2(self.linear1(x), x))
 
 
 class PixelDecoder(nn.Module):
@@ -62,8 +62,8 @@ class PixelDecoder(nn.Module):
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
         for layer in self.layers:
             x = layer(x, position, reference, shapes)
-        parts = x.transpose(1, 2).split([h * w for h, w in shapes], -1)
-        levels = [p.unflatten(-1, s) for p, s in zip(parts, shapes, strict=True)]
+        parts = x.split([h * w for h, w in shapes], 1)
+        levels = [p.unflatten(1, s).permute(0, 3, 1, 2) for p, s in zip(parts, shapes, strict=True)]
         y = self.lateral(res2)
         y = y + bilinear(levels[-1], (y.shape[-2], y.shape[-1]))
         return self.mask_features(self.output(y)), levels

@@ -1,0 +1,163 @@
+// The kernels as plain C functions, each compiled for several kinds of processor; this one's is chosen when it is called.
+//
+// They share OpenMP's threads with torch, which has loaded the same runtime.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+const int64_t kLanes = 16;                 // floats of the widest vector
+const int64_t kWidest = 64;                // channels of a head whose number is known when compiling
+const int64_t kSamples = 64;               // of a query and head of deformable attention at most
+const int64_t kTile = 512, kQueries = 32;  // keys and queries that attention takes at once
+const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
+
+// these become several smaller vectors where there are none so wide
+typedef float Lanes __attribute__((vector_size(64)));
+typedef int32_t Whole __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
+struct AttentionTask {
+  const float *query, *key, *value;  // (frames, queries or keys, heads, width)
+  const uint8_t *keep;               // (frames, queries, keys), or null: all
+  float *out;                        // as query
+  int64_t queries, keys, heads;
+};
+
+struct DeformableTask {
+  const float *value;      // (frames, cells, heads, width)
+  const float *offsets;    // (frames, queries, heads, levels, points, 2) as x, y in cells of their level
+  const float *logits;     // (frames, queries, heads, levels, points)
+  const float *reference;  // (queries, 2) as x, y in 0..1
+  const int64_t *shapes;   // (levels, 2) as height, width
+  float *out;              // (frames, queries, heads, width)
+  int64_t cells, queries, heads, levels, points, width;
+};
+
+namespace portable {
+#include "lanes.h"
+#include "attention.h"
+#include "deformable.h"
+#include "group_norm.h"
+}  // namespace portable
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace avx2 {
+#include "lanes.h"
+#include "attention.h"
+#include "deformable.h"
+#include "group_norm.h"
+}  // namespace avx2
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+namespace avx512 {
+#include "lanes.h"
+#include "attention.h"
+#include "deformable.h"
+#include "group_norm.h"
+}  // namespace avx512
+#pragma GCC pop_options
+
+#define CHOSEN(name)                                    \
+  (__builtin_cpu_supports("x86-64-v4")   ? avx512::name \
+   : __builtin_cpu_supports("x86-64-v3") ? avx2::name   \
+                                         : portable::name)
+#else
+#define CHOSEN(name) portable::name
+#endif
+
+// out = x * scale + shift, from the sums over all rows.
+void finish(const double *sum, const float *first, const float *weight, const float *bias, int64_t rows,
+            int64_t channels, int64_t groups, float eps, float *scale, float *shift) {
+  const int64_t size = channels / groups;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = group * size;
+    double mean = 0, variance = 0;
+    for (int64_t c = begin; c < begin + size; ++c) mean += (first[c] + sum[c] / rows) / size;
+    for (int64_t c = begin; c < begin + size; ++c) {
+      const double own = sum[c] / rows, apart = first[c] + own - mean;
+      variance += (sum[channels + c] / rows - own * own + apart * apart) / size;
+    }
+    const double factor = 1 / std::sqrt(std::max(variance, 0.0) + eps);
+    for (int64_t c = begin; c < begin + size; ++c) {
+      scale[c] = static_cast<float>(factor * weight[c]);
+      shift[c] = static_cast<float>(bias[c] - mean * factor * weight[c]);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// query, key, value and out (frames, queries or keys, heads, width), keep (frames, queries, keys) or null. Width is 16,
+// 32 or 64. A query that may attend nothing gets not-a-number.
+void tar_vis_attention(const float *query, const float *key, const float *value, const uint8_t *keep, float *out,
+                       int64_t frames, int64_t queries, int64_t keys, int64_t heads, int64_t width) {
+  const auto run = CHOSEN(attention);
+  const int64_t chunks = (queries + kQueries - 1) / kQueries, size = (queries + chunks - 1) / chunks;
+#pragma omp parallel
+  {
+    std::vector<float> scratch(kQueries * kTile);
+#pragma omp for schedule(dynamic)
+    for (int64_t part = 0; part < frames * heads * chunks; ++part) {
+      const int64_t chunk = part % chunks, head = part / chunks % heads, frame = part / chunks / heads;
+      run({query, key, value, keep, out, queries, keys, heads}, frame, head, chunk * size,
+          std::min(queries, (chunk + 1) * size), scratch.data(), width);
+    }
+  }
+}
+
+// Sizes as in DeformableTask.
+void tar_vis_deformable(const float *value, const float *offsets, const float *logits, const float *reference,
+                        const int64_t *shapes, float *out, int64_t frames, int64_t cells, int64_t queries,
+                        int64_t heads, int64_t levels, int64_t points, int64_t width) {
+  const auto run = CHOSEN(deformable);
+  const int64_t chunk = 32, total = frames * queries, chunks = (total + chunk - 1) / chunk;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t c = 0; c < chunks; ++c) {
+    run({value, offsets, logits, reference, shapes, out, cells, queries, heads, levels, points, width}, c * chunk,
+        std::min(total, (c + 1) * chunk));
+  }
+}
+
+// x and out (frames, rows, channels), weight and bias (channels).
+void tar_vis_group_norm(const float *x, const float *weight, const float *bias, float *out, int64_t frames,
+                                   int64_t rows, int64_t channels, int64_t groups, float eps) {
+  const int64_t blocks = (rows + kRows - 1) / kRows;
+  for (int64_t frame = 0; frame < frames; ++frame, x += rows * channels, out += rows * channels) {
+    std::vector<double> sum(2 * channels, 0.0);
+    std::vector<float> scale(channels), shift(channels);
+#pragma omp parallel
+    {
+      std::vector<double> own(2 * channels, 0.0);
+      std::vector<float> part(2 * channels);
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < blocks; ++b) {
+        CHOSEN(add_sums)(x + b * kRows * channels, x, std::min(kRows, rows - b * kRows), channels, part.data(), own.data());
+      }
+#pragma omp critical
+      for (int64_t c = 0; c < 2 * channels; ++c) sum[c] += own[c];
+#pragma omp barrier
+#pragma omp single
+      finish(sum.data(), x, weight, bias, rows, channels, groups, eps, scale.data(), shift.data());
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < blocks; ++b) {
+        CHOSEN(scale_rows)(x + b * kRows * channels, scale.data(), shift.data(), std::min(kRows, rows - b * kRows), channels,
+                   out + b * kRows * channels);
+      }
+    }
+  }
+}
+
+}  // extern "C"
