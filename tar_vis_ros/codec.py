@@ -38,8 +38,9 @@ def encode_diagnostics(result: FrameResult, header: Header, latency_ms: float, f
         header=header, frame_index=result.frame_index, track_epoch=result.track_epoch,
         executed=[bool(ran) for ran in result.routing.executed],
         execute_probability=_typed('f', result.routing.execute_probability, np.float32),
-        frame_mse=float(result.frame_mse), preprocess_ms=float(times.preprocess), encoder_ms=float(times.encoder),
-        decoder_ms=float(times.decoder), masks_ms=float(times.masks), tracker_ms=float(times.tracker),
+        encoder_reused=bool(result.encoder_reused), frame_mse=float(result.frame_mse),
+        preprocess_ms=float(times.preprocess), encoder_ms=float(times.encoder), decoder_ms=float(times.decoder),
+        masks_ms=float(times.masks), tracker_ms=float(times.tracker),
         total_ms=float(times.total), latency_ms=float(latency_ms), frames_dropped=frames_dropped,
         state_reset=bool(result.reset_reason), reset_reason=result.reset_reason)
 
@@ -86,7 +87,7 @@ def decode_result(instances: InstanceMaskArray, diagnostics: SkipDiagnostics) ->
         times=StageTimes(preprocess=diagnostics.preprocess_ms, encoder=diagnostics.encoder_ms,
                          decoder=diagnostics.decoder_ms, masks=diagnostics.masks_ms,
                          tracker=diagnostics.tracker_ms, total=diagnostics.total_ms),
-        reset_reason=diagnostics.reset_reason)
+        reset_reason=diagnostics.reset_reason, encoder_reused=diagnostics.encoder_reused)
 
 
 def label_image(instances: Sequence[Instance], height: int, width: int) -> np.ndarray:

@@ -35,7 +35,8 @@ def frame(instances, reset_reason='') -> FrameResult:
     probability = np.array([np.nan, 0.75, 0.125], np.float32)
     return FrameResult(height=HEIGHT, width=WIDTH, frame_index=7, track_epoch=2, instances=instances,
                        routing=RoutingTrace((True, True, False), probability), frame_mse=float('nan'),
-                       times=StageTimes(1.0, 2.0, 3.0, 4.0, 5.0, 15.0), reset_reason=reset_reason)
+                       times=StageTimes(1.0, 2.0, 3.0, 4.0, 5.0, 15.0), reset_reason=reset_reason,
+                       encoder_reused=bool(reset_reason))     # so that both values come
 
 
 def random_masks(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -80,7 +81,7 @@ def test_a_result_survives_as_a_pair_of_messages(reason):
     got = decode_result(array_message, diagnostics)
     assert np.isnan(got.frame_mse)
     np.testing.assert_array_equal(got.routing.execute_probability, sent.routing.execute_probability)
-    same = ('height', 'width', 'frame_index', 'track_epoch', 'times', 'reset_reason')
+    same = ('height', 'width', 'frame_index', 'track_epoch', 'times', 'reset_reason', 'encoder_reused')
     assert all(getattr(got, name) == getattr(sent, name) for name in same)
     assert got.routing.executed == sent.routing.executed
     for g, s in zip(got.instances, sent.instances, strict=True):
