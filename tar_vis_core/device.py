@@ -55,6 +55,23 @@ def compute_context(device: torch.device, dtype: torch.dtype) -> contextlib.Abst
     return torch.autocast(device.type, dtype=dtype)
 
 
+def mark(device: torch.device) -> float | torch.cuda.Event:
+    """A point in the device's time, for :func:`elapsed_ms`. Nothing waits: on a GPU it is an event in its stream."""
+    if device.type != 'cuda':
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def elapsed_ms(earlier: float | torch.cuda.Event, later: float | torch.cuda.Event) -> float:
+    """Milliseconds between two marks of one device; on a GPU it waits until the later one is reached."""
+    if isinstance(later, float):
+        return (later - earlier) * 1e3
+    later.synchronize()
+    return earlier.elapsed_time(later)
+
+
 class StageClock:
     """Measures consecutive stages; each boundary waits until the device has finished."""
 

@@ -56,15 +56,19 @@ def test_run_writes_a_line_and_a_picture_a_frame(folder, untrained, tmp_path, ca
     assert '5 frames' in capsys.readouterr().out
 
 
-def test_bench_reports_both_routings_and_what_they_executed(untrained, tmp_path):
+def test_bench_reports_three_lines_and_what_they_executed(untrained, tmp_path, monkeypatch):
+    from tar_vis_core.evaluation import speed
+
+    monkeypatch.setattr(speed, 'peak_memory_gb', lambda *_: dict.fromkeys(('reference style', 'all layers'), 0.1))
     path = tmp_path / 'bench.json'
-    assert main(['bench', '--frames', '13', '--size', '96x64', '--weights', str(untrained), '--json', str(path)]) == 0
-    figures = json.loads(path.read_text())['routing']
-    assert set(figures) == {'full', 'adaptive'}
-    for entry in figures.values():
+    assert main(['bench', '--frames', '4', '--warm-up', '1', '--size', '96x64', '--short-side', '64', '--weights',
+                 str(untrained), '--json', str(path)]) == 0
+    lines = json.loads(path.read_text())['lines']
+    assert list(lines) == ['reference style', 'all layers', 'TAR']
+    for entry in lines.values():
         assert entry['frames'] == 3 and entry['median_ms']['total'] > 0
         assert entry['executed_layers'] == pytest.approx(sum(entry['executed_by_stride'].values()))
-    assert figures['full']['executed_layers'] == 9
+    assert lines['all layers']['executed_layers'] == 9 and 'SET' not in lines['TAR']['routing']
 
 
 def test_eval_compares_layers_routing_and_controls(untrained, tmp_path, capsys):

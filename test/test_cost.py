@@ -1,7 +1,6 @@
 """Parameters, operations, times and memory by part."""
 
 import itertools
-import json
 import subprocess
 import sys
 
@@ -52,7 +51,8 @@ def test_every_stage_of_a_step_is_metered_once_and_left_as_it_was():
     segmenter = tiny_segmenter()
     with metered(segmenter, itertools.count().__next__) as spent:
         segmenter.step(picture(), segmenter.new_state())
-    assert spent == dict.fromkeys(STAGES, 1)
+    # the clock of this test counts its readings
+    assert list(spent) == list(STAGES) and [after - before for (before, after), in spent.values()] == [1] * 4
     model = segmenter.model
     assert not any('forward' in vars(part) for part in (model.backbone, model.pixel_decoder, model.decoder))
     assert 'track' not in vars(segmenter.tracker)
@@ -91,19 +91,6 @@ def test_peak_memory_rises_by_what_a_fresh_process_takes():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     most, now = map(int, done.stdout.split())
     assert now < 100e6 < 190e6 < most < 300e6
-
-
-def test_bench_needs_no_weights_and_appends_rows_under_one_head(tmp_path, capsys):
-    table, figures = tmp_path / 'models.md', tmp_path / 'figures.json'
-    words = ['bench', '--untrained', '--frames', '3', '--warm-up', '1', '--size', '96x64', '--markdown', str(table)]
-    assert main([*words, '--json', str(figures)]) == 0 and 'freshly initialised' in capsys.readouterr().out
-    assert main(words) == 0
-    head, line, *rows = table.read_text().splitlines()
-    assert len(rows) == 2 and all(row.count('|') == head.count('|') == line.count('|') for row in rows)
-    assert all(row.startswith('| nano | 96x64, 384x256 | 5.28 (2.10 + ') for row in rows)
-    found = json.loads(figures.read_text())
-    assert found['untrained'] and list(found['routing']) == ['full'] and found['routing']['full']['frames'] == 2
-    assert found['routing']['full']['gflops'].keys() == set(STAGES) <= found['routing']['full']['median_ms'].keys()
 
 
 @pytest.mark.parametrize(('words', 'said'), [

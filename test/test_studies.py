@@ -14,6 +14,7 @@ from tiny_model import picture
 from tubes import perfect, square, tube, video
 
 from tar_vis_core.cli import main
+from tar_vis_core.evaluation.reference_style import full_size_masks, unfused_attention
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.models.video_model import build_model
@@ -21,7 +22,6 @@ from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.layers import at_same_layers, decode_layers
 from tar_vis_core.studies.motion import rows_of
 from tar_vis_core.studies.operations import VARIANTS, step
-from tar_vis_core.evaluation.reference_style import full_size_masks, unfused_attention
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampling import mean_rows
 from tar_vis_core.studies.statistics import Precision, interval, resamples, spearman, with_interval

@@ -1,4 +1,4 @@
-"""What a model costs by part: parameters, floating point operations, milliseconds, peak memory."""
+"""What a model costs by part: parameters, floating point operations, peak memory; and a meter for its stages."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from unittest import mock
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tar_vis_core.device import StageClock
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.segmenter import VideoSegmenter
 
 STAGES = ('backbone', 'pixel_decoder', 'decoder', 'tracker')
+Reading = TypeVar('Reading')
 ROUTING = ('decoder.synchronizer.', 'decoder.routers.')
 
 
@@ -30,15 +31,15 @@ def parameters_by_part(model: VideoInstanceModel) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def metered(segmenter: VideoSegmenter, read: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """While the block runs, adds to each stage of the dictionary what ``read()`` grows by within it."""
-    spent = dict.fromkeys(STAGES, 0.0)
+def metered(segmenter: VideoSegmenter, read: Callable[[], Reading]) -> Iterator[dict[str, list[tuple]]]:
+    """While the block runs, notes for each call of a stage what ``read()`` gave before and after it."""
+    noted: dict[str, list[tuple]] = {stage: [] for stage in STAGES}
 
     def meter(stage: str, call: Callable) -> Callable:
         def metered_call(*args, **kwargs):
             before = read()
             result = call(*args, **kwargs)
-            spent[stage] += read() - before
+            noted[stage].append((before, read()))
             return result
         return metered_call
 
@@ -48,18 +49,7 @@ def metered(segmenter: VideoSegmenter, read: Callable[[], float]) -> Iterator[di
                 STAGES, (model.backbone, model.pixel_decoder, model.decoder, segmenter.tracker),
                 ('forward', 'forward', 'forward', 'track'), strict=True):
             stack.enter_context(mock.patch.object(owner, method, meter(stage, getattr(owner, method))))
-        yield spent
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    """A reading for :func:`metered`: milliseconds, the device synchronised."""
-    clock = StageClock(device)
-
-    def read() -> float:
-        clock.lap()
-        return clock.total()
-
-    return read
+        yield noted
 
 
 def counter() -> FlopCounterMode:
@@ -76,18 +66,21 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
 
 
-def gflops_by_stage(segmenter: VideoSegmenter, images: list[np.ndarray], rate: float) -> dict[str, float]:
+def gflops_by_stage(segmenter: VideoSegmenter, images: list[np.ndarray], rate: float,
+                    step: Callable | None = None) -> dict[str, float]:
     """Mean GFLOPs of a frame by stage, over all ``images`` but the first, which begins a stream and costs its own.
 
-    The model takes no gradients afterwards.
+    ``segmenter`` is of a plain model: torch's counter knows neither oneDNN's operators nor kernels of our own. ``step``
+    is its step where it is not the usual one. The model takes no gradients afterwards.
     """
     segmenter.model.requires_grad_(False)   # torch's counter fails on views of parameters in inference mode
-    state = segmenter.new_state()
-    segmenter.step(images[0], state, 0.0)
-    with counter() as flops, metered(segmenter, flops.get_total_flops) as spent:
+    state, step = segmenter.new_state(), step or segmenter.step
+    step(images[0], state, 0.0)
+    with counter() as flops, metered(segmenter, flops.get_total_flops) as noted:
         for index, image in enumerate(images[1:], 1):
-            segmenter.step(image, state, index / rate)
-    return {stage: count / 1e9 / (len(images) - 1) for stage, count in spent.items()}
+            step(image, state, index / rate)
+    return {stage: sum(after - before for before, after in pairs) / 1e9 / (len(images) - 1)
+            for stage, pairs in noted.items()}
 
 
 def memory(device: torch.device) -> tuple[int, int]:

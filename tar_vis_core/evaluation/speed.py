@@ -1,136 +1,68 @@
-"""``tar-vis bench``: the whole step, with and without temporal routing, interleaved in one run, and what it costs.
+"""``tar-vis bench``: a model's whole step in three lines, taking turns in one run, and what it costs.
 
-Timed is :meth:`VideoSegmenter.step` as a camera's frame meets it: host image in, resize and normalise, image encoder,
-decoder, classification, masks at the image's size, run lengths, matching and identities; on a GPU the device is
-synchronised at each stage's end. Not timed: reading the video. Beside it stand parameters, floating point operations
-(twice the multiply-accumulates) and peak memory.
+The lines are a reference-style baseline (the plain model as published implementations compute: all layers, full-size
+masks and all heads after every layer, unfused attention, deformable attention by grid_sample, the pixel decoder in
+float32), ours with all layers, and ours with TAR. --compare sets two files of figures side by side; --guard measures a
+file's configuration again and fails where ratios between lines have fallen.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import os
-import platform
+import multiprocessing
 import sys
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from tar_vis_core.cli import add_model_options, make_segmenter
-from tar_vis_core.device import pick_device
+from tar_vis_core.cli import add_model_options
+from tar_vis_core.device import pick_device, pick_precision
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.evaluation.cost import STAGES, clock_of, gflops_by_stage, memory, metered, parameters_by_part
+from tar_vis_core.evaluation.bench_report import MARKDOWN_HEAD, TIMED, markdown_rows, plot, print_figures
+from tar_vis_core.evaluation.compare import TOLERANCE, fallen, print_comparison, ratios, read_figures
+from tar_vis_core.evaluation.cost import memory, parameters_by_part
+from tar_vis_core.evaluation.lines import FULL, REFERENCE, Line, costs, make_lines, summary, take_turns
+from tar_vis_core.evaluation.machine import machine
+from tar_vis_core.evaluation.reference_style import reference_style
 from tar_vis_core.frames import open_frames, play
-from tar_vis_core.instances import FrameResult
-from tar_vis_core.models.video_model import build_model, input_size
+from tar_vis_core.models.inference import inference_form
+from tar_vis_core.models.video_model import VideoInstanceModel, build_model, input_size
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+from tar_vis_core.weights import packaged_weights
+from tar_vis_core.weights.loading import load_model
 
-STEPS = ('preprocess', 'encoder', 'decoder', 'masks', 'tracker', 'total')
-MARKDOWN_HEAD = (
-    '| model | source, network input | parameters, M: all (backbone + pixel decoder + decoder + tracker + TAR) '
-    '| GFLOPs a frame: all (backbone + pixel decoder + decoder + tracker) '
-    '| ms a frame, median: whole step (backbone + pixel decoder + decoder + tracker) | peak memory, GB |\n'
-    '|---|---|---|---|---|---|\n')
-
-Measured = tuple[FrameResult, dict[str, float]]   # a step's result, and the milliseconds of the model's stages
-
-
-def bench(segmenter: VideoSegmenter, images: list[np.ndarray], rate: float, routings: tuple[str, ...],
-          warm_up: int) -> dict[str, list[Measured]]:
-    """Every image through each routing in turn, a state each; what came after ``warm_up`` frames."""
-    states = {routing: segmenter.new_state() for routing in routings}
-    results: dict[str, list[Measured]] = {routing: [] for routing in routings}
-    with metered(segmenter, clock_of(segmenter.device)) as spent:
-        for index, image in enumerate(tqdm(images, unit='frame', desc='bench')):
-            # which one goes first alternates, so that neither always finds a warm cache
-            for routing in routings if index % 2 else routings[::-1]:
-                segmenter.options = SegmenterOptions(routing=routing)
-                spent.update(dict.fromkeys(spent, 0.0))
-                result = segmenter.step(image, states[routing], index / rate)
-                results[routing].append((result, dict(spent)))
-    return {routing: found[warm_up:] for routing, found in results.items()}
-
-
-def summary(measured: list[Measured]) -> dict:
-    """Median and 95th percentile of each stage in ms, and what was computed."""
-    results = [result for result, _ in measured]
-    times = {s: np.array([getattr(r.times, s) for r in results]) for s in STEPS}
-    # the encoder's two halves; the others are in the step's own times
-    times |= {s: np.array([spent[s] for _, spent in measured]) for s in ('backbone', 'pixel_decoder')}
-    executed = np.array([r.routing.executed for r in results])
-    return {
-        'frames': len(results), 'median_ms': {s: float(np.median(t)) for s, t in times.items()},
-        'p95_ms': {s: float(np.percentile(t, 95)) for s, t in times.items()},
-        'fps': float(1e3 / np.median(times['total'])), 'executed_layers': float(executed.sum(1).mean()),
-        # layers 1, 4, 7 read stride 32, layers 2, 5, 8 stride 16, layers 3, 6, 9 stride 8
-        'executed_by_stride': {str(s): float(executed[:, k::3].sum(1).mean()) for k, s in enumerate((32, 16, 8))},
-        'instances': float(np.mean([sum(i.area > 0 for i in r.instances) for r in results])),
-    }
-
-
-def measure(segmenter: VideoSegmenter, images: list[np.ndarray], rate: float, routings: tuple[str, ...],
-            warm_up: int, memory_before: int) -> dict:
-    """All figures of a model; ``memory_before`` are the bytes that the process held before it was built."""
-    found = {routing: summary(r) for routing, r in bench(segmenter, images, rate, routings, warm_up).items()}
-    risen = memory(segmenter.device)[1] - memory_before
-    for routing, figures in found.items():
-        segmenter.options = SegmenterOptions(routing=routing)
-        # all frames cost the same but those of TAR, of which one plain pass and those that follow it are a cycle
-        cycle = 1 + (segmenter.options.refresh_frames if routing == 'adaptive' else 1)
-        figures['gflops'] = gflops_by_stage(segmenter, images[:cycle], rate)
-    return {'parameters': parameters_by_part(segmenter.model), 'peak_memory_gb': risen / 1e9, 'routing': found}
-
-
-def print_figures(figures: dict) -> None:
-    """Two tables: the step's stages by routing, then the model's parts."""
-    print(f'{"routing":<10}' + ''.join(f'{s:>17}' for s in STEPS) + f'{"frames/s":>10}{"layers":>8}{"instances":>11}')
-    for routing, row in figures['routing'].items():
-        cells = ''.join(f'{row["median_ms"][s]:>9.1f} ({row["p95_ms"][s]:5.1f})' for s in STEPS)
-        print(f'{routing:<10}{cells}{row["fps"]:>10.1f}{row["executed_layers"]:>8.2f}{row["instances"]:>11.1f}')
-    print(f'\n{"part":<14}{"parameters":>12}' + ''.join(f'{r + " GFLOPs":>17}{"ms":>9}' for r in figures['routing']))
-    for part, count in figures['parameters'].items():
-        cells = ''.join(f'{row["gflops"][part]:>17.2f}{row["median_ms"][part]:>9.1f}'
-                        for row in figures['routing'].values() if part in STAGES)
-        print(f'{part:<14}{count / 1e6:>10.2f} M{cells}')
-    cells = ''.join(f'{sum(row["gflops"].values()):>17.2f}' + ' ' * 9 for row in figures['routing'].values())
-    print(f'{"all":<14}{sum(figures["parameters"].values()) / 1e6:>10.2f} M{cells.rstrip()}')
-    print(f'peak memory: {figures["peak_memory_gb"]:.2f} GB above what the process held before the model was made')
-
-
-def markdown_rows(figures: dict) -> str:
-    """A row of :data:`MARKDOWN_HEAD`'s table for each routing."""
-    def parts(values: list[float], total: float, digits: int) -> str:
-        return f'{total:.{digits}f} ({" + ".join(f"{value:.{digits}f}" for value in values)})'
-
-    rows = ''
-    millions = [count / 1e6 for count in figures['parameters'].values()]
-    for routing, row in figures['routing'].items():
-        gflops, times = list(row['gflops'].values()), row['median_ms']
-        rows += (f'| {figures["preset"]}{", TAR" if routing == "adaptive" else ""} '
-                 f'| {figures["size"]}, {figures["input"]} | {parts(millions, sum(millions), 2)} '
-                 f'| {parts(gflops, sum(gflops), 2)} | {parts([times[s] for s in STAGES], times["total"], 0)} '
-                 f'| {figures["peak_memory_gb"]:.2f} |\n')
-    return rows
+# what is measured: the options that a file of figures keeps
+CONFIGURATION = ('preset', 'untrained', 'weights', 'adapter', 'tracker', 'device', 'precision', 'threads', 'source',
+                 'size', 'short_side', 'frames', 'warm_up')
 
 
 def command_line() -> argparse.ArgumentParser:
     """The options of ``tar-vis bench``."""
-    parser = argparse.ArgumentParser(prog='tar-vis bench', description=__doc__.split('\n\n')[0],
-                                     epilog=__doc__.split('\n\n')[1])
+    parser = argparse.ArgumentParser(prog='tar-vis bench', description=__doc__, epilog=TIMED,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--source', default='photographs', help='video, folder, or photographs (default)')
     parser.add_argument('--frames', type=int, default=110, help='frames, warm-up included (default: 110)')
     parser.add_argument('--warm-up', type=int, default=10, help='first frames, not timed (default: 10)')
     parser.add_argument('--size', default='640x480', metavar='WxH', help='size of the source image (default: 640x480)')
+    parser.add_argument('--short-side', type=int, default=0,
+                        help="pixels of the network input's shorter edge (default: the preset's)")
     parser.add_argument('--untrained', action='store_true',
-                        help='fresh weights (seed 0) in place of a file, all layers: cost without a checkpoint')
-    parser.add_argument('--json', type=Path, help='write the figures here, too')
-    parser.add_argument('--markdown', type=Path, help="append the model's row to the table in this file")
+                        help='fresh weights (seed 0) in place of a file, routers set: cost without a checkpoint')
     add_model_options(parser)
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here, too')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the lines, stacked by stage')
+    parser.add_argument('--markdown', type=Path, metavar='FILE', help='append a row for each line to a table')
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument('--compare', type=Path, nargs=2, metavar=('A', 'B'), help='two files of --json; nothing is run')
+    other.add_argument('--guard', type=Path, metavar='FILE',
+                       help='run the configuration of this file of --json again; exit code 1 where a ratio has fallen')
+    parser.add_argument('--tolerance', type=float, default=TOLERANCE,
+                        help=f'share by which --guard lets a ratio fall (default: {TOLERANCE})')
     return parser
 
 
@@ -151,55 +83,115 @@ def read_images(args: argparse.Namespace) -> tuple[list[np.ndarray], float]:
         return images, reader.fps
 
 
-def segmenter_of(args: argparse.Namespace) -> VideoSegmenter:
+def plain_model(args: argparse.Namespace) -> VideoInstanceModel:
     """The model of the command line; ValueError where both weights and none are asked for."""
-    options = SegmenterOptions(routing='full')
-    if not args.untrained:
-        return make_segmenter(args, options)
-    if args.weights:
-        raise ValueError('--untrained and --weights exclude each other; give one of them')
+    if args.threads < 0:
+        raise ValueError(f'--threads is {args.threads}, expected a whole number >= 0')
     if args.threads:
         torch.set_num_threads(args.threads)
+    if not args.untrained:
+        return load_model(args.preset, args.weights or packaged_weights(args.preset), args.adapter)
+    if args.weights or args.adapter:
+        raise ValueError('--untrained excludes --weights and --adapter; give one of them')
     torch.manual_seed(0)
-    return VideoSegmenter.from_model(build_model(args.preset), args.device, args.precision, options, args.tracker)
+    return build_model(args.preset)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """``tar-vis bench``."""
-    args = command_line().parse_args(argv)
-    try:
-        images, rate = read_images(args)
-        memory_before = memory(pick_device(args.device))[0]
-        segmenter = segmenter_of(args)
-        # what fresh routers skip means nothing
-        tar = segmenter.model.config.routing and not args.untrained
-        figures = measure(segmenter, images, rate, ('full', 'adaptive') if tar else ('full',), args.warm_up,
-                          memory_before)
-    except (TarVisError, ValueError) as error:
-        print(f'tar-vis bench: {error}', file=sys.stderr)
-        return 1
-    height, width = input_size(*images[0].shape[:2], segmenter.model.config.short_side)
-    figures = {
-        'preset': args.preset, 'untrained': args.untrained, 'size': args.size, 'input': f'{width}x{height}',
-        'source': args.source, 'device': str(segmenter.device), 'precision': args.precision,
-        'threads': torch.get_num_threads(), 'cores': os.cpu_count(), 'torch': torch.__version__,
-        'host': platform.processor() or platform.machine(), 'options': asdict(SegmenterOptions()), **figures}
-    print(f'{args.preset}, {args.size} {args.source}, network input {figures["input"]}, {segmenter.device}, '
-          f'{args.precision}, {figures["threads"]} threads, torch {torch.__version__}; median (p95) ms of '
-          f'{len(images) - args.warm_up} frames')
-    if args.untrained:
-        print('freshly initialised weights: time, operations and memory hold, instances do not, so "masks" has '
-              'little to do')
+def risen(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> int:
+    """Bytes by which the peak memory of this process, a fresh one, rises for a model and a few frames."""
+    device = pick_device(args.device)
+    before, model = memory(device)[0], plain_model(args)
+    if line != REFERENCE:
+        model = inference_form(model, device, pick_precision(args.precision))
+    options = SegmenterOptions('full', input_short_side=args.short_side)
+    segmenter = VideoSegmenter.from_model(model, args.device, args.precision, options, args.tracker)
+    state = segmenter.new_state()
+    shown = Line(segmenter, options, reference_style) if line == REFERENCE else Line(segmenter, options)
+    for index, image in enumerate(images):
+        shown.step(image, state, float(index))
+    return memory(device)[1] - before
+
+
+def peak_memory_gb(args: argparse.Namespace, images: list[np.ndarray]) -> dict[str, float]:
+    """What the baseline's model and ours take, each in a process of its own: what one keeps, the next would use."""
+    found = {}
+    for line in (REFERENCE, FULL):
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as fresh:
+            found[line] = fresh.submit(risen, args, line, images).result() / 1e9
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """All figures of a run, as ``--json`` writes them."""
+    images, rate = read_images(args)
+    model = plain_model(args)
+    parameters = parameters_by_part(model)
+    lines = make_lines(model, args.device, args.precision, args.tracker, args.short_side, args.untrained)
+    segmenter = lines[FULL].segmenter
+    found = {name: summary(measured) for name, measured in take_turns(lines, images, rate, args.warm_up).items()}
+    for name, figures in costs(lines, images, rate).items():
+        found[name] |= figures | {'routing': lines[name].routing}
+    configuration = {name: getattr(args, name) for name in CONFIGURATION} | {
+        'device': str(segmenter.device), 'threads': torch.get_num_threads(), 'tracker': segmenter.tracker_name}
+    for name in ('weights', 'adapter'):
+        configuration[name] = configuration[name] and str(configuration[name])
+    height, width = input_size(*images[0].shape[:2], args.short_side or segmenter.model.config.short_side)
+    title = (f'{args.preset}{", fresh weights" if args.untrained else ""}, {args.size} {args.source}, network input '
+             f'{width}x{height}, {segmenter.device}, {args.precision}, {torch.get_num_threads()} threads')
+    return {'title': title, 'date': datetime.date.today().isoformat(), 'machine': machine(segmenter.device),
+            'configuration': configuration, 'input': f'{width}x{height}', 'parameters': parameters,
+            'peak_memory_gb': peak_memory_gb(args, images[:3]), 'lines': found}
+
+
+def guarded(args: argparse.Namespace) -> tuple[argparse.Namespace, dict]:
+    """The options of the file of ``--guard`` and its figures; ValueError where the command line has others."""
+    usual, stored = command_line().parse_args([]), read_figures(args.guard)
+    given = [name for name in CONFIGURATION if getattr(args, name) != getattr(usual, name)]
+    if given:
+        raise ValueError(f'--guard takes --{given[0].replace("_", "-")} from {args.guard}; leave it out')
+    if not 0 < args.tolerance < 1:
+        raise ValueError(f'--tolerance is {args.tolerance}, expected a share between 0 and 1')
+    return argparse.Namespace(**vars(args) | stored['configuration']), stored
+
+
+def report(args: argparse.Namespace, figures: dict) -> None:
+    """Prints the figures, and writes the files that were asked for."""
     print_figures(figures)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + '\n')
         print(f'figures: {args.json}')
+    if args.plot:
+        plot(figures, args.plot)
+        print(f'plot: {args.plot}')
     if args.markdown:
         new = not args.markdown.exists()
         with args.markdown.open('a') as file:
             file.write((MARKDOWN_HEAD if new else '') + markdown_rows(figures))
-        print(f'row: {args.markdown}')
-    return 0
+        print(f'rows: {args.markdown}')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``tar-vis bench``; exit code 1 for an error, and where the guard finds that a ratio has fallen."""
+    args = command_line().parse_args(argv)
+    try:
+        if args.compare:
+            print_comparison(tuple(args.compare))
+            return 0
+        args, stored = guarded(args) if args.guard else (args, None)
+        figures = measure(args)
+        report(args, figures)
+        if stored is None:
+            return 0
+        worse = fallen(stored, figures, args.tolerance)
+    except (TarVisError, ValueError, OSError) as error:
+        print(f'tar-vis bench: {error}', file=sys.stderr)
+        return 1
+    before, now = ratios(stored), ratios(figures)
+    print(f'\nguard, ratios stored on {stored["date"]}: '
+          + '; '.join(f'{name} {now[name]:.2f}, stored {before[name]:.2f}' for name in before))
+    for text in worse:
+        print(f'tar-vis bench: {text}', file=sys.stderr)
+    return 1 if worse else 0
 
 
 if __name__ == '__main__':

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
+from tar_vis_core.evaluation.reference_style import full_size_masks, unfused_attention
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies import profile
 from tar_vis_core.studies.profile import check_counts
-from tar_vis_core.studies.reference_style import full_size_masks, unfused_attention
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.subject import PAPER, described, open_model, open_videos, pictures
 
@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> None:
         'decoder and matching are timed; no seed matters but that of the videos.',
         PAPER + ' Its rows: none, FlashAttention-2, operation fusion, TAR, and all three; FlashAttention-2 and fusion '
         'without TAR it does not report. Its fusion is not the same operations as our small masks.',
-        'Reference style: attention as separate products, all heads and full-size masks before each layer; fused '
-        'attention: one kernel; small masks: attention masks at the size of their level, heads only where they are '
-        'used. The weights and, up to rounding, the results are the same. It shows what each saves of this model on '
-        'this machine, and what TAR still adds to an optimised decoder. It cannot show the speed of the published '
-        'implementations, and says nothing of accuracy.'], draw)
+        'Reference style: attention as separate products, all heads and full-size masks before each layer and after '
+        'the last; deformable attention is the same in all rows. Fused attention: one kernel; small masks: attention '
+        'masks at the size of their level, heads only where they are used. The weights and, up to rounding, the '
+        'results are the same. It shows what each saves of this model on this machine, and what TAR still adds to an '
+        'optimised decoder. It cannot show the speed of the published implementations, and says nothing of accuracy.'],
+        draw)

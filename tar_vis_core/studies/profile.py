@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 
 from tar_vis_core.device import PRECISIONS
 from tar_vis_core.evaluation.cost import STAGES
-from tar_vis_core.evaluation.speed import bench
-from tar_vis_core.segmenter import VideoSegmenter
+from tar_vis_core.evaluation.lines import Line, take_turns
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.subject import PAPER, described, open_model, open_videos, pictures
 
@@ -37,10 +37,11 @@ def run(args: argparse.Namespace) -> None:
     model, records = open_model(args), open_videos(args)
     segmenter = VideoSegmenter.from_model(model, args.device, args.precision)
     routings = ('full', 'adaptive') if model.config.routing else ('full',)
-    measured = bench(segmenter, list(pictures(records, args.timed + args.warm_up)), 15, routings, args.warm_up)
+    lines = {routing: Line(segmenter, SegmenterOptions(routing)) for routing in routings}
+    measured = take_turns(lines, list(pictures(records, args.timed + args.warm_up)), 15, args.warm_up)
     rows: list[dict[str, object]] = [{'stage': stage} for stage in (*STAGES, 'all')]
     for routing, results in measured.items():
-        times = {stage: float(np.median([spent[stage] for _, spent in results])) for stage in STAGES}
+        times = {stage: float(np.median([frame.times[stage] for frame in results])) for stage in STAGES}
         times['all'] = sum(times.values())
         for row in rows:
             ms = times[row['stage']]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
+
+from tar_vis_core.evaluation.machine import processor
 
 UNKNOWN = 'n/a'     # the paper does not say, or we do not know what it says
 
@@ -31,7 +32,7 @@ def machine(device: torch.device) -> str:
     """What computed, in a line: device, threads, torch."""
     if device.type == 'cuda':
         return f'{torch.cuda.get_device_name(device)}, torch {torch.__version__}'
-    return f'{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads, ' \
+    return f'{processor()} CPU, {torch.get_num_threads()} threads, ' \
            f'torch {torch.__version__}'
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tar_vis_core.evaluation.machine import processor
 from tar_vis_ros.replay.figures import Figures, accuracy, figures, merge_results
 from tar_vis_ros.replay.outcome import PICTURES, Outcome
 
@@ -63,16 +64,6 @@ def pictures(folder: Path) -> dict[int, str]:
 def host() -> dict[str, object]:
     """The machine, without its name."""
     return {'system': platform.platform(), 'processor': processor(), 'cores': os.cpu_count()}
-
-
-def processor() -> str:
-    """What the CPU calls itself, where Linux tells it."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')),
-                platform.machine())
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,181 @@
+"""The three lines of a speed table, on the same weights and frames: reference style, ours with all layers, with TAR.
+
+The paper compares the first with the last; what TAR itself gives is between the last two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from tar_vis_core.device import elapsed_ms, mark, pick_device, pick_precision
+from tar_vis_core.evaluation.cost import gflops_by_stage, metered
+from tar_vis_core.evaluation.reference_style import reference_style
+from tar_vis_core.instances import FrameResult
+from tar_vis_core.models import deformable
+from tar_vis_core.models.inference import inference_form
+from tar_vis_core.models.temporal_routing import EXECUTE
+from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+
+REFERENCE, FULL, TAR = 'reference style', 'all layers', 'TAR'
+# the stages of a step in their order; 'tracker' is the tracker's network or matching and the identities
+STAGES = ('preprocess', 'backbone', 'pixel_decoder', 'decoder', 'masks', 'tracker')
+# of fresh routers, which know nothing: about what the paper's execute (its Table 5 read as a cost model)
+SET_LAYERS = 4
+
+
+def as_it_is(model: VideoInstanceModel) -> contextlib.AbstractContextManager:
+    """The style of our lines."""
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a line computes a step."""
+
+    segmenter: VideoSegmenter
+    options: SegmenterOptions
+    style: Callable[[VideoInstanceModel], contextlib.AbstractContextManager] = as_it_is
+    routing: str = 'all layers'     # what decides which layers run, in words
+
+    def step(self, image: np.ndarray, state, stamp_s: float) -> FrameResult:
+        """A step of the segmenter in this line's way."""
+        self.segmenter.options = self.options
+        with self.style(self.segmenter.model):
+            return self.segmenter.step(image, state, stamp_s)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A frame's result and its milliseconds by stage, ``total`` among them."""
+
+    result: FrameResult
+    times: dict[str, float]
+
+
+def set_routers(model: VideoInstanceModel, layers: int) -> None:
+    """Fresh routers say 'execute' for the first ``layers`` layers, 'skip' for the others, on every frame but the first.
+
+    A fresh router has no weights but its bias, so that no skip bias lies between all layers and the warm-up alone.
+    """
+    with torch.no_grad():
+        bias = model.decoder.routers.bias2[..., EXECUTE]
+        bias.fill_(-1.0)
+        bias[:layers - model.decoder.warmup_layers] = 1.0
+
+
+def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
+               short_side: int = 0, fresh: bool = False) -> dict[str, Line]:
+    """The lines of a plain model, which becomes the first one's; two where it has no routers.
+
+    ``fresh`` sets the routers to :data:`SET_LAYERS`, for weights that are not trained.
+    """
+    full = SegmenterOptions('full', input_short_side=short_side)
+    tar, routing = replace(full, routing='adaptive'), 'layers as the routers choose'
+    if fresh and model.config.routing:
+        set_routers(model, SET_LAYERS)
+        tar, routing = replace(tar, refresh_frames=0), f'routers SET, not learned, to {SET_LAYERS} layers a frame'
+    fast = inference_form(copy.deepcopy(model), pick_device(device), pick_precision(precision))
+    plain, ours = (VideoSegmenter.from_model(m, device, precision, full, tracker) for m in (model, fast))
+    lines = {REFERENCE: Line(plain, full, reference_style), FULL: Line(ours, full)}
+    if model.config.routing:
+        lines[TAR] = Line(ours, tar, routing=routing)
+    return lines
+
+
+def synchronized(device: torch.device) -> float:
+    """The host's clock in milliseconds once the device has done all its work."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return 1e3 * time.perf_counter()
+
+
+def take_turns(lines: dict[str, Line], images: list[np.ndarray], rate: float, warm_up: int,
+               ) -> dict[str, list[Measured]]:
+    """Every image through every line, each with a state of its own; what came after ``warm_up`` frames."""
+    found: dict[str, list[Measured]] = {name: [] for name in lines}
+    states = {name: line.segmenter.new_state() for name, line in lines.items()}
+    order = list(lines)
+    with contextlib.ExitStack() as stack:
+        meters = {id(line.segmenter): line.segmenter for line in lines.values()}
+        for key, segmenter in meters.items():
+            device = segmenter.device
+            meters[key] = stack.enter_context(metered(segmenter, lambda device=device: mark(device)))
+        for index, image in enumerate(tqdm(images, unit='frame', desc='bench')):
+            # who goes first rotates, so that none always finds a warm cache
+            for name in order[index % len(order):] + order[:index % len(order)]:
+                line = lines[name]
+                marks = meters[id(line.segmenter)]
+                for pairs in marks.values():
+                    pairs.clear()
+                began = synchronized(line.segmenter.device)
+                result = line.step(image, states[name], index / rate)
+                total = synchronized(line.segmenter.device) - began
+                spent = {stage: sum(elapsed_ms(*pair) for pair in pairs) for stage, pairs in marks.items()}
+                # the others are in the step's own times
+                spent |= {stage: getattr(result.times, stage) for stage in ('preprocess', 'masks', 'tracker')}
+                found[name].append(Measured(result, {stage: spent[stage] for stage in STAGES} | {'total': total}))
+    return {name: measured[warm_up:] for name, measured in found.items()}
+
+
+def summary(measured: list[Measured]) -> dict:
+    """Median and 95th percentile of each stage in ms, and what was computed; frames a second are of the median."""
+    times = {stage: np.array([m.times[stage] for m in measured]) for stage in (*STAGES, 'total')}
+    executed = np.array([m.result.routing.executed for m in measured])
+    return {
+        'frames': len(measured), 'fps': float(1e3 / np.median(times['total'])),
+        'median_ms': {stage: float(np.median(t)) for stage, t in times.items()},
+        'p95_ms': {stage: float(np.percentile(t, 95)) for stage, t in times.items()},
+        'executed_layers': float(executed.sum(1).mean()),
+        # layers 1, 4, 7 read stride 32, layers 2, 5, 8 stride 16, layers 3, 6, 9 stride 8
+        'executed_by_stride': {str(s): float(executed[:, k::3].sum(1).mean()) for k, s in enumerate((32, 16, 8))},
+        'instances': float(np.mean([sum(i.area > 0 for i in m.result.instances) for m in measured])),
+    }
+
+
+class OperatorNames(TorchDispatchMode):
+    """Collects the names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with self:      # in inference mode an operator arrives before it is taken apart
+            parts = function.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **kwargs)
+
+
+def operators(line: Line, image: np.ndarray) -> dict[str, str]:
+    """What computes attention and deformable attention in a line, by running a step of it."""
+    with OperatorNames() as seen:
+        line.step(image, line.segmenter.new_state(), 0.0)
+    fused = sorted(name.strip('_') for name in seen.names if 'scaled_dot_product' in name)
+    with torch.inference_mode(), line.style(line.segmenter.model):
+        sampler = deformable.sampler(line.segmenter.device)
+    return {'attention': ', '.join(fused) or 'separate products', 'deformable_attention': sampler}
+
+
+def costs(lines: dict[str, Line], images: list[np.ndarray], rate: float) -> dict[str, dict]:
+    """Operations and operators of each line. Operations are counted on the plain form, whose operators torch knows."""
+    plain, found = lines[REFERENCE].segmenter, {}
+    for name, line in lines.items():
+        # all frames cost the same but those of TAR, of which one plain pass and those that follow it are a cycle
+        cycle = max(1, line.options.refresh_frames) if name == TAR else 1
+        counted = Line(plain, line.options, line.style)
+        found[name] = {'gflops': gflops_by_stage(plain, images[:1 + cycle], rate, counted.step),
+                       **operators(line, images[0])}
+    return found

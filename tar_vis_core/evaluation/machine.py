@@ -1,0 +1,66 @@
+"""What computed, for whoever reads a figure: processor, GPU and its power limit, versions. Never the machine's name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def processor() -> str:
+    """What the CPU calls itself, where Linux tells it."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')),
+                platform.processor() or platform.machine())
+
+
+def package_version() -> str:
+    """Of this package as it is installed; ``not installed`` where Python knows of none."""
+    try:
+        return metadata.version('tar_vis_ros')
+    except metadata.PackageNotFoundError:
+        return 'not installed'
+
+
+def power_limit_w(index: int) -> float | None:
+    """Watts that a GPU may draw, where nvidia-smi tells it."""
+    if shutil.which('nvidia-smi') is None:
+        return None
+    asked = subprocess.run(['nvidia-smi', f'--id={index}', '--query-gpu=power.limit', '--format=csv,noheader,nounits'],
+                           capture_output=True, text=True, check=False)
+    try:
+        return float(asked.stdout)
+    except ValueError:      # the driver knows of no limit
+        return None
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """The machine and its software as they are now; of the GPU only where ``device`` is one."""
+    import torch
+
+    found: dict[str, object] = {'processor': processor(), 'cores': os.cpu_count()}
+    if device.type == 'cuda':
+        found |= {'gpu': torch.cuda.get_device_name(device), 'gpu_power_limit_w': power_limit_w(device.index or 0),
+                  'cuda': torch.version.cuda}
+    return found | {'system': platform.platform(), 'python': platform.python_version(), 'torch': torch.__version__,
+                    'tar_vis_ros': package_version()}
+
+
+def in_words(found: dict[str, object]) -> str:
+    """:func:`machine` in a line."""
+    gpu = ''
+    if 'gpu' in found:
+        watts = found['gpu_power_limit_w']
+        gpu = f'{found["gpu"]}{"" if watts is None else f" ({watts:.0f} W)"}, '
+    return f'{gpu}{found["processor"]} with {found["cores"]} cores, torch {found["torch"]}, ' \
+           f'tar_vis_ros {found["tar_vis_ros"]}'
