@@ -94,7 +94,7 @@ def test_peak_memory_rises_by_what_a_fresh_process_takes():
 
 
 @pytest.mark.parametrize(('words', 'said'), [
-    (['--weights', 'some.safetensors'], 'exclude each other'), (['--warm-up', '0'], '--warm-up is 0'),
+    (['--weights', 'some.safetensors'], '--untrained excludes --weights'), (['--warm-up', '0'], '--warm-up is 0'),
     (['--preset', 'minvis_r5'], "did you mean 'minvis_r50'"), (['--device', 'cuda:7'], 'cuda:7')])
 def test_what_is_wrong_is_one_line(words, said, capsys):
     assert main(['bench', '--untrained', '--frames', '2', '--warm-up', '1', '--size', '96x64', *words]) == 1
