@@ -1,6 +1,10 @@
 """The inference form of a model gives what the plain form gives, on the same weights and frames."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,8 +138,39 @@ def test_every_way_to_sample_gives_the_same(name, spread):
     case = kernel_case(name, spread)
     expected = deformable.sample_by_grid(*(t.double() if torch.is_tensor(t) else t for t in case))
     for way, sample in deformable.SAMPLERS.items():
+        if way == 'Triton kernel':      # below
+            continue
         found = sample(*case).double()
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0, msg=lambda text, w=way: f'{w}: {text}')
+
+
+@pytest.mark.skipif(not kernels.has_triton(), reason='Triton is not installed')
+def test_the_triton_kernel_gives_the_same():
+    """Run by Triton's interpreter, which needs no GPU; it must be told before Triton is imported."""
+    script = """
+import torch
+from test_inference_form import KERNEL_CASES, kernel_case
+from tar_vis_core.kernels.triton_deformable import sample_by_triton
+from tar_vis_core.models.deformable import sample_by_grid
+
+for name in ('all levels', 'wide', 'narrow'):
+    for spread in (0.0, 2.0, 50.0):
+        case = kernel_case(name, spread)
+        exact = sample_by_grid(*(t.double() if torch.is_tensor(t) else t for t in case))
+        torch.testing.assert_close(sample_by_triton(*case).double(), exact, atol=2e-5, rtol=0)
+value, offsets, logits, reference, shapes = kernel_case('narrow')
+assert sample_by_triton(value.half(), offsets, logits.half(), reference, shapes).dtype == torch.float16
+offsets[0, 0], offsets[0, 1], offsets[0, 2] = float('nan'), float('inf'), -1e30
+assert torch.equal(sample_by_triton(value, offsets, logits, reference, shapes)[0, :3], torch.zeros(3, value.shape[-1]))
+try:
+    sample_by_triton(*kernel_case('any width'))
+except ValueError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, '-c', script], cwd=Path(__file__).parent, capture_output=True, text=True,
+                           env={**os.environ, 'TRITON_INTERPRET': '1'})
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith('5 channels a head, expected one of')
 
 
 @needs_kernels

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -55,6 +56,20 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
     sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
     kernels.tar_vis_deformable(*(t.data_ptr() for t in (*read, sizes, out)), n, cells, s, heads, levels, points, width)
     return out.to(value.dtype)
+
+
+@functools.lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Whether Triton is installed, as it is with PyTorch's builds for CUDA."""
+    return importlib.util.find_spec('triton') is not None
+
+
+def sample_on_gpu(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
+                  shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """See :func:`~tar_vis_core.kernels.triton_deformable.sample_by_triton`; only where :func:`has_triton` says so."""
+    from tar_vis_core.kernels.triton_deformable import sample_by_triton
+
+    return sample_by_triton(value, offsets, logits, reference, shapes)
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -75,9 +75,13 @@ class DeformableAttention(nn.Module):
 
 def sampler(device: torch.device) -> str:
     """Which of ``SAMPLERS`` takes the samples on a device, as things stand; by measurement (docs/performance.md)."""
-    if torch.is_grad_enabled() or device.type != 'cpu':
+    if torch.is_grad_enabled():
         return 'grid_sample'
-    return 'compiled kernel' if kernels.library() else 'embedding_bag'
+    if device.type == 'cuda':
+        return 'Triton kernel' if kernels.has_triton() else 'grid_sample'
+    if device.type == 'cpu':
+        return 'compiled kernel' if kernels.library() else 'embedding_bag'
+    return 'grid_sample'
 
 
 def shares(logits: Tensor) -> Tensor:
@@ -139,6 +143,7 @@ def sample_by_rows(value: Tensor, offsets: Tensor, logits: Tensor, reference: Te
 
 SAMPLERS = {
     'compiled kernel': kernels.sample_deformable,   # C++, forwards only
+    'Triton kernel': kernels.sample_on_gpu,         # forwards only
     'embedding_bag': sample_by_rows,                # two to three times as fast as grid_sample forwards on a CPU
     'grid_sample': sample_by_grid,                  # everywhere, and with a gradient
 }
