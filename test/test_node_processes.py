@@ -280,6 +280,17 @@ def test_silence_on_the_image_topic_is_told(client):
     assert client.status.level == DiagnosticStatus.WARN and f'/{client.process.name}/image' in client.status.message
 
 
+def test_a_still_picture_spares_the_image_encoder_where_that_is_asked_for(client):
+    try:
+        assert not [client.ask(client.image(picture())) for _ in range(2)][-1].encoder_reused, 'off by default'
+        assert client.set(encoder_reuse=4.0) == ''
+        first, again = (client.ask(client.image(picture())) for _ in range(2))
+        moved = client.ask(client.image(picture(shift=40)))
+        assert (first.encoder_reused, again.encoder_reused, moved.encoder_reused) == (False, True, False)
+    finally:
+        assert client.set(encoder_reuse=0.0) == ''
+
+
 def test_a_latency_budget_skips_what_it_can_and_says_when_that_is_not_enough(client):
     try:
         assert client.set(latency_budget_ms=1e-3, routing='adaptive', refresh_frames=0) == ''
