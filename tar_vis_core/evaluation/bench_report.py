@@ -79,7 +79,7 @@ def plot(figures: dict, path: Path) -> None:
     from matplotlib import pyplot
 
     lines = figures['lines']
-    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.7 * len(lines)), layout='constrained')
+    figure, axes = pyplot.subplots(figsize=(8, 1.6 + 0.6 * len(lines)), layout='constrained')
     left = dict.fromkeys(lines, 0.0)
     for stage in STAGES:
         widths = [line['median_ms'][stage] for line in lines.values()]
@@ -91,6 +91,6 @@ def plot(figures: dict, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel('ms a frame, medians of the stages')
     axes.set_title(f'{figures["title"]}\n{in_words(figures["machine"])}', fontsize=8)
-    axes.legend(fontsize=8, ncols=len(STAGES), loc='upper center', bbox_to_anchor=(0.5, -0.3))
+    figure.legend(fontsize=8, ncols=len(STAGES), loc='outside lower center')
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

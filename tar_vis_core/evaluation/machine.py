@@ -52,7 +52,7 @@ def machine(device: torch.device) -> dict[str, object]:
     if device.type == 'cuda':
         found |= {'gpu': torch.cuda.get_device_name(device), 'gpu_power_limit_w': power_limit_w(device.index or 0),
                   'cuda': torch.version.cuda}
-    return found | {'system': platform.platform(), 'python': platform.python_version(), 'torch': torch.__version__,
+    return found | {'system': platform.system(), 'python': platform.python_version(), 'torch': torch.__version__,
                     'tar_vis_ros': package_version()}
 
 
