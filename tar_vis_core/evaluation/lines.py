@@ -75,20 +75,28 @@ def set_routers(model: VideoInstanceModel, layers: int) -> None:
         bias[:layers - model.decoder.warmup_layers] = 1.0
 
 
+def reference_line(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
+                   short_side: int = 0) -> Line:
+    """The first line, of a plain model."""
+    full = SegmenterOptions('full', input_short_side=short_side)
+    return Line(VideoSegmenter.from_model(model, device, precision, full, tracker), full, reference_style)
+
+
 def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
                short_side: int = 0, fresh: bool = False) -> dict[str, Line]:
     """The lines of a plain model, which becomes the first one's; two where it has no routers.
 
     ``fresh`` sets the routers to :data:`SET_LAYERS`, for weights that are not trained.
     """
-    full = SegmenterOptions('full', input_short_side=short_side)
+    reference = reference_line(model, device, precision, tracker, short_side)
+    full = reference.options
     tar, routing = replace(full, routing='adaptive'), 'layers as the routers choose'
     if fresh and model.config.routing:
         set_routers(model, SET_LAYERS)
         tar, routing = replace(tar, refresh_frames=0), f'routers SET, not learned, to {SET_LAYERS} layers a frame'
     fast = inference_form(copy.deepcopy(model), pick_device(device), pick_precision(precision))
-    plain, ours = (VideoSegmenter.from_model(m, device, precision, full, tracker) for m in (model, fast))
-    lines = {REFERENCE: Line(plain, full, reference_style), FULL: Line(ours, full)}
+    ours = VideoSegmenter.from_model(fast, device, precision, full, tracker)
+    lines = {REFERENCE: reference, FULL: Line(ours, full)}
     if model.config.routing:
         lines[TAR] = Line(ours, tar, routing=routing)
     return lines
@@ -101,31 +109,39 @@ def synchronized(device: torch.device) -> float:
     return 1e3 * time.perf_counter()
 
 
+class Turns:
+    """A line's turns at the frames of a stream, each of them measured."""
+
+    def __init__(self, line: Line):
+        self.line, self.state = line, line.segmenter.new_state()
+
+    def take(self, image: np.ndarray, stamp_s: float) -> Measured:
+        """The next frame."""
+        line, device = self.line, self.line.segmenter.device
+        with metered(line.segmenter, lambda: mark(device)) as marks:
+            began = synchronized(device)
+            result = line.step(image, self.state, stamp_s)
+            total = synchronized(device) - began
+        spent = {stage: sum(elapsed_ms(*pair) for pair in pairs) for stage, pairs in marks.items()}
+        # the others are in the step's own times
+        spent |= {stage: getattr(result.times, stage) for stage in ('preprocess', 'masks', 'tracker')}
+        return Measured(result, {stage: spent[stage] for stage in STAGES} | {'total': total})
+
+
 def take_turns(lines: dict[str, Line], images: list[np.ndarray], rate: float, warm_up: int,
+               elsewhere: dict[str, Callable[[np.ndarray, float], Measured]] | None = None,
                ) -> dict[str, list[Measured]]:
-    """Every image through every line, each with a state of its own; what came after ``warm_up`` frames."""
+    """Every image through every line, each with a state of its own; what came after ``warm_up`` frames.
+
+    ``elsewhere`` are lines whose turns are taken in another process.
+    """
+    takes = {name: Turns(line).take for name, line in lines.items()} | (elsewhere or {})
     found: dict[str, list[Measured]] = {name: [] for name in lines}
-    states = {name: line.segmenter.new_state() for name, line in lines.items()}
     order = list(lines)
-    with contextlib.ExitStack() as stack:
-        meters = {id(line.segmenter): line.segmenter for line in lines.values()}
-        for key, segmenter in meters.items():
-            device = segmenter.device
-            meters[key] = stack.enter_context(metered(segmenter, lambda device=device: mark(device)))
-        for index, image in enumerate(tqdm(images, unit='frame', desc='bench')):
-            # who goes first rotates, so that none always finds a warm cache
-            for name in order[index % len(order):] + order[:index % len(order)]:
-                line = lines[name]
-                marks = meters[id(line.segmenter)]
-                for pairs in marks.values():
-                    pairs.clear()
-                began = synchronized(line.segmenter.device)
-                result = line.step(image, states[name], index / rate)
-                total = synchronized(line.segmenter.device) - began
-                spent = {stage: sum(elapsed_ms(*pair) for pair in pairs) for stage, pairs in marks.items()}
-                # the others are in the step's own times
-                spent |= {stage: getattr(result.times, stage) for stage in ('preprocess', 'masks', 'tracker')}
-                found[name].append(Measured(result, {stage: spent[stage] for stage in STAGES} | {'total': total}))
+    for index, image in enumerate(tqdm(images, unit='frame', desc='bench')):
+        # who goes first rotates, so that none always finds a warm cache
+        for name in order[index % len(order):] + order[:index % len(order)]:
+            found[name].append(takes[name](image, index / rate))
     return {name: measured[warm_up:] for name, measured in found.items()}
 
 

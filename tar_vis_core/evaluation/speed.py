@@ -15,6 +15,7 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -26,7 +27,18 @@ from tar_vis_core.errors import TarVisError
 from tar_vis_core.evaluation.bench_report import MARKDOWN_HEAD, TIMED, markdown_rows, plot, print_figures
 from tar_vis_core.evaluation.compare import TOLERANCE, fallen, print_comparison, ratios, read_figures
 from tar_vis_core.evaluation.cost import memory, parameters_by_part
-from tar_vis_core.evaluation.lines import FULL, REFERENCE, Line, costs, make_lines, summary, take_turns
+from tar_vis_core.evaluation.lines import (
+    FULL,
+    REFERENCE,
+    Line,
+    Measured,
+    Turns,
+    costs,
+    make_lines,
+    reference_line,
+    summary,
+    take_turns,
+)
 from tar_vis_core.evaluation.machine import machine
 from tar_vis_core.evaluation.reference_style import reference_style
 from tar_vis_core.frames import open_frames, play
@@ -121,6 +133,39 @@ def peak_memory_gb(args: argparse.Namespace, images: list[np.ndarray]) -> dict[s
     return found
 
 
+class Baseline:
+    """Line 1 in a process of its own, which gives free memory back to the system as any program does.
+
+    That ours does not (``kept_memory.py``) is one of the things that make it faster, and holds for a whole process.
+    """
+
+    turns: Turns    # in that process
+
+    @classmethod
+    def begin(cls, args: argparse.Namespace) -> None:
+        """Makes the model; the first call in a new process."""
+        with mock.patch('tar_vis_core.segmenter.keep_freed_memory'):
+            cls.turns = Turns(reference_line(plain_model(args), args.device, args.precision, args.tracker,
+                                             args.short_side))
+
+    @classmethod
+    def take(cls, image: np.ndarray, stamp_s: float) -> Measured:
+        """The next frame, see :class:`Turns`."""
+        return cls.turns.take(image, stamp_s)
+
+
+def measured_lines(args: argparse.Namespace, lines: dict[str, Line], images: list[np.ndarray], rate: float,
+                   ) -> dict[str, list[Measured]]:
+    """All lines frame by frame in turn, the first one elsewhere."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as apart:
+        apart.submit(Baseline.begin, args).result()
+
+        def take(image: np.ndarray, stamp_s: float) -> Measured:
+            return apart.submit(Baseline.take, image, stamp_s).result()
+
+        return take_turns(lines, images, rate, args.warm_up, {REFERENCE: take})
+
+
 def measure(args: argparse.Namespace) -> dict:
     """All figures of a run, as ``--json`` writes them."""
     images, rate = read_images(args)
@@ -128,7 +173,7 @@ def measure(args: argparse.Namespace) -> dict:
     parameters = parameters_by_part(model)
     lines = make_lines(model, args.device, args.precision, args.tracker, args.short_side, args.untrained)
     segmenter = lines[FULL].segmenter
-    found = {name: summary(measured) for name, measured in take_turns(lines, images, rate, args.warm_up).items()}
+    found = {name: summary(measured) for name, measured in measured_lines(args, lines, images, rate).items()}
     for name, figures in costs(lines, images, rate).items():
         found[name] |= figures | {'routing': lines[name].routing}
     configuration = {name: getattr(args, name) for name in CONFIGURATION} | {

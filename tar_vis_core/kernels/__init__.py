@@ -25,7 +25,7 @@ def library() -> ctypes.CDLL | None:
     try:
         # it names the same OpenMP runtime that torch has loaded, so both use one set of threads
         loaded = ctypes.CDLL(str(LIBRARY))
-        loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7
+        loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 7
         loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_float]
         loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
         for name in ('deformable', 'group_norm', 'attention'):
@@ -54,7 +54,9 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
                          f'{tuple(logits.shape)}, reference {tuple(reference.shape)}, levels {shapes}')
     read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, logits, reference)]
     sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
-    kernels.tar_vis_deformable(*(t.data_ptr() for t in (*read, sizes, out)), n, cells, s, heads, levels, points, width)
+    scratch = torch.empty(value.shape)
+    kernels.tar_vis_deformable(*(t.data_ptr() for t in (*read, sizes, out, scratch)), n, cells, s, heads, levels, points,
+                               width)
     return out.to(value.dtype)
 
 

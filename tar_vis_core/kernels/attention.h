@@ -16,8 +16,8 @@ ALWAYS_INLINE bool any_kept(const uint8_t *keep, int64_t count) {
   return std::any_of(keep, keep + count, [](uint8_t k) { return k != 0; });
 }
 
-// Queries begin..end-1 of one head of one frame; `scratch` holds kQueries * kTile floats. `width` is known where this is
-// inlined, so that loops over it unroll.
+// Queries begin..end-1 of one head of one frame, kQueries at most; `scratch` holds kScratch floats. `width` is known
+// where this is inlined, so that loops over it unroll.
 ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head, int64_t begin, int64_t end,
                           float *scratch, const int64_t width) {
   const int64_t step = task.heads * width, parts = width / kLanes, count = end - begin;
@@ -33,11 +33,15 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
     most[q] = blocked;
     total[q] = 0;
   }
+  float *near = scratch + kQueries * kTile;  // a tile's values side by side; a head's rows lie far apart
   for (int64_t tile = 0; tile < task.keys; tile += kTile) {
     const int64_t tile_end = std::min(task.keys, tile + kTile), blocks = (tile_end - tile + kLanes - 1) / kLanes;
     Lanes highest[kQueries];
     uint8_t open[kQueries][kTile / kLanes];
     for (int64_t q = 0; q < count; ++q) highest[q] = all_blocked;
+    for (int64_t k = tile; k < tile_end; ++k) {
+      std::memcpy(near + (k - tile) * width, values + k * step, width * sizeof(float));
+    }
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = tile + b * kLanes, there = std::min(kLanes, tile_end - first);
       float turned[kWidest][kLanes];
@@ -85,20 +89,20 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
       for (int64_t b = 0; b < blocks; ++b) {
         if (!open[q][b]) continue;
         const int64_t first = tile + b * kLanes, there = std::min(kLanes, tile_end - first);
-        const float *value = values + first * step;
+        const float *value = near + b * kLanes * width;
         const Lanes shares = exp_of(load(scratch + q * kTile + b * kLanes) - most[q]);
         weight += shares;
         if (there == kLanes) {
           for (int64_t k = 0; k < kLanes; k += 4) {
             for (int64_t j = 0; j < 4; ++j) {
               for (int64_t i = 0; i < parts; ++i) {
-                own[j][i] += shares[k + j] * load(value + (k + j) * step + i * kLanes);
+                own[j][i] += shares[k + j] * load(value + (k + j) * width + i * kLanes);
               }
             }
           }
         } else {
           for (int64_t k = 0; k < there; ++k) {
-            for (int64_t i = 0; i < parts; ++i) own[0][i] += shares[k] * load(value + k * step + i * kLanes);
+            for (int64_t i = 0; i < parts; ++i) own[0][i] += shares[k] * load(value + k * width + i * kLanes);
           }
         }
       }
@@ -108,9 +112,7 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
   }
   for (int64_t q = 0; q < count; ++q) {
     float *out = task.out + (frame * task.queries + begin + q) * step + head * width;
-    for (int64_t i = 0; i < parts; ++i) {
-      store(out + i * kLanes, sum[q][i] / total[q]);
-    }
+    for (int64_t i = 0; i < parts; ++i) store(out + i * kLanes, sum[q][i] / total[q]);
   }
 }
 

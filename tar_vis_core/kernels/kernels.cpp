@@ -9,6 +9,10 @@
 #include <limits>
 #include <vector>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -16,7 +20,8 @@ namespace {
 const int64_t kLanes = 16;                 // floats of the widest vector
 const int64_t kWidest = 64;                // channels of a head whose number is known when compiling
 const int64_t kSamples = 64;               // of a query and head of deformable attention at most
-const int64_t kTile = 512, kQueries = 32;  // keys and queries that attention takes at once
+const int64_t kTile = 256, kQueries = 128; // keys and queries that attention takes at once
+const int64_t kScratch = kQueries * kTile + kTile * kWidest;
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
 // these become several smaller vectors where there are none so wide
@@ -32,13 +37,12 @@ struct AttentionTask {
 };
 
 struct DeformableTask {
-  const float *value;      // (frames, cells, heads, width)
   const float *offsets;    // (frames, queries, heads, levels, points, 2) as x, y in cells of their level
   const float *logits;     // (frames, queries, heads, levels, points)
   const float *reference;  // (queries, 2) as x, y in 0..1
   const int64_t *shapes;   // (levels, 2) as height, width
   float *out;              // (frames, queries, heads, width)
-  int64_t cells, queries, heads, levels, points, width;
+  int64_t queries, heads, levels, points, width;
 };
 
 namespace portable {
@@ -76,6 +80,14 @@ namespace avx512 {
 #define CHOSEN(name) portable::name
 #endif
 
+int64_t threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
 // out = x * scale + shift, from the sums over all rows.
 void finish(const double *sum, const float *first, const float *weight, const float *bias, int64_t rows,
             int64_t channels, int64_t groups, float eps, float *scale, float *shift) {
@@ -105,10 +117,12 @@ extern "C" {
 void tar_vis_attention(const float *query, const float *key, const float *value, const uint8_t *keep, float *out,
                        int64_t frames, int64_t queries, int64_t keys, int64_t heads, int64_t width) {
   const auto run = CHOSEN(attention);
-  const int64_t chunks = (queries + kQueries - 1) / kQueries, size = (queries + chunks - 1) / chunks;
+  // as few chunks of queries as give every thread work: each looks at all keys
+  const int64_t wanted = 2 * threads() / (frames * heads), most = (queries + kQueries - 1) / kQueries;
+  const int64_t chunks = std::min(std::max(wanted, most), queries), size = (queries + chunks - 1) / chunks;
 #pragma omp parallel
   {
-    std::vector<float> scratch(kQueries * kTile);
+    std::vector<float> scratch(kScratch);
 #pragma omp for schedule(dynamic)
     for (int64_t part = 0; part < frames * heads * chunks; ++part) {
       const int64_t chunk = part % chunks, head = part / chunks % heads, frame = part / chunks / heads;
@@ -118,16 +132,26 @@ void tar_vis_attention(const float *query, const float *key, const float *value,
   }
 }
 
-// Sizes as in DeformableTask.
+// value (frames, cells, heads, width), the others as in DeformableTask; `scratch` has room for what value holds.
 void tar_vis_deformable(const float *value, const float *offsets, const float *logits, const float *reference,
-                        const int64_t *shapes, float *out, int64_t frames, int64_t cells, int64_t queries,
-                        int64_t heads, int64_t levels, int64_t points, int64_t width) {
+                        const int64_t *shapes, float *out, float *scratch, int64_t frames, int64_t cells,
+                        int64_t queries, int64_t heads, int64_t levels, int64_t points, int64_t width) {
   const auto run = CHOSEN(deformable);
-  const int64_t chunk = 32, total = frames * queries, chunks = (total + chunk - 1) / chunk;
+  // a head's cells side by side, so that a query's samples lie near each other
+#pragma omp parallel for schedule(static)
+  for (int64_t cell = 0; cell < frames * cells; ++cell) {
+    const int64_t frame = cell / cells;
+    for (int64_t head = 0; head < heads; ++head) {
+      std::memcpy(scratch + ((frame * heads + head) * cells + cell % cells) * width, value + (cell * heads + head) * width,
+                  width * sizeof(float));
+    }
+  }
+  const int64_t chunk = 128, chunks = (queries + chunk - 1) / chunk;
 #pragma omp parallel for schedule(dynamic)
-  for (int64_t c = 0; c < chunks; ++c) {
-    run({value, offsets, logits, reference, shapes, out, cells, queries, heads, levels, points, width}, c * chunk,
-        std::min(total, (c + 1) * chunk));
+  for (int64_t part = 0; part < frames * heads * chunks; ++part) {
+    const int64_t begin = part % chunks * chunk, head = part / chunks % heads, frame = part / chunks / heads;
+    run({offsets, logits, reference, shapes, out, queries, heads, levels, points, width},
+        scratch + (frame * heads + head) * cells * width, frame, head, begin, std::min(queries, begin + chunk));
   }
 }
 

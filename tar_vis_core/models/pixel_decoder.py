@@ -47,7 +47,7 @@ class PixelDecoder(nn.Module):
         conv = [nn.Conv2d(dim, dim, 3, padding=1, bias=False)]
         if separable:
             conv = [nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False), nn.Conv2d(dim, dim, 1, bias=False)]
-        self.output = nn.Sequential(*conv, nn.GroupNorm(32, dim), nn.ReLU())
+        self.output = nn.Sequential(*conv, nn.GroupNorm(32, dim), nn.ReLU(inplace=True))
         self.mask_features = nn.Conv2d(dim, dim, 1)
 
     def forward(self, res2: Tensor, res3: Tensor, res4: Tensor, res5: Tensor) -> tuple[Tensor, list[Tensor]]:
