@@ -55,8 +55,8 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
     read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, logits, reference)]
     sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
     scratch = torch.empty(value.shape)
-    kernels.tar_vis_deformable(*(t.data_ptr() for t in (*read, sizes, out, scratch)), n, cells, s, heads, levels, points,
-                               width)
+    pointers = [t.data_ptr() for t in (*read, sizes, out, scratch)]
+    kernels.tar_vis_deformable(*pointers, n, cells, s, heads, levels, points, width)
     return out.to(value.dtype)
 
 
