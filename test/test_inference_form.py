@@ -12,7 +12,7 @@ from tiny_model import tiny_model
 
 from tar_vis_core import kernels
 from tar_vis_core.device import compute_context
-from tar_vis_core.models import deformable
+from tar_vis_core.models import deformable, inference
 from tar_vis_core.models.inference import PackedConv, PackedLinear, PackedPointwise, inference_form, packable, packed
 from tar_vis_core.models.layers import Attention, Conv, Linear
 from tar_vis_core.models.video_model import build_model
@@ -70,6 +70,22 @@ def test_equals_the_plain_form(name, size):
         # that follows; test_parity.py compares where none does
         limit, most = (2e-5, 2e-5) if 'features' in key else (1e-4, 0.1)
         assert gap.median() < limit and gap.max() < most, key
+
+
+@pytest.mark.parametrize('lacking', ['kernels', 'operators'])
+def test_equals_the_plain_form_without_what_may_be_lacking(monkeypatch, lacking):
+    if lacking == 'kernels':
+        monkeypatch.setattr(kernels, 'library', lambda: None)
+    else:
+        monkeypatch.setattr(inference, 'packable', tuple)
+    torch.manual_seed(2)
+    plain = tiny_model().eval()
+    fast = inference_form(copy.deepcopy(plain), CPU)
+    assert any(isinstance(m, PackedLinear) for m in fast.modules()) == (lacking == 'kernels' and bool(packable()))
+    expected, found = passed(plain, (96, 128)), passed(fast, (96, 128))
+    for key, value in expected.items():
+        scale = max(1.0, value.float().abs().max().item())
+        torch.testing.assert_close(found[key].float(), value.float(), atol=1e-4 * scale, rtol=0, msg=key)
 
 
 @needs_packing
