@@ -20,7 +20,7 @@ namespace {
 const int64_t kLanes = 16;                 // floats of the widest vector
 const int64_t kWidest = 64;                // channels of a head whose number is known when compiling
 const int64_t kSamples = 64;               // of a query and head of deformable attention at most
-const int64_t kTile = 256, kQueries = 128; // keys and queries that attention takes at once
+const int64_t kTile = 256, kQueries = 128;  // keys and queries that attention takes at once
 const int64_t kScratch = kQueries * kTile + kTile * kWidest;
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
@@ -142,8 +142,8 @@ void tar_vis_deformable(const float *value, const float *offsets, const float *l
   for (int64_t cell = 0; cell < frames * cells; ++cell) {
     const int64_t frame = cell / cells;
     for (int64_t head = 0; head < heads; ++head) {
-      std::memcpy(scratch + ((frame * heads + head) * cells + cell % cells) * width, value + (cell * heads + head) * width,
-                  width * sizeof(float));
+      std::memcpy(scratch + ((frame * heads + head) * cells + cell % cells) * width,
+                  value + (cell * heads + head) * width, width * sizeof(float));
     }
   }
   const int64_t chunk = 128, chunks = (queries + chunk - 1) / chunk;
@@ -157,7 +157,9 @@ void tar_vis_deformable(const float *value, const float *offsets, const float *l
 
 // x and out (frames, rows, channels), weight and bias (channels).
 void tar_vis_group_norm(const float *x, const float *weight, const float *bias, float *out, int64_t frames,
-                                   int64_t rows, int64_t channels, int64_t groups, float eps) {
+                        int64_t rows, int64_t channels, int64_t groups, float eps) {
+  const auto add = CHOSEN(add_sums);
+  const auto scale_block = CHOSEN(scale_rows);
   const int64_t blocks = (rows + kRows - 1) / kRows;
   for (int64_t frame = 0; frame < frames; ++frame, x += rows * channels, out += rows * channels) {
     std::vector<double> sum(2 * channels, 0.0);
@@ -168,7 +170,7 @@ void tar_vis_group_norm(const float *x, const float *weight, const float *bias, 
       std::vector<float> part(2 * channels);
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < blocks; ++b) {
-        CHOSEN(add_sums)(x + b * kRows * channels, x, std::min(kRows, rows - b * kRows), channels, part.data(), own.data());
+        add(x + b * kRows * channels, x, std::min(kRows, rows - b * kRows), channels, part.data(), own.data());
       }
 #pragma omp critical
       for (int64_t c = 0; c < 2 * channels; ++c) sum[c] += own[c];
@@ -177,8 +179,8 @@ void tar_vis_group_norm(const float *x, const float *weight, const float *bias, 
       finish(sum.data(), x, weight, bias, rows, channels, groups, eps, scale.data(), shift.data());
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < blocks; ++b) {
-        CHOSEN(scale_rows)(x + b * kRows * channels, scale.data(), shift.data(), std::min(kRows, rows - b * kRows), channels,
-                   out + b * kRows * channels);
+        scale_block(x + b * kRows * channels, scale.data(), shift.data(), std::min(kRows, rows - b * kRows), channels,
+                    out + b * kRows * channels);
       }
     }
   }

@@ -23,7 +23,7 @@ ALWAYS_INLINE float greatest_of(Lanes x) {
 // e^x for x <= 0 to within 2 units in the last place: 2^n times a polynomial of the rest (the reduction of Cody and
 // Waite, the minimax coefficients of Cephes). 0 below -87.
 ALWAYS_INLINE Lanes exp_of(Lanes x) {
-  const Lanes bounded = x < -87.0f ? x * 0.0f - 87.0f : x;
+  const Lanes bounded = x < -87.0f ? Lanes{} - 87.0f : x;
   const Lanes n = (bounded * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
   const Lanes r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
   Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -35,5 +35,5 @@ ALWAYS_INLINE Lanes exp_of(Lanes x) {
   const Whole bits = (__builtin_convertvector(n, Whole) + 127) << 23;
   Lanes power;
   std::memcpy(&power, &bits, sizeof power);
-  return x < -87.0f ? power * 0.0f : p * power;
+  return x < -87.0f ? Lanes{} : p * power;
 }
