@@ -1,9 +1,7 @@
 // Weighted bilinear samples of deformable attention (Deformable DETR, section 4.1) on a CPU, float32.
 //
-// All that PyTorch needs a dozen passes over memory for, in one: the softmax over a query's samples, where they lie, and
-// the rows of D = dim / heads channels around each, which add up in registers. Plain C interface, called by ctypes.
-
-// Included once for each kind of processor (kernels.cpp).
+// What takes PyTorch a dozen passes over memory, in one: the softmax over a query's samples, where they lie, and the rows
+// of channels around each, which add up in registers. Included once for each kind of processor (kernels.cpp).
 
 // `weights` has room for kSamples, of which `count` are asked for.
 ALWAYS_INLINE void softmax(const float *logits, int64_t count, float *weights) {
@@ -59,8 +57,8 @@ ALWAYS_INLINE void place(Lanes x, Lanes y, Lanes share, Whole height, Whole widt
   }
 }
 
-// Queries begin..end-1 of one head of one frame, whose values lie side by side in `map`. Where `fixed_width` is not 0 it
-// is known where this is inlined, and the sums stay in registers.
+// Queries begin..end-1 of one head of one frame, whose values lie side by side in `map`. A `fixed_width` but 0 is known
+// where this is inlined, and the sums stay in registers.
 ALWAYS_INLINE void sample(const DeformableTask &task, const float *map, int64_t frame, int64_t head, int64_t begin,
                           int64_t end, const int64_t fixed_width) {
   const int64_t width = fixed_width ? fixed_width : task.width, count = task.levels * task.points;

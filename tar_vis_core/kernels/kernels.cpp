@@ -1,4 +1,4 @@
-// The kernels as plain C functions, each compiled for several kinds of processor; this one's is chosen when it is called.
+// The kernels as plain C functions, each compiled for several kinds of processor; the call chooses this one's.
 //
 // They share OpenMP's threads with torch, which has loaded the same runtime.
 
