@@ -1,7 +1,7 @@
 // Weighted bilinear samples of deformable attention (Deformable DETR, section 4.1) on a CPU, float32.
 //
-// What takes PyTorch a dozen passes over memory, in one: the softmax over a query's samples, where they lie, and the rows
-// of channels around each, which add up in registers. Included once for each kind of processor (kernels.cpp).
+// What takes PyTorch a dozen passes over memory, in one: the softmax over a query's samples, where they lie, and the
+// rows of channels around each, which add up in registers. Included once for each kind of processor (kernels.cpp).
 
 // `weights` has room for kSamples, of which `count` are asked for.
 ALWAYS_INLINE void softmax(const float *logits, int64_t count, float *weights) {
