@@ -29,7 +29,7 @@ def source_files() -> list[Path]:
 def data_files() -> list[Path]:
     """Files beside the modules that the library reads at run time."""
     return [path for path in source_files()
-            if path.parts[0] in ('tar_vis_core', 'tar_vis_ros') and path.suffix != '.py']
+            if path.parts[0] in ('tar_vis_core', 'tar_vis_ros') and path.suffix not in ('.py', '.cpp', '.h')]
 
 
 def copy_source(target: Path) -> None:

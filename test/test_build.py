@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which('cmake') is None, reason='cmake is 
 
 
 def imported_from(env: dict[str, str]) -> Path:
-    """Folder that `import tar_vis_ros` takes, once its messages are found to work."""
+    """Folder that `import tar_vis_ros` takes, once its messages and kernels are found to work."""
     return Path(run(['python3', '-c', (
         'import tar_vis_ros, tar_vis_core\n'
         'from rclpy.serialization import serialize_message, deserialize_message\n'
@@ -30,6 +30,8 @@ def imported_from(env: dict[str, str]) -> Path:
         'assert deserialize_message(serialize_message(sent), InstanceMaskArray) == sent\n'
         'beside = tar_vis_ros.__file__.replace("tar_vis_ros/__init__", "tar_vis_core/__init__")\n'
         'assert tar_vis_core.__file__ == beside, tar_vis_core.__file__\n'
+        'from tar_vis_core import kernels\n'
+        'assert kernels.library(), kernels.LIBRARY\n'
         'print(tar_vis_ros.__file__)')], env=env, cwd='/').strip()).parent
 
 
