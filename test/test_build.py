@@ -31,7 +31,7 @@ def imported_from(env: dict[str, str]) -> Path:
         'beside = tar_vis_ros.__file__.replace("tar_vis_ros/__init__", "tar_vis_core/__init__")\n'
         'assert tar_vis_core.__file__ == beside, tar_vis_core.__file__\n'
         'from tar_vis_core import kernels\n'
-        'assert kernels.library(), kernels.LIBRARY\n'
+        'assert kernels.compiled(), kernels.LIBRARY\n'
         'print(tar_vis_ros.__file__)')], env=env, cwd='/').strip()).parent
 
 

@@ -20,7 +20,7 @@ from tar_vis_core.segmenter import make_tracker
 
 CPU = torch.device('cpu')
 needs_packing = pytest.mark.skipif(not packable(), reason='this build of torch lacks the operators')
-needs_kernels = pytest.mark.skipif(kernels.library() is None, reason='the kernels are not built')
+needs_kernels = pytest.mark.skipif(kernels.compiled() is None, reason='the kernels are not built')
 
 MODELS = {
     'nano': tiny_model,
@@ -75,7 +75,7 @@ def test_equals_the_plain_form(name, size):
 @pytest.mark.parametrize('lacking', ['kernels', 'operators'])
 def test_equals_the_plain_form_without_what_may_be_lacking(monkeypatch, lacking):
     if lacking == 'kernels':
-        monkeypatch.setattr(kernels, 'library', lambda: None)
+        monkeypatch.setattr(kernels, 'compiled', lambda: None)
     else:
         monkeypatch.setattr(inference, 'packable', tuple)
     torch.manual_seed(2)
@@ -269,5 +269,5 @@ def test_group_norm_keeps_its_digits(size):
 
 def test_the_kernel_is_chosen_where_it_can_be():
     with torch.inference_mode():
-        assert deformable.sampler(CPU) == ('compiled kernel' if kernels.library() else 'embedding_bag')
+        assert deformable.sampler(CPU) == ('compiled kernel' if kernels.compiled() else 'embedding_bag')
     assert deformable.sampler(CPU) == 'grid_sample', 'with a gradient'

@@ -20,7 +20,7 @@ ATTENTION_WIDTHS = 16, 32, 64   # channels of a head
 
 
 @functools.lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled kernels for CPUs, None where they were not built or cannot be loaded."""
     try:
         # it names the same OpenMP runtime that torch has loaded, so both use one set of threads
@@ -41,7 +41,7 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
 
     Computes in float32 and gives the dtype of ``value``; no gradient. RuntimeError where the kernels are not there.
     """
-    kernels = library()
+    kernels = compiled()
     if kernels is None:
         raise RuntimeError(f'{LIBRARY} is not there: build the package with ROS, by colcon or pip')
     n, s, heads, levels, points, _ = offsets.shape
@@ -80,7 +80,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     No gradient. Without the compiled kernels it is PyTorch's own, on memory with channels first: with channels last
     that loses digits where a group varies little.
     """
-    kernels, dtype = library(), x.dtype
+    kernels, dtype = compiled(), x.dtype
     if kernels is None:
         return torch.nn.functional.group_norm(x.float().contiguous(), groups, weight, bias, eps).to(dtype)
     n, channels, h, w = x.shape
@@ -93,7 +93,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
 
 def attends(width: int) -> bool:
     """Whether :func:`attention` can be called with heads of so many channels."""
-    return width in ATTENTION_WIDTHS and library() is not None
+    return width in ATTENTION_WIDTHS and compiled() is not None
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tensor | None) -> Tensor:
@@ -110,6 +110,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tenso
     read = [t.detach().to(torch.float32).contiguous() for t in (query, key, value)]
     keep = None if keep is None else keep.contiguous()
     out = torch.empty(n, queries, dim)
-    library().tar_vis_attention(*(t.data_ptr() for t in read), None if keep is None else keep.data_ptr(),
+    compiled().tar_vis_attention(*(t.data_ptr() for t in read), None if keep is None else keep.data_ptr(),
                                 out.data_ptr(), n, queries, keys, heads, dim // heads)
     return out.to(query.dtype)

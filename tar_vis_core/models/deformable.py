@@ -80,7 +80,7 @@ def sampler(device: torch.device) -> str:
     if device.type == 'cuda':
         return 'Triton kernel' if kernels.has_triton() else 'grid_sample'
     if device.type == 'cpu':
-        return 'compiled kernel' if kernels.library() else 'embedding_bag'
+        return 'compiled kernel' if kernels.compiled() else 'embedding_bag'
     return 'grid_sample'
 
 
