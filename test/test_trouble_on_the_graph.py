@@ -111,13 +111,14 @@ def test_ten_fast_cycles_of_every_kind_leave_memory_flat(client):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_middle_of_a_frame_ends_the_node_quietly(folder, number):
     process = NodeProcess(folder, f'signalled{int(number)}', weights=nano_weights(folder) or "''", threads=1,
-                          input_short_side=960, autostart='true')     # a frame takes a second or more
+                          input_short_side=1280, autostart='true')     # as slow as it gets
     client = Client(process)
     try:
         process.wait_for_line('waiting for images')
+        step_ms = client.ask(client.image(picture(960, 1280))).times.total
         image = client.image(picture(960, 1280))
         client.send(image)
-        client.spin(0.4)
+        client.spin(step_ms / 3000)     # into the middle of it
         assert key(image.header.stamp) not in client.instances, 'the frame was done already'
         assert process.end(number) == 0
         wait_until(lambda: not os.path.exists(f'/proc/{process.pid}'), 'end of the process')
