@@ -1,4 +1,4 @@
-"""The plain model run as the published implementations run it: the baseline of ``tar-vis bench``, and nothing else.
+"""The plain model run as the published implementations run it, for ``tar-vis bench`` and ``tar-vis study operations``.
 
 Full-size masks and all heads after every layer, attention as separate products, deformable attention as Deformable
 DETR's pure PyTorch form. The weights and the results are the model's own, up to rounding; only the work differs.
