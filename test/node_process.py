@@ -68,8 +68,7 @@ class NodeProcess:
     @property
     def resident_mb(self) -> float:
         """Memory that the process holds now, MB (Linux)."""
-        pages = int(Path(f'/proc/{self._process.pid}/statm').read_text().split()[1])
-        return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
+        return resident_mb(self._process.pid)
 
     @property
     def pid(self) -> int:
@@ -89,6 +88,11 @@ class NodeProcess:
             return self._process.wait(PATIENCE_S)
         finally:
             self._process.kill()
+
+
+def resident_mb(pid: int) -> float:
+    """Memory that a process holds now, MB (Linux)."""
+    return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 def wait_until(done: Callable[[], object], what: str, node: NodeProcess | None = None,

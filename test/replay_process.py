@@ -62,15 +62,20 @@ def environment(folder: Path) -> dict[str, str]:
     return dict(os.environ, ROS_LOG_DIR=str(folder / 'ros_log'))
 
 
-def processes_left() -> list[str]:
-    """Nodes and replaying processes that the tests started."""
-    commands = []
+def processes(word: str) -> dict[int, str]:
+    """Command lines with ``word`` of the processes of this machine, by process id (Linux)."""
+    commands = {}
     for path in Path('/proc').glob('[0-9]*/cmdline'):
         try:
-            commands.append(path.read_bytes().replace(b'\0', b' ').decode(errors='replace'))
+            commands[int(path.parent.name)] = path.read_bytes().replace(b'\0', b' ').decode(errors='replace')
         except OSError:
             continue
-    return [command for command in commands if f'score_threshold:={SETTINGS["score_threshold"]}' in command]
+    return {pid: command for pid, command in commands.items() if word in command}
+
+
+def processes_left() -> list[str]:
+    """Nodes and replaying processes that the tests started."""
+    return list(processes(f'score_threshold:={SETTINGS["score_threshold"]}').values())
 
 
 def report_of(folder: Path) -> dict:
