@@ -1,13 +1,16 @@
-"""Where and how precisely the network computes, and clocks that wait for the device."""
+"""Where and how precisely the network computes, clocks of the device, and ways to it and back."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tar_vis_core.errors import DeviceError
 
@@ -73,23 +76,61 @@ def elapsed_ms(earlier: float | torch.cuda.Event, later: float | torch.cuda.Even
 
 
 class StageClock:
-    """Measures consecutive stages; each boundary waits until the device has finished."""
+    """Times the stages of a step.
+
+    Nothing waits at their ends: on a GPU they are events in its stream, read when the step is over.
+    """
 
     def __init__(self, device: torch.device):
-        self._device = device
-        self._start = self._last = self._now()
+        self._device, self._began = device, time.perf_counter()
+        self._ends: list[tuple[str, float | torch.cuda.Event]] = [('', mark(device))]
 
-    def _now(self) -> float:
-        if self._device.type == 'cuda':
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+    def lap(self, stage: str) -> None:
+        """The end of a stage, which began where the one before ended. A stage may come several times."""
+        self._ends.append((stage, mark(self._device)))
 
-    def lap(self) -> float:
-        """Milliseconds since the previous boundary."""
-        now = self._now()
-        elapsed, self._last = (now - self._last) * 1e3, now
-        return elapsed
+    def times(self) -> dict[str, float]:
+        """Milliseconds of each stage, and ``total``, of all until now by the host's clock."""
+        spent: dict[str, float] = {}
+        for (_, begin), (stage, end) in itertools.pairwise(self._ends):
+            spent[stage] = spent.get(stage, 0.0) + elapsed_ms(begin, end)
+        return spent | {'total': (time.perf_counter() - self._began) * 1e3}
 
-    def total(self) -> float:
-        """Milliseconds from the start to the last boundary."""
-        return (self._last - self._start) * 1e3
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array there; on a GPU the copy goes on while the host does. Not to be written to: a CPU shares its memory.
+    """
+    # torch may not be given memory that numpy holds read-only
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if device.type != 'cuda':
+        return tensor.to(device)
+    # torch keeps such memory for the next call
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor).to(device, non_blocking=True)
+
+
+def to_host(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of one device on the CPU, from a GPU as one transfer, for which it waits."""
+    device = tensors[0].device
+    if device.type != 'cuda':
+        return [tensor.cpu() for tensor in tensors]
+    together = _bytes_of(tensors)
+    host = torch.empty(together.shape, dtype=torch.uint8, pin_memory=True)
+    host.copy_(together, non_blocking=True)
+    torch.cuda.current_stream(device).synchronize()
+    return _from_bytes(host, tensors)
+
+
+def _bytes_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The bytes of all tensors, each begun at a multiple of eight, where any type may lie."""
+    parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    return torch.cat([F.pad(part, (0, -len(part) % 8)) for part in parts])
+
+
+def _from_bytes(together: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What :func:`_bytes_of` was made of; memory is shared."""
+    found, start = [], 0
+    for tensor in like:
+        size = tensor.numel() * tensor.element_size()
+        found.append(together[start:start + size].view(tensor.dtype).view(tensor.shape))
+        start += size + -size % 8
+    return found

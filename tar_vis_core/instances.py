@@ -91,7 +91,7 @@ class RoutingTrace:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Milliseconds, device synchronised at each boundary."""
+    """Milliseconds of the stages, on a GPU by events in its stream, and of the whole step by the host's clock."""
 
     preprocess: float   # copy to the device, resize, normalise, pad
     encoder: float      # backbone and pixel decoder

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tar_vis_core.device import to_host
+
+MOST_PIXELS = 2 ** 26       # of masks that a GPU makes at once, four bytes each
 _ONES = np.array([bin(byte).count('1') for byte in range(256)], np.uint8)
 
 
@@ -28,6 +31,11 @@ class MaskGeometry:
     padded: tuple[int, int]    # the network's input
     content: tuple[int, int]   # the resized image inside the padded input, upper left
     source: tuple[int, int]    # the image that came in
+
+    @property
+    def axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        """The same four sizes of each axis, vertical and horizontal."""
+        return tuple(zip(self.logits, self.padded, self.content, self.source, strict=True))
 
     @property
     def content_cells(self) -> tuple[int, int]:
@@ -62,26 +70,73 @@ def axis_resize(inputs: int, padded: int, content: int, outputs: int) -> AxisRes
     return AxisResize(weights, used.argmax(1), inputs - 1 - used[:, ::-1].argmax(1))
 
 
-def full_size_mask(logits: Tensor, geometry: MaskGeometry) -> tuple[tuple[int, int, int, int], np.ndarray] | None:
-    """Box (x, y, width, height) and boolean mask inside it, in source pixels, of logits ``(h, w)`` at stride 4.
+@functools.lru_cache(maxsize=8)
+def axis_weights(axis: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    """The weights of :func:`axis_resize` on a device."""
+    return axis_resize(*axis).weights.to(device)
 
-    The box is tight. None where no source pixel is positive. ``logits`` are float32 on the CPU.
+
+Placed = tuple[tuple[int, int, int, int], np.ndarray]      # tight box (x, y, width, height), boolean mask inside it
+
+
+def full_size_mask(logits: Tensor, geometry: MaskGeometry) -> Placed | None:
+    """The mask in source pixels of logits ``(h, w)`` at stride 4, which are float32 on the CPU.
+
+    None where no source pixel is positive.
     """
-    axes = [axis_resize(*sizes) for sizes in zip(
-        geometry.logits, geometry.padded, geometry.content, geometry.source, strict=True)]
-    positive = (logits > 0).numpy()
-    rows, columns = np.flatnonzero(positive.any(1)), np.flatnonzero(positive.any(0))
-    if not rows.size:
+    axes = [axis_resize(*sizes) for sizes in geometry.axes]
+    window = _window(geometry, (logits > 0).numpy())
+    if window is None:
         return None
-    (out_y, in_y), (out_x, in_x) = (
-        axis.window(int(hit[0]), int(hit[-1])) for axis, hit in zip(axes, (rows, columns), strict=True))
+    (out_y, in_y), (out_x, in_x) = window
     full = axes[0].weights[out_y, in_y] @ (logits[in_y, in_x] @ axes[1].weights[out_x, in_x].t())
-    mask = (full > 0).numpy()
+    return _placed((full > 0).numpy(), out_y.start, out_x.start)
+
+
+def full_size_masks(logits: Tensor, positive: np.ndarray, geometry: MaskGeometry) -> list[Placed | None]:
+    """:func:`full_size_mask` of each of ``logits (K, h, w)``, float32 on a GPU, in one transfer.
+
+    ``positive (K, h, w)`` is where they are.
+    """
+    y, x = (axis_weights(axis, logits.device) for axis in geometry.axes)
+    at_once = max(1, MOST_PIXELS // (geometry.source[0] * geometry.source[1]))
+    bits = torch.cat([packed_bits(y @ (some @ x.t()) > 0) for some in logits.split(at_once)])
+    return [_from_bits(own, there, geometry) for own, there in zip(to_host(bits)[0].numpy(), positive, strict=True)]
+
+
+def _from_bits(bits: np.ndarray, positive: np.ndarray, geometry: MaskGeometry) -> Placed | None:
+    window = _window(geometry, positive)
+    if window is None:
+        return None
+    (out_y, _), (out_x, _) = window
+    first = out_x.start // 8        # only the bytes of the window are unpacked
+    mask = np.unpackbits(bits[out_y, first:-(-out_x.stop // 8)], axis=1).view(bool)
+    return _placed(mask[:, :out_x.stop - 8 * first], out_y.start, 8 * first)
+
+
+def packed_bits(masks: Tensor) -> Tensor:
+    """Boolean ``(..., w)`` as bytes ``(..., ceil(w / 8))`` of eight pixels, the first of them the highest bit."""
+    eights = F.pad(masks, (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (eights.to(torch.uint8) << torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)).sum(
+        -1, dtype=torch.uint8)
+
+
+def _window(geometry: MaskGeometry, positive: np.ndarray) -> list[tuple[slice, slice]] | None:
+    """Per axis the source pixels that read any of the ``positive`` cells, and all cells that they read."""
+    hits = [np.flatnonzero(positive.any(axis)) for axis in (1, 0)]
+    if not hits[0].size:
+        return None
+    return [axis_resize(*sizes).window(int(hit[0]), int(hit[-1])) for sizes, hit in zip(
+        geometry.axes, hits, strict=True)]
+
+
+def _placed(mask: np.ndarray, y: int, x: int) -> Placed | None:
+    """A mask whose upper left pixel is at ``(x, y)``, cut to its box; None where it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return None
     y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    return (out_x.start + x0, out_y.start + y0, x1 - x0, y1 - y0), mask[y0:y1, x0:x1]
+    return (x + x0, y + y0, x1 - x0, y1 - y0), mask[y0:y1, x0:x1]
 
 
 def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tar_vis_core.device import to_host
 from tar_vis_core.instances import encode_runs
-from tar_vis_core.masks import MaskGeometry, full_size_mask
+from tar_vis_core.masks import MaskGeometry, Placed, full_size_mask, full_size_masks, packed_bits
 from tar_vis_core.models.class_sets import VOC
 from tar_vis_core.overlaps import absorb_pieces, distinct, shared_out, without_claimed_parts, without_far_parts
 
@@ -26,6 +27,7 @@ OBJECT_CHANNELS = [c for c in range(1, len(VOC)) if c != PERSON_CHANNEL]
 # where it sees nothing else.
 PERSON_SEMANTICS = 0.35
 NEAR = 0.6                 # of the least score: what a mask with all its parts must reach to be looked at further
+NOT_FINITE = 'the network gave numbers that are not finite'
 
 
 @dataclass
@@ -91,29 +93,84 @@ def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.sqrt(histogram / histogram.sum())
 
 
-def candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], semantic: Tensor | None,
-               min_score: float, allowed: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Queries ``(K,)`` that may reach ``min_score``, their mask logits, their class scores.
+@dataclass(frozen=True)
+class Candidates:
+    """What the K likeliest queries of a frame show."""
 
-    A small model's masks come in their near and unclaimed parts.
-    """
+    queries: np.ndarray         # (K,)
+    class_scores: np.ndarray    # (K, classes) float32
+    embeddings: np.ndarray      # (K, D) float32
+    logits: Tensor              # (K, h, w) float32 mask logits at stride 4, on a GPU where they were made there
+    bits: np.ndarray | None     # (K, h, .) where they are positive, eight cells a byte; None on a CPU, which can look
+
+    def positive(self, which: np.ndarray) -> np.ndarray:
+        """Where the mask logits of some of them are positive, boolean ``(k, h, w)``."""
+        if self.bits is None:
+            return (self.logits[which] > 0).numpy()
+        return np.unpackbits(self.bits[which], axis=-1, count=self.logits.shape[-1]).view(bool)
+
+    def masks(self, which: np.ndarray, positive: np.ndarray, geometry: MaskGeometry) -> list[Placed | None]:
+        """Their masks in source pixels."""
+        logits = self.logits[which]
+        return [full_size_mask(one, geometry) for one in logits] if self.bits is None else full_size_masks(
+            logits, positive, geometry)
+
+
+def by_host(tensor: Tensor) -> bool:
+    """Whether the host may look at values at once; those of a GPU it would have to wait for."""
+    return tensor.device.type == 'cpu'
+
+
+def likeliest(probabilities: Tensor, min_score: float) -> Tensor:
+    """The queries ``(K,)`` that are surest to be something, or those of them that may reach ``min_score``."""
     # no score exceeds the probability of being anything at all, so this loses nothing
     something = 1 - probabilities[:, -1]
-    queries = torch.nonzero(something >= min_score)[:, 0]
-    queries = queries[something[queries].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
-    if not len(queries):
-        return queries, torch.zeros(0, 0, 0), np.zeros((0, len(allowed)), np.float32)
+    queries = something.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    return queries[something[queries] >= min_score] if by_host(queries) else queries
+
+
+def plain_candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor,
+                     min_score: float) -> Candidates:
+    """Masks are as the network gives them. From a GPU comes what decides, in one transfer; the masks stay there.
+
+    Raises FloatingPointError as :func:`detect` does.
+    """
+    queries = likeliest(probabilities, min_score)
     logits = masks_of(queries)
-    if semantic is None:
-        return queries, logits, scores_of(probabilities[queries], logits, None).numpy() * allowed
+    scores = scores_of(probabilities[queries], logits, None)
+    finite = torch.isfinite(probabilities).all() & torch.isfinite(scores).all()
+    bits = [] if by_host(logits) else [packed_bits(logits > 0)]
+    found = [t.numpy() for t in to_host(queries, scores, embeddings[queries], finite[None], *bits)]
+    if not found[3]:
+        raise FloatingPointError(NOT_FINITE)
+    return Candidates(*found[:3], logits, found[4] if bits else None)
+
+
+def cleaned_candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor,
+                       semantic: Tensor, min_score: float) -> Candidates:
+    """A small model's masks come in their near and unclaimed parts. All tensors are on the CPU.
+
+    Raises FloatingPointError as :func:`detect` does.
+    """
+    if not torch.isfinite(probabilities).all():
+        raise FloatingPointError(NOT_FINITE)
+    queries = likeliest(probabilities, min_score)
+    logits = masks_of(queries)
+
+    def scores() -> Tensor:
+        found = scores_of(probabilities[queries], logits, semantic)
+        if not torch.isfinite(found).all():
+            raise FloatingPointError(NOT_FINITE)
+        return found
+
     # looking for parts takes longer than scoring: only where the mask as it is comes near
-    near = scores_of(probabilities[queries], logits, semantic).max(1).values >= NEAR * min_score
+    near = scores().amax(1) >= NEAR * min_score
     queries, logits = queries[near], logits[near]
     if len(queries):
         logits = torch.stack([without_far_parts(mask) for mask in logits])
-        scores = scores_of(probabilities[queries], logits, semantic).numpy()
-        logits = without_claimed_parts(logits, scores.max(1), scores.argmax(1))
-    return queries, logits, scores_of(probabilities[queries], logits, semantic).numpy() * allowed
+        found = scores().numpy()
+        logits = without_claimed_parts(logits, found.max(1), found.argmax(1))
+    return Candidates(queries.numpy(), scores().numpy(), embeddings[queries].numpy(), logits, None)
 
 
 def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor, semantic: Tensor | None,
@@ -125,35 +182,42 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
     and claimed parts and pieces of others, and share out the pixels that several claim.
     ``probabilities (Q, classes + 1)`` end with no-object; ``masks_of`` gives the mask logits ``(K, h, w)`` of a
     vector of query indices; ``embeddings (Q, D)``; ``semantic (21, h', w')`` where the model has it; ``image`` is
-    the source, uint8 RGB; ``allowed`` a boolean per user-visible class. Tensors are float32 on the CPU.
+    the source, uint8 RGB; ``allowed`` a boolean per user-visible class. Tensors are float32, on the CPU where there
+    are ``semantic`` logits. Raises FloatingPointError where they hold what is not a finite number.
     """
-    queries, logits, class_scores = candidates(probabilities, masks_of, semantic, min_score, allowed)
+    if semantic is None:
+        found = plain_candidates(probabilities, masks_of, embeddings, min_score)
+    else:
+        found = cleaned_candidates(probabilities, masks_of, embeddings, semantic, min_score)
+    class_scores = found.class_scores * allowed
     good = np.flatnonzero(class_scores.max(1) >= min_score)
     if not good.size:
         return []
     rows, columns = geometry.content_cells
-    masks = (logits[:, :rows, :columns] > 0).numpy()
-    good = good[masks[good].sum((1, 2)) >= MIN_CELLS]
+    positive = found.positive(good)
+    large = positive[:, :rows, :columns].sum((1, 2)) >= MIN_CELLS
+    good, positive = good[large], positive[large]
     if semantic is not None:
         classes = class_scores.argmax(1)
-        objects = good[classes[good] != PERSON]
+        of_objects = classes[good] != PERSON
+        objects = good[of_objects]
         class_scores[objects, classes[objects]] = absorb_pieces(
-            masks[objects], class_scores[objects].max(1), classes[objects])
-        good = good[class_scores[good].max(1) >= min_score]
-    good = good[distinct(masks[good], class_scores[good].max(1), class_scores[good].argmax(1))]
-    logits = logits[good]
+            positive[of_objects, :rows, :columns], class_scores[objects].max(1), classes[objects])
+        still = class_scores[good].max(1) >= min_score
+        good, positive = good[still], positive[still]
+    alone = distinct(positive[:, :rows, :columns], class_scores[good].max(1), class_scores[good].argmax(1))
+    good, positive = good[alone], positive[alone]
     if semantic is not None:
-        logits = shared_out(logits, class_scores[good].max(1), class_scores[good].argmax(1))
+        found.logits[good] = shared_out(found.logits[good], class_scores[good].max(1), class_scores[good].argmax(1))
+        positive = found.positive(good)
     small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     detections = []
-    for k, mask_logits in zip(good, logits, strict=True):
-        cells = (mask_logits[:rows, :columns] > 0).numpy()
-        full = full_size_mask(mask_logits, geometry)
+    for k, own, full in zip(good, positive, found.masks(good, positive, geometry), strict=True):
+        cells = own[:rows, :columns]
         if full is None or cells.sum() < MIN_CELLS:
             continue
         box, mask = full
-        query = int(queries[k])
         detections.append(Detection(
-            query, class_scores[k], cells, embeddings[query].numpy(), colour_signature(small, cells), box,
+            int(found.queries[k]), class_scores[k], cells, found.embeddings[k], colour_signature(small, cells), box,
             int(np.count_nonzero(mask)), encode_runs(mask)))
     return detections

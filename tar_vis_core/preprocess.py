@@ -1,14 +1,14 @@
-"""An image as it comes in, checked, and resized for the network."""
+"""An image as it comes in: checked, on its way into the network, and in small."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tar_vis_core.models.video_model import input_size
+from tar_vis_core.device import to_device
+from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.models.video_model import Features, VideoInstanceModel, input_size
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)   # luma of ITU-R BT.601
 
@@ -26,15 +26,14 @@ def check_image(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def resized(image: np.ndarray, short_side: int) -> Tensor:
-    """uint8 RGB ``(H, W, 3)`` to uint8 ``(1, 3, h, w)`` whose shorter edge is ``short_side`` (longer at most 1333)."""
-    # torch may not be given memory that numpy holds read-only
-    x = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
-    size = input_size(image.shape[0], image.shape[1], short_side)
-    if size == tuple(image.shape[:2]):
-        return x
-    # antialiased as the models' training images are
-    return F.interpolate(x, size, mode='bilinear', align_corners=False, antialias=True)
+def network_input(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Tensor:
+    """The image, uint8 RGB ``(H, W, 3)``, as a model wants it, on its device; see ``VideoInstanceModel.prepare``."""
+    return model.prepare(to_device(image, model.pixel_mean.device), short_side)
+
+
+def mask_geometry(features: Features, images: Tensor, source: tuple[int, int], short_side: int) -> MaskGeometry:
+    """How masks go from features of network input ``images`` to an image of size ``source``."""
+    return MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], input_size(*source, short_side), source)
 
 
 def small_grey(image: np.ndarray, width: int = 64) -> np.ndarray:

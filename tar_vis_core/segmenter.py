@@ -12,13 +12,13 @@ import torch
 from tar_vis_core.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.kept_memory import keep_freed_memory
-from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.inference import inference_form
 from tar_vis_core.models.masked_decoder import ROUTINGS
 from tar_vis_core.models.presets import PRESETS, TRACKERS
+from tar_vis_core.models.recorded import lies_still
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.postprocess import Detection, detect
-from tar_vis_core.preprocess import check_image, resized, small_grey
+from tar_vis_core.preprocess import check_image, mask_geometry, network_input, small_grey
 from tar_vis_core.state import TemporalState
 from tar_vis_core.still_pictures import EncodedFrame
 from tar_vis_core.tracking.memory_bank import MemoryBankTracker
@@ -158,12 +158,16 @@ class VideoSegmenter:
         state.reset(f'requested: {reason}')
 
     def warm_up(self, height: int, width: int) -> None:
-        """Two steps on an image of that size, so that the first real frame finds everything allocated."""
+        """Two steps on an image of that size, so that the first real frame finds everything allocated and recorded."""
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        state = self.new_state()
-        for _ in range(2):
-            state.encoded = None    # nothing to reuse: the encoder must run both times
-            self.step(image, state)
+        state, options = self.new_state(), self._options
+        # all layers run and all routers are asked, whatever they say
+        self._options = replace(options, skip_bias=-1e9, encoder_reuse=0.0)
+        try:
+            for _ in range(2):
+                self.step(image, state)
+        finally:
+            self._options = options
 
     @torch.inference_mode()
     def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None) -> FrameResult:
@@ -178,44 +182,58 @@ class VideoSegmenter:
         options, size = self._options, image.shape[:2]
         clock = StageClock(self.device)
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s)
-        small = small_grey(image)
         with compute_context(self.device, self.dtype):
-            encoded, preprocess, encoder = self._encode(image, small, state.encoded, clock)
+            encoded, small = self._encode(image, state.encoded, clock)
             features = encoded.features
             out = self.model.decode(features, self._previous(state), self.routing, options.fixed_layers,
                                     options.skip_bias)
-            decoder = clock.lap()
+            clock.lap('decoder')
             tracked, state.tracker_memory = self.tracker.track(out, features.mask_features, state.tracker_memory)
-            tracker = clock.lap()
-            detections, finite = self._detect(image, encoded, tracked)
-        masks = clock.lap()
+            clock.lap('tracker')
+        try:
+            detections, broken = self._detect(image, encoded, tracked), ''
+        except FloatingPointError as error:
+            detections, broken = [], str(error)
+        clock.lap('masks')
         identities = state.identities
         identities.grace_frames, identities.by_slot = options.grace_frames, self.tracker_name != 'motion'
         tracks = identities.update(
             detections, tracked.slots[0], options.score_threshold, options.max_instances, elapsed_s, *size)
         instances = [identities.instance(track, status, self.class_names) for track, status in tracks
                      if self._allowed[track.class_id] or status != TrackStatus.LOST]
-        state.previous_queries, state.encoded = out.queries, encoded if options.encoder_reuse else None
+        state.previous_queries = out.queries
+        state.encoded = self._kept(encoded) if options.encoder_reuse else None
         mse, index, epoch = state.frame_mse(small), state.frame_index, state.epoch
         state.frame_index += 1
-        if not finite:  # it would poison all frames to come
-            state.reset('the network gave numbers that are not finite')
-        tracker += clock.lap()
-        times = StageTimes(preprocess, encoder, decoder, masks, tracker, clock.total())
-        return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason, encoded.reused > 0)
+        if broken:  # it would poison all frames to come
+            state.reset(broken)
+        clock.lap('tracker')
+        return FrameResult(*size, index, epoch, instances, out.trace, mse, StageTimes(**clock.times()), reset_reason,
+                           encoded.reused > 0)
 
-    def _encode(self, image: np.ndarray, small: np.ndarray, before: EncodedFrame | None, clock: StageClock
-                ) -> tuple[EncodedFrame, float, float]:
-        """The frame's features, its own or those of the frame encoded before; milliseconds of both stages."""
+    def _encode(self, image: np.ndarray, before: EncodedFrame | None, clock: StageClock
+                ) -> tuple[EncodedFrame, np.ndarray]:
+        """The frame's features, its own or those of the frame encoded before, and its small grey picture."""
         short_side = self._options.input_short_side or self.model.config.short_side
-        if before is not None and before.stands_for(small, short_side, self._options.encoder_reuse):
-            return replace(before, reused=before.reused + 1), clock.lap(), clock.lap()
-        frame = resized(image, short_side)
-        images = self.model.normalize(frame.to(self.device))
-        preprocess = clock.lap()
+        small = None if before is None else small_grey(image)
+        if small is not None and before.stands_for(small, short_side, self._options.encoder_reuse):
+            for stage in ('preprocess', 'encoder'):
+                clock.lap(stage)
+            return replace(before, reused=before.reused + 1), small
+        images = network_input(self.model, image, short_side)
+        clock.lap('preprocess')
         features = self.model.encode(images)
-        geometry = MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], frame.shape[-2:], image.shape[:2])
-        return EncodedFrame(features, geometry, small, short_side), preprocess, clock.lap()
+        small = small_grey(image) if small is None else small       # while a GPU is at work
+        clock.lap('encoder')
+        return EncodedFrame(features, mask_geometry(features, images, image.shape[:2], short_side), small,
+                            short_side), small
+
+    @staticmethod
+    def _kept(encoded: EncodedFrame) -> EncodedFrame:
+        """A frame that outlasts the step: recorded parts write the next one over its features."""
+        if not lies_still(encoded.features.mask_features):
+            return encoded
+        return replace(encoded, features=encoded.features.clone())
 
     def _previous(self, state: TemporalState) -> torch.Tensor | None:
         """The last frame's queries, or None where this frame is decoded plainly.
@@ -226,23 +244,24 @@ class VideoSegmenter:
         every = self._options.refresh_frames
         return None if every and state.frame_index % every == 0 else state.previous_queries
 
-    def _detect(self, image: np.ndarray, encoded: EncodedFrame, tracked: Tracked) -> tuple[list[Detection], bool]:
-        """The frame's detections, none where the network's numbers are not finite, and whether they are."""
-        probabilities = tracked.logits[0].float().softmax(-1).cpu()
-        if not torch.isfinite(probabilities).all():
-            return [], False
+    def _detect(self, image: np.ndarray, encoded: EncodedFrame, tracked: Tracked) -> list[Detection]:
+        """The frame's detections. Raises FloatingPointError where the network's numbers are not finite."""
         features = encoded.features
-        # a row without a slot is nobody: it must not become an instance
-        probabilities[torch.from_numpy(tracked.slots[0] < 0)] = torch.eye(probabilities.shape[1])[-1]
+        named = self.model.config.semantic_classes
+        # what a small model needs is done by the host
+        place = torch.device('cpu') if named else self.device
+        probabilities = tracked.logits[0].float().softmax(-1).to(place)
+        nobody = np.flatnonzero(tracked.slots[0] < 0)
+        if nobody.size:     # a row without a slot must not become an instance
+            probabilities[torch.from_numpy(nobody).to(place)] = torch.eye(probabilities.shape[1], device=place)[-1]
 
         def logits_of(rows: torch.Tensor) -> torch.Tensor:
-            return masks_of(tracked, 0, rows.to(self.device), features.mask_features).float().cpu()
+            with compute_context(self.device, self.dtype):
+                return masks_of(tracked, 0, rows.to(self.device), features.mask_features).float().to(place)
 
-        named = self.model.config.semantic_classes
-        semantic = features.semantic[0].float().cpu() if named else None
-        options = self._options
-        return detect(probabilities, logits_of, tracked.embeddings[0].float().cpu(), semantic, image, encoded.geometry,
-                      CONTINUE_SHARE * options.score_threshold, self._allowed), True
+        return detect(probabilities, logits_of, tracked.embeddings[0].float().to(place),
+                      features.semantic[0].float().to(place) if named else None, image, encoded.geometry,
+                      CONTINUE_SHARE * self._options.score_threshold, self._allowed)
 
 
 def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tar_vis_core.device import elapsed_ms, mark
 from tar_vis_core.evaluation import speed
 from tar_vis_core.evaluation.compare import TOLERANCE, fallen, ratios, times_of_both
 from tar_vis_core.evaluation.lines import FULL, REFERENCE, STAGES, TAR, costs, make_lines, summary, take_turns
-from tar_vis_core.evaluation.machine import in_words, machine
+from tar_vis_core.evaluation.machine import in_words, machine, power_draw
 from tar_vis_core.models.inference import packable
 
 TOY = ['--untrained', '--frames', '3', '--warm-up', '1', '--size', '96x64', '--short-side', '64']
@@ -112,6 +113,21 @@ def test_the_machine_is_described_without_its_name():
     assert with_gpu.startswith('Some GPU (350 W), ') and found['processor'] in with_gpu
 
 
+def test_the_power_of_a_gpu_is_watched_while_it_works(tmp_path, monkeypatch):
+    """With a stand-in for nvidia-smi, which there is none of on most machines."""
+    tool = tmp_path / 'nvidia-smi'
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1*power.draw*) ;; *) exit 1;; esac\n'
+                    'while true; do echo 100.5; echo "[N/A]"; sleep 0.05; done\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    with power_draw(torch.device('cuda:1')) as watts:
+        time.sleep(0.3)
+    assert len(watts) >= 2 and set(watts) == {100.5}
+    with power_draw(torch.device('cpu')) as watts:
+        pass
+    assert watts == []
+
+
 def test_time_passes_between_marks():
     first, second = mark(torch.device('cpu')), mark(torch.device('cpu'))
     assert 0 <= elapsed_ms(first, second) < 1e3 and elapsed_ms(1.0, 1.5) == 500
@@ -161,7 +177,8 @@ def test_the_guard_looks_at_ratios_alone():
 
 @pytest.fixture
 def without_children(monkeypatch):
-    monkeypatch.setattr(speed, 'peak_memory_gb', lambda *_: {REFERENCE: 0.2, FULL: 0.1})
+    monkeypatch.setattr(speed, 'memory_and_power', lambda *_: {
+        'peak_memory_gb': {REFERENCE: 0.2, FULL: 0.1}, 'power_w': {REFERENCE: 250.0, FULL: 125.0}})
 
 
 @pytest.mark.parametrize(('times', 'code'), [((80, 20, 10), 0), ((80, 40, 10), 1)])

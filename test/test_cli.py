@@ -59,7 +59,8 @@ def test_run_writes_a_line_and_a_picture_a_frame(folder, untrained, tmp_path, ca
 def test_bench_reports_three_lines_and_what_they_executed(untrained, tmp_path, monkeypatch):
     from tar_vis_core.evaluation import speed
 
-    monkeypatch.setattr(speed, 'peak_memory_gb', lambda *_: dict.fromkeys(('reference style', 'all layers'), 0.1))
+    both = dict.fromkeys(('reference style', 'all layers'), 0.1)
+    monkeypatch.setattr(speed, 'memory_and_power', lambda *_: {'peak_memory_gb': both, 'power_w': both})
     path = tmp_path / 'bench.json'
     assert main(['bench', '--frames', '4', '--warm-up', '1', '--size', '96x64', '--short-side', '64', '--weights',
                  str(untrained), '--json', str(path)]) == 0

@@ -13,7 +13,15 @@ from tiny_model import tiny_model
 from tar_vis_core import kernels
 from tar_vis_core.device import compute_context
 from tar_vis_core.models import deformable, inference
-from tar_vis_core.models.inference import PackedConv, PackedLinear, PackedPointwise, inference_form, packable, packed
+from tar_vis_core.models.inference import (
+    PackedConv,
+    PackedLinear,
+    PackedPointwise,
+    inference_form,
+    packable,
+    packed,
+    with_weights_in,
+)
 from tar_vis_core.models.layers import Attention, Conv, Linear
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.segmenter import make_tracker
@@ -269,5 +277,27 @@ def test_group_norm_keeps_its_digits(size):
 
 def test_the_kernel_is_chosen_where_it_can_be():
     with torch.inference_mode():
-        assert deformable.sampler(CPU) == ('compiled kernel' if kernels.compiled() else 'embedding_bag')
-    assert deformable.sampler(CPU) == 'grid_sample', 'with a gradient'
+        assert deformable.sampler(CPU, 32) == ('compiled kernel' if kernels.compiled() else 'embedding_bag')
+    assert deformable.sampler(CPU, 32) == 'grid_sample', 'with a gradient'
+
+
+@pytest.mark.parametrize(('triton', 'width', 'chosen'), [
+    (True, 32, 'Triton kernel'), (True, 48, 'grid_sample'), (False, 32, 'grid_sample')])
+def test_a_gpu_samples_by_grid_what_the_kernel_cannot(triton, width, chosen, monkeypatch):
+    monkeypatch.setattr(kernels, 'has_triton', lambda: triton)
+    with torch.inference_mode():
+        assert deformable.sampler(torch.device('cuda:0'), width) == chosen
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_weights_in_the_precision_give_what_casting_them_gives(dtype):
+    """What a GPU is given: exactly what mixed precision computes without it."""
+    for changes in ({}, dict(reid=True, referring_layers=1, referring_ffn=16, tracker='referring')):
+        torch.manual_seed(2)
+        plain = tiny_model(**changes).eval().requires_grad_(False)
+        cast = with_weights_in(copy.deepcopy(plain), dtype)
+        assert cast.decoder.layers[0].linear1.weight.dtype == cast.decoder.layers[0].cross_attn.in_proj_bias.dtype \
+            == cast.backbone.stem.weight.dtype == dtype
+        expected, found = passed(plain, (96, 128), dtype), passed(cast, (96, 128), dtype)
+        for key, value in expected.items():
+            assert torch.equal(found[key], value), key

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tar_vis_core import masks
 from tar_vis_core.masks import MaskGeometry, full_size_mask, intersections, mask_ious
 from tar_vis_core.models.video_model import input_size
 
@@ -38,6 +39,37 @@ def test_equals_two_bilinear_resizes_of_the_whole_plane(size):
         # only where the logit is zero but for rounding may the two differ
         assert (x[torch.from_numpy(ours) != (x > 0)].abs() < 1e-5).all()
         assert crop[[0, -1]].any(1).all() and crop[:, [0, -1]].any(0).all(), 'the box is not tight'
+
+
+@pytest.mark.parametrize('size', [(480, 640), (37, 53), (640, 361), (20, 3000)])
+@pytest.mark.parametrize('at_once', [1, 1 << 26])
+def test_many_masks_in_bits_equal_one_after_the_other(size, at_once, monkeypatch):
+    """What is done with masks on a GPU, on a CPU."""
+    monkeypatch.setattr(masks, 'MOST_PIXELS', at_once)
+    g = geometry(*size)
+    corner = torch.full(g.logits, -1.0)
+    corner[-1, -1] = 9.0        # outside the picture, or in its last pixels
+    logits = torch.stack([blobs(g.logits, seed) for seed in range(4)] + [corner, -torch.ones(g.logits)])
+    found = masks.full_size_masks(logits, (logits > 0).numpy(), g)
+    differ = 0
+    for own, one in zip(found, [full_size_mask(x, g) for x in logits], strict=True):
+        assert (own is None) == (one is None)
+        if own is not None:
+            whole = np.zeros((2, *size), bool)
+            for plane, ((x, y, w, h), crop) in zip(whole, (own, one), strict=True):
+                plane[y:y + h, x:x + w] = crop
+                assert crop[[0, -1]].any(1).all() and crop[:, [0, -1]].any(0).all(), 'the box is not tight'
+            differ += np.count_nonzero(whole[0] != whole[1])
+    assert differ <= 1e-5 * logits.shape[0] * size[0] * size[1], 'but for rounding around zero'
+    assert found[-1] is None and any(found)
+
+
+@pytest.mark.parametrize('width', [1, 8, 13])
+def test_bits_are_as_numpy_unpacks_them(width):
+    pixels = torch.rand(2, 3, width, generator=torch.Generator().manual_seed(width)) > 0.5
+    bits = masks.packed_bits(pixels).numpy()
+    assert bits.shape == (2, 3, -(-width // 8))
+    assert np.array_equal(np.unpackbits(bits, axis=-1, count=width).view(bool), pixels.numpy())
 
 
 @pytest.mark.parametrize('place', [(0, 0), (30, 40), (63, 0), (63, 85)])

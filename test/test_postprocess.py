@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from tar_vis_core import masks, postprocess
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.postprocess import (
     MAX_CANDIDATES,
@@ -107,6 +108,40 @@ def test_only_the_best_candidates_get_a_mask():
     detect(torch.stack((probabilities, 1 - probabilities), 1), masks_of, torch.ones(count, 8), None, IMAGE, GEOMETRY,
            0.1, np.ones(1, bool))
     assert asked == list(range(count - 1, 9, -1))
+
+
+def test_a_gpu_is_waited_for_twice_and_the_answer_is_the_same(monkeypatch):
+    """Fixed numbers of candidates and masks in bits, as on a GPU, on a CPU."""
+    generator = torch.Generator().manual_seed(3)
+    probabilities = (3 * torch.randn(90, 4, generator=generator)).softmax(-1).tolist()
+    logits = [block((r, r + 5), (c, c + 6), 0.5 + k / 9) for k, (r, c) in enumerate(
+        torch.randint(0, 12, (90, 2), generator=generator).tolist())]
+    allowed = [True, True, False]
+    expected = find(probabilities, logits, allowed=allowed)
+    asked = []
+    monkeypatch.setattr(postprocess, 'by_host', lambda _: False)
+    monkeypatch.setattr(postprocess, 'to_host', lambda *tensors: asked.append('candidates') or tensors)
+    monkeypatch.setattr(masks, 'to_host', lambda *tensors: asked.append('masks') or tensors)
+    found = find(probabilities, logits, allowed=allowed)
+    assert asked == ['candidates', 'masks'] and len(found) > 5
+    for one, other in zip(found, expected, strict=True):
+        assert (one.query, one.class_id, one.box, one.area) == (other.query, other.class_id, other.box, other.area)
+        for name in ('class_scores', 'mask', 'embedding', 'colours', 'runs'):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert find(probabilities, logits, min_score=1.0) == [] and asked[2:] == ['candidates']
+
+
+@pytest.mark.parametrize('semantic', [None, torch.zeros(21, 2, 3)])
+@pytest.mark.parametrize('broken', ['probabilities', 'masks'])
+def test_numbers_that_are_not_finite_are_said(semantic, broken):
+    probabilities, logits = [[0.9, 0.0, 0.1], [0.3, 0.2, 0.5]], [block((2, 9), (3, 9)), block((2, 9), (13, 20))]
+    assert semantic is not None or len(find(probabilities, logits)) == 2
+    if broken == 'masks':
+        logits[1] = torch.full((16, 24), float('nan'))
+    else:
+        probabilities[1][0] = float('nan')
+    with pytest.raises(FloatingPointError, match='not finite'):
+        find(probabilities, logits, semantic=semantic)
 
 
 def test_objects_are_named_by_the_semantics_inside_their_mask():

@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip('rclpy')
 pytest.importorskip('tar_vis_core.segmenter')
+import itertools
+
 from node_process import Client, NodeProcess, nano_weights, picture, resident_mb
 from replay_process import Command, environment, processes, report_of
 
@@ -105,7 +107,7 @@ def test_a_replayed_bag_that_is_too_fast(tmp_path):
           f'{player[0]:.1f} {player[len(player) // 2]:.1f} {player[-1]:.1f}')
 
     assert figures['images'] == sent == figures['answered'] + figures['dropped'] and figures['dropped'] > 0
-    for before, after in zip(answered, answered[1:], strict=False):
+    for before, after in itertools.pairwise(answered):
         assert after['index'] - before['index'] - 1 == after['dropped'], 'what the node counts is what is missing'
         assert not after['reset_reason']
     assert answered[-1]['index'] == sent - 1, 'the newest is never dropped'

@@ -50,6 +50,8 @@ def print_figures(figures: dict) -> None:
     memory = figures['peak_memory_gb']
     print(f'\npeak memory of a process of its own, above what it holds before the model is made: '
           f'{memory[FULL]:.2f} GB, {REFERENCE} {memory[REFERENCE]:.2f} GB')
+    if None not in (power := figures['power_w']).values():
+        print(f'mean power of the GPU, frame upon frame: {power[FULL]:.0f} W, {REFERENCE} {power[REFERENCE]:.0f} W')
     print(TIMED + ' Frames a second are those of the median. Layers by the stride that they read.')
     if figures['configuration']['untrained']:
         print('Freshly initialised weights: time, operations and memory hold, instances do not, so "masks" has little '

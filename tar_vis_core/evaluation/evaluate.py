@@ -30,7 +30,7 @@ from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.postprocess import detect
-from tar_vis_core.preprocess import resized
+from tar_vis_core.preprocess import mask_geometry, network_input
 from tar_vis_core.weights import packaged_weights
 from tar_vis_core.weights.loading import load_model
 
@@ -83,11 +83,10 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
         image = record.image()
         both = []
         for frame in (frame_before(image, np.random.default_rng(number)), image):
-            small = resized(frame, short_side)
-            images = model.normalize(small.to(model.pixel_mean.device))
+            images = network_input(model, frame, short_side)
             both.append(model.encode(images))
         previous = model.decode(both[0]).queries
-        geometry = MaskGeometry(both[1].mask_features.shape[-2:], images.shape[-2:], small.shape[-2:], image.shape[:2])
+        geometry = mask_geometry(both[1], images, image.shape[:2], short_side)
         for name, way in ways.items():
             out = way(both[1], previous)
             executed[name] += out.trace.executed_layers

@@ -24,6 +24,7 @@ from tar_vis_core.evaluation.reference_style import reference_style
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.models import deformable
 from tar_vis_core.models.inference import inference_form
+from tar_vis_core.models.recorded import live
 from tar_vis_core.models.temporal_routing import EXECUTE
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
@@ -179,12 +180,14 @@ class OperatorNames(TorchDispatchMode):
 
 def operators(line: Line, image: np.ndarray) -> dict[str, str]:
     """What computes attention and deformable attention in a line, by running a step of it."""
-    with OperatorNames() as seen, mock.patch.object(kernels, 'attention', wraps=kernels.attention) as compiled:
+    with live(), OperatorNames() as seen, \
+            mock.patch.object(kernels, 'attention', wraps=kernels.attention) as compiled:
         line.step(image, line.segmenter.new_state(), 0.0)
     fused = ['compiled kernel'] if compiled.called else []      # torch does not see our own
     fused += sorted(name.strip('_') for name in seen.names if 'scaled_dot_product' in name)
     with torch.inference_mode(), line.style(line.segmenter.model):
-        sampler = deformable.sampler(line.segmenter.device)
+        layer = line.segmenter.model.pixel_decoder.layers[0].self_attn
+        sampler = deformable.sampler(line.segmenter.device, line.segmenter.model.config.dim // layer.heads)
     return {'attention': ', '.join(fused) or 'separate products', 'deformable_attention': sampler}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +44,28 @@ def power_limit_w(index: int) -> float | None:
         return float(asked.stdout)
     except ValueError:      # the driver knows of no limit
         return None
+
+
+@contextlib.contextmanager
+def power_draw(device: torch.device) -> Iterator[list[float]]:
+    """Watts that a GPU draws while the block runs, a value every tenth of a second, there when it is over.
+
+    Empty where there is no GPU or nvidia-smi does not tell.
+    """
+    watts: list[float] = []
+    if device.type != 'cuda' or shutil.which('nvidia-smi') is None:
+        yield watts
+        return
+    asked = subprocess.Popen(['nvidia-smi', f'--id={device.index or 0}', '--query-gpu=power.draw', '--loop-ms=100',
+                              '--format=csv,noheader,nounits'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             text=True)
+    try:
+        yield watts
+    finally:
+        asked.terminate()
+        for line in asked.communicate()[0].splitlines():
+            with contextlib.suppress(ValueError):       # half a line, or a card that does not know
+                watts.append(float(line))
 
 
 def machine(device: torch.device) -> dict[str, object]:

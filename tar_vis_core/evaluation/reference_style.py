@@ -106,7 +106,7 @@ def published_attention(module: DeformableAttention, query: Tensor, value: Tenso
 def published_sampling() -> Iterator[None]:
     """All deformable attention by :func:`published_attention` while the block runs."""
     with mock.patch.object(DeformableAttention, 'forward', published_attention), \
-            mock.patch.object(deformable, 'sampler', lambda _: 'grid_sample, as published'):
+            mock.patch.object(deformable, 'sampler', lambda *_: 'grid_sample, as published'):
         yield
 
 

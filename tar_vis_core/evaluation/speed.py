@@ -13,6 +13,7 @@ import datetime
 import json
 import multiprocessing
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -39,7 +40,7 @@ from tar_vis_core.evaluation.lines import (
     summary,
     take_turns,
 )
-from tar_vis_core.evaluation.machine import machine
+from tar_vis_core.evaluation.machine import machine, power_draw
 from tar_vis_core.evaluation.reference_style import reference_style
 from tar_vis_core.frames import open_frames, play
 from tar_vis_core.models.inference import inference_form
@@ -51,6 +52,8 @@ from tar_vis_core.weights.loading import load_model
 # what is measured: the options that a file of figures keeps
 CONFIGURATION = ('preset', 'untrained', 'weights', 'adapter', 'tracker', 'device', 'precision', 'threads', 'source',
                  'size', 'short_side', 'frames', 'warm_up')
+
+POWER_S = 5.0       # for so long a GPU's power is watched
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -109,8 +112,9 @@ def plain_model(args: argparse.Namespace) -> VideoInstanceModel:
     return build_model(args.preset)
 
 
-def risen(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> int:
-    """Bytes by which the peak memory of this process, a fresh one, rises for a model and a few frames."""
+def taken(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> tuple[int, float | None]:
+    """What a model and a few frames take: bytes by which the peak memory of this process, a fresh one, rises, and
+    the mean of the watts that a GPU draws."""
     device = pick_device(args.device)
     before, model = memory(device)[0], plain_model(args)
     if line != REFERENCE:
@@ -121,16 +125,24 @@ def risen(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> int:
     shown = Line(segmenter, options, reference_style) if line == REFERENCE else Line(segmenter, options)
     for index, image in enumerate(images):
         shown.step(image, state, float(index))
-    return memory(device)[1] - before
+    rise = memory(device)[1] - before
+    if device.type == 'cpu':
+        return rise, None
+    with power_draw(device) as watts:
+        end = time.monotonic() + POWER_S
+        while time.monotonic() < end:
+            shown.step(images[0], segmenter.new_state(), 0.0)
+    return rise, float(np.mean(watts)) if watts else None
 
 
-def peak_memory_gb(args: argparse.Namespace, images: list[np.ndarray]) -> dict[str, float]:
+def memory_and_power(args: argparse.Namespace, images: list[np.ndarray]) -> dict[str, dict[str, float | None]]:
     """What the baseline's model and ours take, each in a process of its own: what one keeps, the next would use."""
     found = {}
     for line in (REFERENCE, FULL):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as fresh:
-            found[line] = fresh.submit(risen, args, line, images).result() / 1e9
-    return found
+            found[line] = fresh.submit(taken, args, line, images).result()
+    return {'peak_memory_gb': {line: peak / 1e9 for line, (peak, _) in found.items()},
+            'power_w': {line: watts for line, (_, watts) in found.items()}}
 
 
 class Baseline:
@@ -185,7 +197,7 @@ def measure(args: argparse.Namespace) -> dict:
              f'{width}x{height}, {segmenter.device}, {args.precision}, {torch.get_num_threads()} threads')
     return {'title': title, 'date': datetime.date.today().isoformat(), 'machine': machine(segmenter.device),
             'configuration': configuration, 'input': f'{width}x{height}', 'parameters': parameters,
-            'peak_memory_gb': peak_memory_gb(args, images[:3]), 'lines': found}
+            **memory_and_power(args, images[:3]), 'lines': found}
 
 
 def guarded(args: argparse.Namespace) -> tuple[argparse.Namespace, dict]:

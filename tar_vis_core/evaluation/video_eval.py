@@ -33,7 +33,7 @@ from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.presets import TRACKERS
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
-from tar_vis_core.preprocess import resized
+from tar_vis_core.preprocess import mask_geometry, network_input
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter, make_tracker
 from tar_vis_core.tracking.tracker import Tracked
 
@@ -192,11 +192,9 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
 
 def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Frame:
     """A picture ``(H, W, 3)`` through the image encoder."""
-    small = resized(image, short_side)
-    images = model.normalize(small.to(model.pixel_mean.device))
+    images = network_input(model, image, short_side)
     features = model.encode(images)
-    return Frame(image, features, MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:],
-                                               small.shape[-2:], image.shape[:2]))
+    return Frame(image, features, mask_geometry(features, images, image.shape[:2], short_side))
 
 
 def score_row(name: str, records: Sequence[VideoRecord], predictions: list[TubePrediction],

@@ -17,6 +17,7 @@ LIBRARY = Path(__file__).with_name('libtar_vis_kernels.so')
 
 MOST_SAMPLES = 64               # of a query and head of deformable attention
 ATTENTION_WIDTHS = 16, 32, 64   # channels of a head
+TRITON_WIDTHS = 16, 32, 64, 128     # the same, of deformable attention on a GPU
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,9 +67,15 @@ def has_triton() -> bool:
     return importlib.util.find_spec('triton') is not None
 
 
+def samples_on_gpu(width: int) -> bool:
+    """Whether :func:`sample_on_gpu` can be called with heads of so many channels."""
+    return width in TRITON_WIDTHS and has_triton()
+
+
 def sample_on_gpu(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
                   shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """See :func:`~tar_vis_core.kernels.triton_deformable.sample_by_triton`; only where :func:`has_triton` says so."""
+    """See :func:`~tar_vis_core.kernels.triton_deformable.sample_by_triton`; only where
+    :func:`samples_on_gpu` says so."""
     from tar_vis_core.kernels.triton_deformable import sample_by_triton
 
     return sample_by_triton(value, offsets, logits, reference, shapes)

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDTHS = 16, 32, 64, 128        # channels of a head
+from tar_vis_core.kernels import TRITON_WIDTHS
+
 BLOCK = 16                      # queries of a program
 
 
@@ -70,15 +71,16 @@ def sample_by_triton(value: Tensor, offsets: Tensor, logits: Tensor, reference: 
                      shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """The same as the samplers of ``models/deformable.py``, in the dtype of ``value``; sums are float32. No gradient.
 
-    ValueError where heads have another number of channels than one of ``WIDTHS``.
+    ValueError where heads have another number of channels than one of ``TRITON_WIDTHS``.
     """
     n, s, heads, levels, points, _ = offsets.shape
     width = value.shape[-1] // heads
-    if width not in WIDTHS:
-        raise ValueError(f'{width} channels a head, expected one of {WIDTHS}')
+    if width not in TRITON_WIDTHS:
+        raise ValueError(f'{width} channels a head, expected one of {TRITON_WIDTHS}')
     out = value.new_empty(n, s, heads * width)
     _sample[(triton.cdiv(s, BLOCK), heads, n)](
         value.contiguous(), offsets.float().contiguous(), logits.contiguous(), reference.contiguous(),
-        _levels(shapes, value.device), out, s, value.shape[1], heads=heads, level_count=levels, points=points,
+        # through an operator of torch: what a CUDA graph reads is kept for it (models/recorded.py)
+        _levels(shapes, value.device).detach(), out, s, value.shape[1], heads=heads, level_count=levels, points=points,
         width=width, block=BLOCK)
     return out

@@ -69,16 +69,16 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(n, s, self.heads, self.levels, self.points, 2)
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         logits = self.attention_weights(query).view(offsets.shape[:-1])
-        sample = SAMPLERS[sampler(query.device)]
+        sample = SAMPLERS[sampler(query.device, value.shape[-1] // self.heads)]
         return self.output_proj(sample(self.value_proj(value), offsets, logits, reference, shapes), added)
 
 
-def sampler(device: torch.device) -> str:
-    """Which of ``SAMPLERS`` takes the samples on a device, as things stand; by measurement (docs/performance.md)."""
+def sampler(device: torch.device, width: int) -> str:
+    """Which of ``SAMPLERS`` takes samples of ``width`` channels on a device, as things stand (docs/performance.md)."""
     if torch.is_grad_enabled():
         return 'grid_sample'
     if device.type == 'cuda':
-        return 'Triton kernel' if kernels.has_triton() else 'grid_sample'
+        return 'Triton kernel' if kernels.samples_on_gpu(width) else 'grid_sample'
     if device.type == 'cpu':
         return 'compiled kernel' if kernels.compiled() else 'embedding_bag'
     return 'grid_sample'

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tar_vis_core import kernels
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.layers import Attention, Linear
+from tar_vis_core.models.recorded import CudaRecorder, record_parts
 from tar_vis_core.models.video_model import VideoInstanceModel
 
 # an activation's name and constants in oneDNN's operators
@@ -135,6 +136,18 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module
 
 
+def with_weights_in(model: VideoInstanceModel, dtype: torch.dtype) -> VideoInstanceModel:
+    """The model with the weights of its products in ``dtype``, as mixed precision would cast them every time."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.to(dtype)
+        elif isinstance(module, Attention):
+            for name in ('in_proj_weight', 'in_proj_bias'):
+                parameter = getattr(module, name)
+                parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def inference_form(model: VideoInstanceModel, device: torch.device, dtype: torch.dtype = torch.float32,
                    ) -> VideoInstanceModel:
     """The model for inference on ``device``, computing in ``dtype``, changed in place.
@@ -145,7 +158,7 @@ def inference_form(model: VideoInstanceModel, device: torch.device, dtype: torch
     if isinstance(model.backbone, ResNet50):
         model.backbone.fold()
     if device.type != 'cpu':
-        model.to(memory_format=torch.channels_last)
+        record_parts(with_weights_in(model.to(memory_format=torch.channels_last), dtype), CudaRecorder(device))
     elif dtype in packable():
         tracker = model.tracker
         projection = tracker and tracker.mask_feature_proj

@@ -7,6 +7,7 @@ Two forms of the same module:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,24 +57,28 @@ class SupervisedOutput:
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
 
 
-class FrameMemory:
-    """Keys, values and reduced mask features of a frame, made when a layer first asks for its level."""
+def level_memory(x: Tensor, mask_features: Tensor, embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a level ``x (N, D, h, w)``: ``key (N, S, D)``, ``value (N, S, D)``, mask features of its size ``(N, D, S)``.
+    """
+    h, w = x.shape[-2:]
+    value = x.flatten(2).transpose(1, 2) + embed
+    key = value + sine_encoding(h, w, x.shape[1], x.device).flatten(1).t().to(value.dtype)
+    # resize(e . F) = e . resize(F): one resize per level instead of one per layer and query.
+    # The attention mask carries no gradient.
+    return key, value, bilinear(mask_features.detach(), (h, w)).flatten(2)
 
-    def __init__(self, mask_features: Tensor, levels: list[Tensor], level_embed: Tensor):
-        self.mask_features, self.levels, self.level_embed = mask_features, levels, level_embed
+
+class FrameMemory:
+    """The :func:`level_memory` of a frame, made when a layer first asks for its level."""
+
+    def __init__(self, mask_features: Tensor, levels: list[Tensor], level_embed: Tensor,
+                 make: Callable[..., tuple[Tensor, Tensor, Tensor]] = level_memory):
+        self.mask_features, self.levels, self.level_embed, self._make = mask_features, levels, level_embed, make
         self._made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __getitem__(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``key (N, S, D)``, ``value (N, S, D)`` and mask features at this level's size ``(N, D, S)``."""
         if level not in self._made:
-            x = self.levels[level]
-            h, w = x.shape[-2:]
-            value = x.flatten(2).transpose(1, 2) + self.level_embed[level]
-            key = value + sine_encoding(h, w, x.shape[1], x.device).flatten(1).t().to(value.dtype)
-            # resize(e . F) = e . resize(F): one resize per level instead of one per layer and query.
-            # The attention mask carries no gradient.
-            reduced = bilinear(self.mask_features.detach(), (h, w)).flatten(2)
-            self._made[level] = key, value, reduced
+            self._made[level] = self._make(self.levels[level], self.mask_features, self.level_embed[level])
         return self._made[level]
 
 
@@ -101,6 +106,8 @@ class MaskedDecoder(nn.Module):
         self.routers = Routers(layers - warmup_layers, dim, routers == 'shared',
                                queries if scores == 'sum' else 1) if routing else None
 
+    level_memory = staticmethod(level_memory)
+
     def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
                 routing: str = 'full', fixed_layers: int = 9, skip_bias: float = 0.0) -> DecoderOutput:
         """Decode a frame, or with ``routing='full'`` a batch of independent frames.
@@ -111,7 +118,7 @@ class MaskedDecoder(nn.Module):
         """
         if routing not in ROUTINGS:
             raise ValueError(f'routing is {routing!r}, expected one of {", ".join(ROUTINGS)}')
-        memory = FrameMemory(mask_features, levels, self.level_embed)
+        memory = FrameMemory(mask_features, levels, self.level_embed, self.level_memory)
         x, position = self.query_feat.expand(mask_features.shape[0], -1, -1), self.query_embed
         count = len(self.layers)
         executed = [False] * count
@@ -147,10 +154,14 @@ class MaskedDecoder(nn.Module):
         return self.output(x, RoutingTrace(tuple(executed), probability))
 
     def output(self, x: Tensor, trace: RoutingTrace) -> DecoderOutput:
-        """The heads on the last queries ``(N, Q, D)``."""
+        """What is said of the last queries ``(N, Q, D)``."""
+        return DecoderOutput(x, *self.heads(x), trace)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Queries after the norm, re-identification embeddings where there are any, class logits, mask embeddings."""
         normed = self.decoder_norm(x)
         reid = None if self.reid_embed is None else self.reid_embed(normed)
-        return DecoderOutput(x, normed, reid, self.class_embed(normed), self.mask_embed(normed), trace)
+        return normed, reid, self.class_embed(normed), self.mask_embed(normed)
 
     def synchronize(self, x: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         """Queries ``(N, Q, D)`` in the slots of the last frame's, and their positions ``(Q, D)`` or ``(N, Q, D)``."""
@@ -170,7 +181,7 @@ class MaskedDecoder(nn.Module):
 
     def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0) -> list[float]:
         """Probabilities that the routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""
-        scores = self.scores(x, previous, layer - self.warmup_layers)[0].float()
+        scores = self.scores(x, previous, layer - self.warmup_layers)[0].float().cpu()
         # sigmoid of the difference is the softmax over two; exactly 0.5 (a tie) executes
         return torch.sigmoid(scores[:, EXECUTE] - scores[:, SKIP] - skip_bias).tolist()
 
@@ -179,8 +190,10 @@ class MaskedDecoder(nn.Module):
 
         ``position`` are the queries' places where they are in other slots than the decoder's own.
         """
-        position = self.query_embed if position is None else position
-        key, value, reduced = memory[i % 3]
+        return self.attended(i, x, self.query_embed if position is None else position, *memory[i % 3])
+
+    def attended(self, i: int, x: Tensor, position: Tensor, key: Tensor, value: Tensor, reduced: Tensor) -> Tensor:
+        """:meth:`run_layer` with its level's memory."""
         with torch.no_grad():
             embedding = self.mask_embed(self.decoder_norm(x))
             keep = torch.matmul(embedding, reduced) >= 0

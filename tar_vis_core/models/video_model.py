@@ -27,6 +27,11 @@ class Features:
     levels: list[Tensor]       # (N, D, ., .) at strides 32, 16, 8
     semantic: Tensor | None    # (N, 21, ., .) Pascal VOC logits at stride 32, where the backbone has them
 
+    def clone(self) -> Features:
+        """The same in memory of its own."""
+        return Features(self.mask_features.clone(), [level.clone() for level in self.levels],
+                        None if self.semantic is None else self.semantic.clone())
+
 
 class VideoInstanceModel(nn.Module):
     """Image encoder, masked decoder, routing. Frames are a batch; time enters through ``previous`` queries only."""
@@ -47,6 +52,13 @@ class VideoInstanceModel(nn.Module):
                 config.dim, config.heads, config.referring_ffn, config.referring_layers, config.classes)
         for name in ('pixel_mean', 'pixel_std'):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1), persistent=False)
+
+    def prepare(self, pixels: Tensor, short_side: int) -> Tensor:
+        """An image, uint8 RGB ``(H, W, 3)`` on the model's device, as its input: resized, normalised, padded.
+
+        The shorter edge becomes ``short_side``, the longer at most 1333.
+        """
+        return self.normalize(resized(pixels, short_side))
 
     def normalize(self, images: Tensor) -> Tensor:
         """RGB ``(N, 3, H, W)`` in 0..255 to normalised float, zero-padded right and bottom to multiples of 32."""
@@ -83,6 +95,17 @@ def input_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     if max(height, width) * scale > MAX_LONG_SIDE:
         scale = MAX_LONG_SIDE / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resized(pixels: Tensor, short_side: int) -> Tensor:
+    """uint8 RGB ``(H, W, 3)`` to whole grey levels ``(1, 3, h, w)`` of the input's size; not uint8 on a GPU."""
+    x, size = pixels.permute(2, 0, 1)[None], input_size(*pixels.shape[:2], short_side)
+    if size == tuple(pixels.shape[:2]):
+        return x
+    # antialiased as the models' training images are; only a CPU can do that with bytes
+    whole = pixels.device.type == 'cpu'
+    x = F.interpolate(x if whole else x.float(), size, mode='bilinear', align_corners=False, antialias=True)
+    return x if whole else x.round()
 
 
 def build_model(preset: str, routing: bool | None = None) -> VideoInstanceModel:

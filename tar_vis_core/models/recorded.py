@@ -1,0 +1,177 @@
+"""Parts of a model as CUDA graphs: what a GPU has to do is recorded once per size, and then asked for by one call.
+
+A frame is a thousand small kernels, and to start them one by one takes a host longer than a GPU needs to run them. A
+graph starts them all, at the addresses it was recorded with. So arguments are copied to where it reads them, unless
+they are results of another recording, which lie still. Results lie still as well, until the part is played again: what
+the host keeps is copied out. Decisions stay outside: a layer is played when a router has said so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tar_vis_core.models.video_model import VideoInstanceModel
+
+SIZES = 4       # kept for each part, those used last: cameras of more sizes are recorded again and again
+
+
+class Recorder(Protocol):
+    """What makes graphs of a device."""
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """What plays ``function`` again, and its result, whose tensors every playing writes to.
+
+        Whether it has been played once when this returns is left open.
+        """
+
+
+class CudaRecorder:
+    """CUDA graphs of one device that share their memory: no two of them may run at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """See :class:`Recorder`."""
+        graph, held = torch.cuda.CUDAGraph(), Held()
+        with torch.cuda.device(self._device), trying_algorithms():
+            # what happens only the first time must not be recorded: constants of a size, compiling, choosing algorithms
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(2):
+                    function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'), held:
+                result = function()
+
+        graph.held = held.tensors       # for as long as it is there
+        return graph.replay, result
+
+
+@contextlib.contextmanager
+def trying_algorithms() -> Iterator[None]:
+    """cuDNN takes for each convolution what is fastest here, by trying, while the block runs."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+class Held(TorchDispatchMode):
+    """Keeps what is read while this is active and was made before: a cache may drop it, but a graph still reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for tensor in self._new((args, kwargs)):
+            self.tensors.append(tensor)
+        result = function(*args, **kwargs)
+        self._new(result)       # what is made in here the graph owns
+        return result
+
+    def _new(self, tree: Any) -> list[Tensor]:
+        """The tensors that have not been seen yet; from now on they have."""
+        new = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
+               and (id(leaf) not in self._known or self._known[id(leaf)]() is not leaf)]
+        self._known |= {id(tensor): weakref.ref(tensor) for tensor in new}
+        return new
+
+
+class Recorded:
+    """A function of tensors, and of what else can be a key, that is recorded for every set of shapes."""
+
+    live = False        # while it is true the functions themselves run
+
+    def __init__(self, function: Callable, recorder: Recorder, kept: bool) -> None:
+        """``kept``: results are copied out, for they outlive the next playing."""
+        self._function, self._recorder, self._kept = function, recorder, kept
+        self._recordings: dict[tuple, OrderedDict[tuple, Recording]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        if Recorded.live:
+            return self._function(*args)
+        others = tuple(arg for arg in args if not isinstance(arg, Tensor))
+        sizes = self._recordings.setdefault(others, OrderedDict())
+        shapes = tuple(signature(arg) for arg in args if isinstance(arg, Tensor))
+        if shapes not in sizes:
+            if len(sizes) == SIZES:
+                sizes.popitem(last=False)
+            sizes[shapes] = Recording(self._function, args, self._recorder)
+        sizes.move_to_end(shapes)
+        result = sizes[shapes].play(args)
+        return tree_map(copied_out, result) if self._kept else result
+
+
+class Recording:
+    """A function recorded for arguments of certain shapes."""
+
+    def __init__(self, function: Callable, args: tuple, recorder: Recorder) -> None:
+        self._inputs = [arg.clone() if isinstance(arg, Tensor) and not lies_still(arg) else arg for arg in args]
+        self._replay, self._result = recorder.record(lambda: function(*self._inputs))
+        for leaf in tree_leaves(self._result):
+            if isinstance(leaf, Tensor):
+                leaf.recorded = True
+
+    def play(self, args: tuple) -> Any:
+        """The result for these arguments, in memory that the next playing writes to."""
+        for own, given in zip(self._inputs, args, strict=True):
+            if isinstance(own, Tensor) and own is not given:
+                own.copy_(given)
+        self._replay()
+        return self._result
+
+
+def lies_still(tensor: Tensor) -> bool:
+    """Whether a tensor is the result of a recording, or a weight."""
+    return isinstance(tensor, nn.Parameter) or getattr(tensor, 'recorded', False)
+
+
+def copied_out(leaf: Any) -> Any:
+    """A result in memory of its own, but for a weight that a function hands on."""
+    return leaf.clone() if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter) else leaf
+
+
+def signature(tensor: Tensor) -> tuple:
+    """What a recording depends on; the values it reads are those at the address, or are copied there."""
+    return tensor.shape, tensor.dtype, tensor.data_ptr() if lies_still(tensor) else None
+
+
+@contextlib.contextmanager
+def live() -> Iterator[None]:
+    """Recorded parts run operator by operator while the block runs, so that these can be looked at."""
+    Recorded.live, before = True, Recorded.live
+    try:
+        yield
+    finally:
+        Recorded.live = before
+
+
+def record_parts(model: VideoInstanceModel, recorder: Recorder) -> VideoInstanceModel:
+    """The model with its parts recorded when they first run at a size, in place."""
+    decoder = model.decoder
+    parts = [(model, 'prepare', False), (model.backbone, 'forward', False), (model.pixel_decoder, 'forward', False),
+             (decoder, 'level_memory', False), (decoder, 'attended', True), (decoder, 'scores', True),
+             (decoder, 'heads', True)]
+    if not decoder.permutes:    # an assignment is the host's
+        parts.append((decoder, 'synchronize', True))
+    if model.tracker is not None:
+        parts += [(layer, 'forward', True) for layer in (
+            *model.tracker.layers, model.tracker.ref_proj, model.tracker.mask_embed)]
+    for owner, name, kept in parts:
+        setattr(owner, name, Recorded(getattr(owner, name), recorder, kept))
+    return model

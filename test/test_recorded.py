@@ -1,0 +1,179 @@
+"""Parts of a model that are recorded and played (CUDA graphs) give what the parts themselves give.
+
+On a tape of operators in place of a graph: the same rules, on any machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tape import TapeRecorder
+from test_swin import tiny as tiny_swin
+from test_vit_adapter import network as tiny_adapter  # noqa: F401  a fixture
+from tiny_model import picture, tiny_model
+
+from tar_vis_core import kernels
+from tar_vis_core.models import recorded
+from tar_vis_core.models.backbones.resnet import ResNet50
+from tar_vis_core.models.recorded import SIZES, Held, Recorded, live, record_parts
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+
+OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
+MODELS = {
+    'nano': {}, 'one router': dict(routers='shared'), 'bipartite': dict(synchronizer='bipartite'),
+    'plain': dict(routing=False),
+    'official': OFFICIAL, 'memory bank': dict(**OFFICIAL, reid=True, tracker='memory_bank'),
+    'referring tracker': dict(**OFFICIAL, reid=True, referring_layers=2, referring_ffn=16, tracker='referring')}
+
+
+@pytest.fixture(autouse=True)
+def torch_alone(monkeypatch):
+    """The tape sees torch's operators only."""
+    monkeypatch.setattr(kernels, 'compiled', lambda: None)
+
+
+def pair(recorder=None, **changes) -> list[VideoSegmenter]:
+    """A plain segmenter and one of the same model with its parts recorded."""
+    model = tiny_model(**changes)
+    options = SegmenterOptions(score_threshold=0.05, max_instances=50, refresh_frames=4)
+    return [VideoSegmenter.from_model(one, 'cpu', options=options) for one in (
+        model, record_parts(copy.deepcopy(model), recorder or TapeRecorder()))]
+
+
+def assert_equal(found, expected):
+    assert found.routing.executed == expected.routing.executed
+    np.testing.assert_array_equal(found.routing.execute_probability, expected.routing.execute_probability)
+    assert [(i.track_id, i.status, i.class_id, i.score, i.box, i.runs.tolist()) for i in found.instances] == [
+        (i.track_id, i.status, i.class_id, i.score, i.box, i.runs.tolist()) for i in expected.instances]
+
+
+def spread_routers(model) -> None:
+    """Routers that skip some layers, by picture."""
+    if model.decoder.routers is not None:
+        generator = torch.Generator().manual_seed(1)
+        for weight in (model.decoder.routers.weight2, model.decoder.routers.bias2):
+            with torch.no_grad():
+                weight.copy_(2 * torch.randn(weight.shape, generator=generator))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_two_streams_of_two_sizes_are_answered_as_by_the_parts_themselves(name):
+    plain, played = pair(**MODELS[name])
+    for one in (plain, played):
+        spread_routers(one.model)
+    streams = {one: (one.new_state(), one.new_state()) for one in (plain, played)}
+    executed, seen = set(), 0
+    for frame in range(7):
+        for camera, size in enumerate([(96, 128), (60, 132)]):
+            image = picture(10 * camera + frame, *size)
+            results = [one.step(image, streams[one][camera]) for one in (plain, played)]
+            assert_equal(*results[::-1])
+            executed.add(results[0].routing.executed)
+            seen += len(results[0].instances)
+    assert seen > 10
+    assert name == 'plain' or len(executed) > 1, 'some layers are skipped'
+
+
+def test_a_still_picture_keeps_its_features_while_another_camera_is_encoded():
+    plain, played = pair()
+    for one in (plain, played):
+        one.options = replace(one.options, encoder_reuse=5.0)
+    streams = {one: (one.new_state(), one.new_state()) for one in (plain, played)}
+    reused = 0
+    for frame in range(4):
+        for camera in range(2):
+            image = picture(camera * (1 + frame))      # the first one does not move
+            results = [one.step(image, streams[one][camera]) for one in (plain, played)]
+            assert_equal(*results[::-1])
+            reused += results[1].encoder_reused
+    assert reused == 3
+
+
+@pytest.mark.parametrize('routing', ['adaptive', 'full'])
+def test_warming_up_records_everything(routing):
+    recorder = TapeRecorder()
+    _, played = pair(recorder)
+    spread_routers(played.model)
+    played.options = replace(played.options, routing=routing)
+    played.warm_up(96, 128)
+    made, state = recorder.made, played.new_state()
+    assert made > 10
+    for frame in range(5):
+        played.step(picture(frame), state)
+    assert recorder.made == made
+    played.step(picture(9, 70, 128), state)
+    assert recorder.made > made, 'another size is recorded anew'
+
+
+def test_a_camera_that_changes_its_size_all_the_time_costs_no_memory():
+    plain, played = pair()
+    states = [one.new_state() for one in (plain, played)]
+    for turn in range(3):
+        for width in range(96, 96 + 8 * (SIZES + 2), 8):
+            results = [one.step(picture(turn, 96, width), state) for one, state in zip(
+                (plain, played), states, strict=True)]
+            assert_equal(*results[::-1])
+    parts = [part for module in played.model.modules() for part in vars(module).values() if isinstance(part, Recorded)]
+    held = [len(sizes) for part in parts for sizes in part._recordings.values()]
+    assert len(parts) >= 7 and max(held) == SIZES
+
+
+BACKBONES = {'resnet': lambda: ResNet50().eval(), 'swin': tiny_swin}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('name', [*BACKBONES, 'vit adapter'])
+def test_every_backbone_can_be_recorded(name, tiny_adapter):  # noqa: F811
+    backbone = tiny_adapter if name == 'vit adapter' else BACKBONES[name]()
+    played = Recorded(backbone.forward, TapeRecorder(), kept=False)
+    for size in ((64, 96), (96, 64), (64, 96)):
+        x = torch.randn(1, 3, *size)
+        for found, expected in zip(played(x), backbone(x), strict=True):
+            torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@torch.inference_mode()
+def test_what_is_kept_outlives_the_next_playing_and_the_rest_does_not():
+    double = Recorded(lambda x: (2 * x, None), TapeRecorder(), kept=True)
+    still = Recorded(lambda x: 2 * x, TapeRecorder(), kept=False)
+    first, nothing = double(torch.ones(3))
+    lying = still(torch.ones(3))
+    double(torch.zeros(3))
+    assert still(torch.zeros(3)) is lying
+    assert nothing is None and first.tolist() == [2, 2, 2] and lying.tolist() == [0, 0, 0]
+
+
+@torch.inference_mode()
+def test_results_are_read_where_they_lie_and_other_arguments_are_copied(monkeypatch):
+    recorder = TapeRecorder()
+    first, second = (Recorded(lambda x, by: x * by, recorder, kept=False) for _ in range(2))
+    outside = torch.ones(2)
+    for value in (1.0, 3.0):
+        lying = first(torch.full((2,), value), 2)
+        assert second(lying, 5).tolist() == [10 * value] * 2
+        assert second(outside, 5).tolist() == [5, 5], 'another address, another recording'
+    assert recorder.made == 3
+    assert second(torch.ones(4), 5).tolist() == [5] * 4 and second(outside, 4).tolist() == [4, 4]
+    assert recorder.made == 5
+    with live():
+        assert second(torch.ones(7), 5).tolist() == [5] * 7
+    assert recorder.made == 5 and not recorded.Recorded.live
+
+
+def test_what_a_graph_cannot_do_is_noticed():
+    for refused in (lambda x: x * float(x.sum()), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])):
+        with torch.inference_mode(), pytest.raises(RuntimeError, match='not permitted'):
+            Recorded(refused, TapeRecorder(), kept=True)(torch.ones(3))
+
+
+@torch.inference_mode()
+def test_what_a_recording_reads_is_held_and_what_it_makes_is_not():
+    constant, x = torch.ones(3), torch.ones(3)
+    with Held() as held:
+        y = x * constant.view(3) + 1
+        torch.cat([y, constant, y * 2])
+    assert {id(t) for t in held.tensors} == {id(constant), id(x)}
