@@ -30,10 +30,15 @@ MODELS = {
 
 
 @pytest.fixture(autouse=True)
-def no_short_cuts(monkeypatch):
+def no_short_cuts():
     """Products in full float32, as on a CPU."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
 
 
 def segmenters(make, precision='float32', **options):

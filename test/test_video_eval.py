@@ -22,7 +22,7 @@ from tar_vis_core.evaluation.tubes import frame_areas
 from tar_vis_core.evaluation.video_eval import encode, evaluate_videos, plain_name
 from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.instances import RoutingTrace, TrackStatus
-from tar_vis_core.models.video_model import build_model
+from tar_vis_core.models.video_model import build_model, resized
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.tracking.tracker import MatchingTracker
 from tar_vis_core.weights.loading import save_weights
@@ -81,8 +81,8 @@ class Seer:
     def eval(self):
         return self
 
-    def normalize(self, images):
-        return images.float()
+    def prepare(self, pixels, short_side):
+        return resized(pixels, short_side).float()
 
     def encode(self, images):
         planes = torch.nn.functional.avg_pool2d(images, 4) / 25.5 - 5          # -5 or 5 at stride 4
