@@ -111,7 +111,7 @@ class OneWay:
     """A model as the segmenter sees it, with features that were made before and one way of decoding them."""
 
     def __init__(self, model: VideoInstanceModel, way: Way):
-        self.config, self.normalize, self.way = model.config, model.normalize, way
+        self.config, self.pixel_mean, self.prepare, self.way = model.config, model.pixel_mean, model.prepare, way
         self.features: Features | None = None
         self.executed: list[tuple[bool, ...]] = []
 
