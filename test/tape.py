@@ -7,6 +7,7 @@ here: asking for a value, reading data of the host, arguments that come at anoth
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,7 @@ class Tape(TorchDispatchMode):
         self.steps.append((function, args, kwargs, result))
         return result
 
+    @functools.cached_property
     def made(self) -> list[torch.Tensor]:
         """What the tape writes into memory that it did not find there."""
         outer, found = set(), []
@@ -61,16 +63,27 @@ class TapeRecorder:
     """``made`` counts the recordings."""
 
     def __init__(self) -> None:
-        self.made = 0
+        self.made, self._shared = 0, []
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
         for _ in range(2):      # as before a capture
             function()
         with Tape() as tape:
             result = function()
         self.made += 1
-        # a capture computes nothing: what is read before the first playing is worth nothing
-        for tensor in tape.made():
-            if tensor.is_floating_point():
-                tensor.fill_(float('nan'))
-        return tape.play, result
+        if kept:
+            self._shared.append(tape)
+        spoil(tape)     # a capture computes nothing
+
+        def play() -> None:
+            for other in self._shared:      # graphs that share memory write over each other's results
+                spoil(other)
+            tape.play()
+
+        return play, result
+
+
+def spoil(tape: Tape) -> None:
+    for tensor in tape.made:
+        if tensor.is_floating_point():
+            tensor.fill_(float('nan'))

@@ -19,7 +19,8 @@ from tar_vis_core.models.inference import inference_form
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'),
+              pytest.mark.filterwarnings('error::RuntimeWarning')]      # nothing falls back
 GPU = torch.device('cuda:0')
 OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
 MODELS = {

@@ -1,6 +1,7 @@
 """The inference form of a model gives what the plain form gives, on the same weights and frames."""
 
 import copy
+import importlib.util
 import os
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_every_way_to_sample_gives_the_same(name, spread):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0, msg=lambda text, w=way: f'{w}: {text}')
 
 
-@pytest.mark.skipif(not kernels.has_triton(), reason='Triton is not installed')
+@pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='Triton is not installed')
 def test_the_triton_kernel_gives_the_same():
     """Run by Triton's interpreter, which needs no GPU; it must be told before Triton is imported."""
     script = """
@@ -281,12 +282,31 @@ def test_the_kernel_is_chosen_where_it_can_be():
     assert deformable.sampler(CPU, 32) == 'grid_sample', 'with a gradient'
 
 
-@pytest.mark.parametrize(('triton', 'width', 'chosen'), [
-    (True, 32, 'Triton kernel'), (True, 48, 'grid_sample'), (False, 32, 'grid_sample')])
-def test_a_gpu_samples_by_grid_what_the_kernel_cannot(triton, width, chosen, monkeypatch):
-    monkeypatch.setattr(kernels, 'has_triton', lambda: triton)
+@pytest.mark.parametrize(('works', 'chosen'), [(True, 'Triton kernel'), (False, 'grid_sample')])
+def test_a_gpu_samples_by_grid_where_the_kernel_cannot(works, chosen, monkeypatch):
+    monkeypatch.setattr(kernels, 'samples_on_gpu', lambda *_: works)
     with torch.inference_mode():
-        assert deformable.sampler(torch.device('cuda:0'), width) == chosen
+        assert deformable.sampler(torch.device('cuda:0'), 32) == chosen
+
+
+def test_whether_the_kernel_works_is_tried_and_what_it_lacks_is_said(monkeypatch):
+    pytest.importorskip('triton')
+    kernels.samples_on_gpu.cache_clear()
+    asked = []
+    try:
+        assert not kernels.samples_on_gpu(48, CPU), 'no such width'
+        monkeypatch.setattr(kernels, 'sample_on_gpu', lambda value, *_: asked.append(value.shape))
+        assert kernels.samples_on_gpu(32, CPU) and kernels.samples_on_gpu(32, CPU)
+        assert asked == [(1, 1, 32)]
+
+        def failing(*_):
+            raise RuntimeError('Failed to find C compiler')
+
+        monkeypatch.setattr(kernels, 'sample_on_gpu', failing)
+        with pytest.warns(RuntimeWarning, match='grid_sample.*Failed to find C compiler'):
+            assert not kernels.samples_on_gpu(64, CPU)
+    finally:
+        kernels.samples_on_gpu.cache_clear()
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import warnings
 from pathlib import Path
 
 import torch
@@ -61,15 +62,22 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
     return out.to(value.dtype)
 
 
-@functools.lru_cache(maxsize=1)
-def has_triton() -> bool:
-    """Whether Triton is installed, as it is with PyTorch's builds for CUDA."""
-    return importlib.util.find_spec('triton') is not None
+@functools.lru_cache(maxsize=8)
+def samples_on_gpu(width: int, device: torch.device) -> bool:
+    """Whether :func:`sample_on_gpu` can be called there with heads of so many channels, by trying it once.
 
-
-def samples_on_gpu(width: int) -> bool:
-    """Whether :func:`sample_on_gpu` can be called with heads of so many channels."""
-    return width in TRITON_WIDTHS and has_triton()
+    Triton comes with PyTorch's builds for CUDA, but it needs a C compiler on the machine; what it lacks is warned of.
+    """
+    if width not in TRITON_WIDTHS or importlib.util.find_spec('triton') is None:
+        return False
+    value, offsets = torch.zeros(1, 1, width, device=device), torch.zeros(1, 1, 1, 1, 1, 2, device=device)
+    try:
+        sample_on_gpu(value, offsets, offsets[..., 0], torch.zeros(1, 2, device=device), ((1, 1),))
+    except Exception as error:      # of a compiler, a driver, or Triton: anything
+        warnings.warn(f'deformable attention runs by grid_sample, for its Triton kernel cannot be used here: {error}',
+                      RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 def sample_on_gpu(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,

@@ -78,7 +78,7 @@ def sampler(device: torch.device, width: int) -> str:
     if torch.is_grad_enabled():
         return 'grid_sample'
     if device.type == 'cuda':
-        return 'Triton kernel' if kernels.samples_on_gpu(width) else 'grid_sample'
+        return 'Triton kernel' if kernels.samples_on_gpu(width, device) else 'grid_sample'
     if device.type == 'cpu':
         return 'compiled kernel' if kernels.compiled() else 'embedding_bag'
     return 'grid_sample'

@@ -9,6 +9,7 @@ the host keeps is copied out. Decisions stay outside: a layer is played when a r
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -27,22 +28,25 @@ SIZES = 4       # kept for each part, those used last: cameras of more sizes are
 class Recorder(Protocol):
     """What makes graphs of a device."""
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
         """What plays ``function`` again, and its result, whose tensors every playing writes to.
 
-        Whether it has been played once when this returns is left open.
+        ``kept``: the result is copied out at once. Otherwise it must stay while other parts are played. Whether it has
+        been played once when this returns is left open.
         """
 
 
 class CudaRecorder:
-    """CUDA graphs of one device that share their memory: no two of them may run at once."""
+    """CUDA graphs of one device; no two of them may run at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._shared = torch.cuda.graph_pool_handle()
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
         """See :class:`Recorder`."""
+        # In shared memory a result may lie where an older graph computes, and is lost when that one is played.
+        pool = self._shared if kept else None
         graph, held = torch.cuda.CUDAGraph(), Held()
         with torch.cuda.device(self._device), trying_algorithms():
             # what happens only the first time must not be recorded: constants of a size, compiling, choosing algorithms
@@ -51,9 +55,8 @@ class CudaRecorder:
                 for _ in range(2):
                     function()
             torch.cuda.current_stream().wait_stream(self._stream)
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'), held:
+            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode='thread_local'), held:
                 result = function()
-
         graph.held = held.tensors       # for as long as it is there
         return graph.replay, result
 
@@ -93,7 +96,10 @@ class Held(TorchDispatchMode):
 
 
 class Recorded:
-    """A function of tensors, and of what else can be a key, that is recorded for every set of shapes."""
+    """A function of tensors, and of what else can be a key, that is recorded for every set of shapes.
+
+    Where it cannot be recorded, that is warned of, and from then on it runs as it is.
+    """
 
     live = False        # while it is true the functions themselves run
 
@@ -101,9 +107,10 @@ class Recorded:
         """``kept``: results are copied out, for they outlive the next playing."""
         self._function, self._recorder, self._kept = function, recorder, kept
         self._recordings: dict[tuple, OrderedDict[tuple, Recording]] = {}
+        self._refused = False
 
     def __call__(self, *args: Any) -> Any:
-        if Recorded.live:
+        if Recorded.live or self._refused:
             return self._function(*args)
         others = tuple(arg for arg in args if not isinstance(arg, Tensor))
         sizes = self._recordings.setdefault(others, OrderedDict())
@@ -111,7 +118,14 @@ class Recorded:
         if shapes not in sizes:
             if len(sizes) == SIZES:
                 sizes.popitem(last=False)
-            sizes[shapes] = Recording(self._function, args, self._recorder)
+            try:
+                sizes[shapes] = Recording(self._function, args, self._recorder, self._kept)
+            except RuntimeError as error:
+                self._refused = True
+                self._recordings.clear()
+                warnings.warn(f'{self._function.__qualname__} cannot be recorded as a CUDA graph and runs operator by '
+                              f'operator: {error}', RuntimeWarning, stacklevel=2)
+                return self._function(*args)
         sizes.move_to_end(shapes)
         result = sizes[shapes].play(args)
         return tree_map(copied_out, result) if self._kept else result
@@ -120,9 +134,9 @@ class Recorded:
 class Recording:
     """A function recorded for arguments of certain shapes."""
 
-    def __init__(self, function: Callable, args: tuple, recorder: Recorder) -> None:
+    def __init__(self, function: Callable, args: tuple, recorder: Recorder, kept: bool) -> None:
         self._inputs = [arg.clone() if isinstance(arg, Tensor) and not lies_still(arg) else arg for arg in args]
-        self._replay, self._result = recorder.record(lambda: function(*self._inputs))
+        self._replay, self._result = recorder.record(lambda: function(*self._inputs), kept)
         for leaf in tree_leaves(self._result):
             if isinstance(leaf, Tensor):
                 leaf.recorded = True
