@@ -51,6 +51,7 @@ class Tape(TorchDispatchMode):
             found += [tensor for tensor in tensors(result) if storage(tensor) not in outer]
         return found
 
+    @torch.autocast('cpu', enabled=False)       # what it casts is on the tape
     def play(self) -> None:
         for function, args, kwargs, result in self.steps:
             again = function(*args, **kwargs)
@@ -68,7 +69,8 @@ class TapeRecorder:
     def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
         for _ in range(2):      # as before a capture
             function()
-        with Tape() as tape:
+        # in inference mode it would see operators before mixed precision has cast what they take
+        with torch.inference_mode(False), torch.no_grad(), Tape() as tape:
             result = function()
         self.made += 1
         if kept:

@@ -30,6 +30,17 @@ def decoded(line, image):
         return {'features': features.mask_features, 'logits': out.logits, 'mask embeddings': out.mask_embeddings}
 
 
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
+def test_costs_in_half_precision_are_those_of_float32(precision):
+    torch.manual_seed(0)
+    model, images = tiny_model(), [picture(k) for k in range(3)]
+    half, full = (costs(make_lines(copy.deepcopy(model), precision=p, fresh=True), images, 15)
+                  for p in (precision, 'float32'))
+    for name, line in full.items():
+        assert half[name]['gflops'] == pytest.approx(line['gflops'])
+        assert half[name]['attention'] and half[name]['deformable_attention'] == line['deformable_attention']
+
+
 @pytest.mark.parametrize('changes', [{}, {'backbone': 'r50', 'semantic_classes': False, 'separable': False}])
 def test_reference_style_and_ours_agree(changes):
     lines = make_lines(tiny_model(**changes))

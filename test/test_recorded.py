@@ -17,8 +17,11 @@ from test_vit_adapter import network as tiny_adapter  # noqa: F401  a fixture
 from tiny_model import picture, tiny_model
 
 from tar_vis_core import kernels
+from tar_vis_core.device import pick_precision
+from tar_vis_core.evaluation.lines import Line, operators
 from tar_vis_core.models import recorded
 from tar_vis_core.models.backbones.resnet import ResNet50
+from tar_vis_core.models.inference import with_weights_in
 from tar_vis_core.models.recorded import SIZES, Held, Recorded, live, record_parts
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
@@ -40,12 +43,13 @@ def torch_alone(monkeypatch):
     monkeypatch.setattr(kernels, 'compiled', lambda: None)
 
 
-def pair(recorder=None, **changes) -> list[VideoSegmenter]:
+def pair(recorder=None, precision='float32', **changes) -> list[VideoSegmenter]:
     """A plain segmenter and one of the same model with its parts recorded."""
     model = tiny_model(**changes)
     options = SegmenterOptions(score_threshold=0.05, max_instances=50, refresh_frames=4)
-    return [VideoSegmenter.from_model(one, 'cpu', options=options) for one in (
-        model, record_parts(copy.deepcopy(model), recorder or TapeRecorder()))]
+    cast = with_weights_in(copy.deepcopy(model), pick_precision(precision))
+    return [VideoSegmenter.from_model(one, 'cpu', precision, options) for one in (
+        model, record_parts(cast, recorder or TapeRecorder()))]
 
 
 def assert_equal(found, expected):
@@ -64,9 +68,10 @@ def spread_routers(model) -> None:
                 weight.copy_(2 * torch.randn(weight.shape, generator=generator))
 
 
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('name', MODELS)
-def test_two_streams_of_two_sizes_are_answered_as_by_the_parts_themselves(name):
-    plain, played = pair(**MODELS[name])
+def test_two_streams_of_two_sizes_are_answered_as_by_the_parts_themselves(name, precision):
+    plain, played = pair(precision=precision, **MODELS[name])
     for one in (plain, played):
         spread_routers(one.model)
     streams = {one: (one.new_state(), one.new_state()) for one in (plain, played)}
@@ -187,3 +192,17 @@ def test_what_a_recording_reads_is_held_and_what_it_makes_is_not():
         y = x * constant.view(3) + 1
         torch.cat([y, constant, y * 2])
     assert {id(t) for t in held.tensors} == {id(constant), id(x)}
+
+
+@torch.inference_mode()
+def test_holding_what_is_read_leaves_mixed_precision_alone():
+    query, features = torch.randn(1, 4, 8, dtype=torch.bfloat16), torch.randn(1, 8, 3, 3)
+    with torch.autocast('cpu', dtype=torch.bfloat16), Held():
+        assert torch.einsum('nqd,ndhw->nqhw', query, features).dtype == torch.bfloat16
+
+
+def test_operators_are_looked_at_though_they_are_recorded():
+    _, played = pair()
+    played.warm_up(96, 128)
+    found = operators(Line(played, played.options), picture())
+    assert 'scaled_dot_product' in found['attention'] and found['deformable_attention'] == 'embedding_bag'

@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from tar_vis_core import kernels
@@ -161,30 +161,15 @@ def summary(measured: list[Measured]) -> dict:
     }
 
 
-class OperatorNames(TorchDispatchMode):
-    """Collects the names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        with self:      # in inference mode an operator arrives before it is taken apart
-            parts = function.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
-        self.names.add(function.overloadpacket.__name__)
-        return function(*args, **kwargs)
-
-
 def operators(line: Line, image: np.ndarray) -> dict[str, str]:
     """What computes attention and deformable attention in a line, by running a step of it."""
-    with live(), OperatorNames() as seen, \
+    with live(), profile(activities=[ProfilerActivity.CPU]) as seen, \
             mock.patch.object(kernels, 'attention', wraps=kernels.attention) as compiled:
         line.step(image, line.segmenter.new_state(), 0.0)
     fused = ['compiled kernel'] if compiled.called else []      # torch does not see our own
-    fused += sorted(name.strip('_') for name in seen.names if 'scaled_dot_product' in name)
+    names = {event.key.removeprefix('aten::') for event in seen.key_averages()}
+    # the function itself is none of those that it chooses from
+    fused += sorted(name.strip('_') for name in names if name.startswith('_scaled_dot_product') and 'math' not in name)
     with torch.inference_mode(), line.style(line.segmenter.model):
         layer = line.segmenter.model.pixel_decoder.layers[0].self_attn
         sampler = deformable.sampler(line.segmenter.device, line.segmenter.model.config.dim // layer.heads)
@@ -193,7 +178,9 @@ def operators(line: Line, image: np.ndarray) -> dict[str, str]:
 
 def costs(lines: dict[str, Line], images: list[np.ndarray], rate: float) -> dict[str, dict]:
     """Operations and operators of each line. Operations are counted on the plain form, whose operators torch knows."""
-    plain, found = lines[REFERENCE].segmenter, {}
+    # in float32, in which as many are done: torch's counter loses mixed precision in inference mode
+    plain, found = copy.copy(lines[REFERENCE].segmenter), {}
+    plain.dtype = torch.float32
     for name, line in lines.items():
         # all frames cost the same but those of TAR, of which one plain pass and those that follow it are a cycle
         cycle = max(1, line.options.refresh_frames) if name == TAR else 1

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -71,15 +71,18 @@ def trying_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-class Held(TorchDispatchMode):
-    """Keeps what is read while this is active and was made before: a cache may drop it, but a graph still reads it."""
+class Held(TorchFunctionMode):
+    """Keeps what is read while this is active and was made before: a cache may drop it, but a graph still reads it.
+
+    It looks at calls from Python, above mixed precision, which a mode below it would take away.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.tensors: list[Tensor] = []
         self._known: dict[int, weakref.ref] = {}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         for tensor in self._new((args, kwargs)):
             self.tensors.append(tensor)
@@ -177,7 +180,8 @@ def live() -> Iterator[None]:
 
 def record_parts(model: VideoInstanceModel, recorder: Recorder) -> VideoInstanceModel:
     """The model with its parts recorded when they first run at a size, in place."""
-    decoder = model.decoder
+    # of weights with a gradient mixed precision keeps what it has cast, made in one graph and read in others
+    decoder = model.requires_grad_(False).decoder
     parts = [(model, 'prepare', False), (model.backbone, 'forward', False), (model.pixel_decoder, 'forward', False),
              (decoder, 'level_memory', False), (decoder, 'attended', True), (decoder, 'scores', True),
              (decoder, 'heads', True)]
