@@ -201,6 +201,30 @@ except ValueError as error:
     assert found.stdout.startswith('5 channels a head, expected one of')
 
 
+@pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='Triton is not installed')
+@pytest.mark.parametrize('capability', [75, 87, 90])
+def test_the_triton_kernel_compiles_for_gpus_that_are_not_here(capability, tmp_path):
+    """To machine code, by Triton and the assembler that comes with it."""
+    script = f"""
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from tar_vis_core.kernels.triton_deformable import BLOCK, _sample
+from tar_vis_core.kernels import TRITON_WIDTHS
+for kind, width in [('fp16', w) for w in TRITON_WIDTHS] + [('fp32', 32), ('bf16', 32)]:
+    signature = dict(value='*' + kind, offsets='*fp32', logits='*' + kind, reference='*fp32', levels='*i32',
+                     out='*' + kind, queries='i32', cells='i32')
+    constants = dict(heads=8, level_count=3, points=4, width=width, block=BLOCK)
+    aligned = {{(k,): [['tt.divisibility', 16]] for k in range(6)}}     # as torch's memory is
+    source = ASTSource(_sample, {{**signature, **dict.fromkeys(constants, 'constexpr')}}, constants, aligned)
+    made = triton.compile(source, target=GPUTarget('cuda', {capability}, 32))
+    assert len(made.asm['cubin']) > 1000
+"""
+    found = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
+                           env={**os.environ, 'TRITON_CACHE_DIR': str(tmp_path)})
+    assert found.returncode == 0, found.stderr
+
+
 @needs_kernels
 def test_the_kernel_takes_samples_that_are_nowhere():
     value, offsets, logits, reference, shapes = kernel_case('all levels')

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tar_vis_core.evaluation.lines import Line, operators
 from tar_vis_core.models import recorded
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.inference import with_weights_in
-from tar_vis_core.models.recorded import SIZES, Held, Recorded, live, record_parts
+from tar_vis_core.models.recorded import SIZES, CudaRecorder, Held, Recorded, live, record_parts
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
 OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
@@ -199,6 +200,30 @@ def test_holding_what_is_read_leaves_mixed_precision_alone():
     query, features = torch.randn(1, 4, 8, dtype=torch.bfloat16), torch.randn(1, 8, 3, 3)
     with torch.autocast('cpu', dtype=torch.bfloat16), Held():
         assert torch.einsum('nqd,ndhw->nqhw', query, features).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('kept', [True, False])
+def test_torch_is_asked_for_a_graph_as_it_wants_to_be(kept, monkeypatch):
+    """Its calls have the signatures of the real ones; what happens to be missing without a GPU stands in."""
+    asked = {name: mock.create_autospec(getattr(torch.cuda, name)) for name in (
+        'Stream', 'graph_pool_handle', 'device', 'current_stream', 'stream', 'graph')}
+    for name, stand_in in asked.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', type('CUDAGraph', (), {'replay': lambda self: None}))
+    for name in ('device', 'stream', 'graph'):
+        asked[name].return_value = mock.MagicMock()
+    ran, x = [], torch.ones(2)
+
+    def function():
+        ran.append(torch.backends.cudnn.benchmark)
+        return 2 * x
+
+    replay, result = CudaRecorder(torch.device('cuda:1')).record(function, kept)
+    assert ran == [True] * 3 and not torch.backends.cudnn.benchmark
+    assert result.tolist() == [2, 2] and any(tensor is x for tensor in replay.__self__.held)
+    graph, pool, stream = asked['graph'].call_args.args
+    assert graph is replay.__self__ and stream is asked['Stream'].return_value
+    assert pool is (asked['graph_pool_handle'].return_value if kept else None)
 
 
 def test_operators_are_looked_at_though_they_are_recorded():

@@ -1,9 +1,9 @@
 """Parts of a model as CUDA graphs: what a GPU has to do is recorded once per size, and then asked for by one call.
 
-A frame is a thousand small kernels, and to start them one by one takes a host longer than a GPU needs to run them. A
-graph starts them all, at the addresses it was recorded with. So arguments are copied to where it reads them, unless
-they are results of another recording, which lie still. Results lie still as well, until the part is played again: what
-the host keeps is copied out. Decisions stay outside: a layer is played when a router has said so.
+A frame is many hundred small kernels, and while a host starts them one by one a GPU waits. A graph starts them all, at
+the addresses it was recorded with. So arguments are copied to where it reads them, unless they are results of another
+recording, which lie still. Results lie still as well, until the part is played again: what the host keeps is copied
+out. Decisions stay outside: a layer is played when a router has said so.
 """
 
 from __future__ import annotations
