@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tar_vis_core.frames import FrameReader, SourceError, read_image
+from tar_vis_core.readers import FrameReader, SourceError, read_image
 
 FPS = 10.0
 SECONDS = 6.0            # per photograph

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tar_vis_core.frames import quiet_stderr
 from tar_vis_core.instances import FrameResult
+from tar_vis_core.readers import quiet_stderr
 
 CODECS = ('avc1', 'mp4v')   # H.264 where this OpenCV can encode it, else MPEG-4 part 2
 RATE_FRAMES = 12            # frames whose stamps tell the video's rate

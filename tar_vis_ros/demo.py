@@ -26,7 +26,8 @@ from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.frames import PHOTOGRAPHS, camera_path, open_frames
+from tar_vis_core.frames import PHOTOGRAPHS, open_frames
+from tar_vis_core.readers import camera_path
 from tar_vis_ros.dds import use_shared_memory_profile
 from tar_vis_ros.parameters import specification
 from tar_vis_ros.processes import Caller, Child, Interrupt, ProcessError, free_domain

@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tar_vis_core.frames import VideoFileReader
+from tar_vis_core.readers import VideoFileReader
 from tar_vis_ros.recorder import FrameSummary
 
 SHEET_FRAMES, SHEET_COLUMNS = 12, 4

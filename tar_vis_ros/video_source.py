@@ -22,7 +22,8 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from tar_vis_core.frames import PHOTOGRAPHS, Frame, FrameReader, SourceError, open_frames, play
+from tar_vis_core.frames import PHOTOGRAPHS, Frame, open_frames, play
+from tar_vis_core.readers import FrameReader, SourceError
 from tar_vis_ros.dds import use_shared_memory_profile
 from tar_vis_ros.image_conversion import array_to_image
 from tar_vis_ros.options import Option, OptionError, declare

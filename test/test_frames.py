@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tar_vis_core import photographs
-from tar_vis_core.frames import SourceError, VideoFileReader, open_frames, play, resize_to_width
+from tar_vis_core.frames import open_frames, play, resize_to_width
 from tar_vis_core.photographs import HandHeldCamera, PhotographReader, Scene
+from tar_vis_core.readers import SourceError, VideoFileReader
 
 
 def write_images(folder: Path, names: list[str], size: tuple[int, int] = (48, 64)) -> None:

@@ -1,0 +1,204 @@
+"""Readers of a video file, a folder of images and a camera: images one by one; no ROS in here."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tar_vis_core.errors import TarVisError
+
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+FOLDER_FPS = 10.0       # a folder of images has no rate of its own
+FALLBACK_FPS = 25.0     # for a video file that states none
+
+
+class SourceError(TarVisError):
+    """A source of frames is missing, unreadable or empty."""
+
+
+class FrameReader(ABC):
+    """What every reader offers; a reader is a context manager that closes what it opened."""
+
+    name: str = ''
+    fps: float = FOLDER_FPS      # the source's own rate
+    count: int | None = None     # frames in one pass, where the source says so
+    live: bool = False           # a camera: it sets the pace and cannot be rewound
+
+    @abstractmethod
+    def read(self) -> np.ndarray | None:
+        """The next image, uint8 RGB ``(H, W, 3)``, or None after the last one."""
+
+    @abstractmethod
+    def rewind(self) -> None:
+        """Start again at the first frame."""
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to free)
+        """Free the file or the camera."""
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class VideoFileReader(FrameReader):
+    """A video file, decoded by OpenCV."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.name = self.path.name
+        self._capture = None
+        self._first: np.ndarray | None = None
+        self.rewind()
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 240 else FALLBACK_FPS
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if count > 0 else None
+
+    def rewind(self) -> None:
+        # Opened anew: seeking to frame 0 is not reliable in every container.
+        self.close()
+        with quiet_stderr():
+            self._capture = cv2.VideoCapture(str(self.path))
+            good, first = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not good:
+            self.close()
+            raise SourceError(f'cannot read a frame from {self.path}: not a video that OpenCV decodes, or damaged')
+        self._first = cv2.cvtColor(first, cv2.COLOR_BGR2RGB)
+
+    def read(self) -> np.ndarray | None:
+        if self._first is not None:
+            image, self._first = self._first, None
+            return image
+        with quiet_stderr():
+            good, image = self._capture.read()
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if good else None
+
+    def close(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+
+
+class ImageFilesReader(FrameReader):
+    """The images of a folder in natural order (``2.png`` before ``10.png``), or one image."""
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        self.name = path.name or str(path)
+        files = [path] if path.is_file() else [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not files:
+            raise SourceError(f'no images in {path}: expected files that end in {", ".join(IMAGE_SUFFIXES)}')
+        self.files = sorted(files, key=_natural)
+        self.count = len(self.files)
+        self._next = 0
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    def read(self) -> np.ndarray | None:
+        if self._next >= len(self.files):
+            return None
+        path = self.files[self._next]
+        self._next += 1
+        return read_image(path)
+
+
+class CameraReader(FrameReader):
+    """A V4L2 camera. Frames that come faster than ``rate`` are passed over, so the newest one is given."""
+
+    live = True
+
+    def __init__(self, device: str, rate: float = 0.0, width: int = 0):
+        path = camera_path(device)
+        self.name = path
+        self.rate = rate
+        self._due = 0.0
+        with quiet_stderr():
+            number = re.fullmatch(r'/dev/video(\d+)', path)
+            self._capture = cv2.VideoCapture(int(number.group(1)) if number else path, cv2.CAP_V4L2)
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+            if width:
+                self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+            good = self._capture.isOpened() and self._capture.grab()
+        if not good:
+            self._capture.release()
+            raise SourceError(f'{path} gives no picture: in use elsewhere, or not a capture device ({_cameras_here()})')
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 240 else 30.0
+
+    def rewind(self) -> None:
+        raise SourceError(f'{self.name} is a camera and cannot start again')
+
+    def read(self) -> np.ndarray | None:
+        while True:
+            if not self._capture.grab():
+                raise SourceError(f'{self.name} stopped giving pictures')
+            now = time.monotonic()
+            # Half a camera frame early is on time, or a 30 Hz camera asked for 10 Hz would give 7.5.
+            if now >= self._due - 0.5 / self.fps:
+                break
+        self._due = max(self._due, now - 1.0 / self.fps) + (1.0 / self.rate if self.rate > 0 else 0.0)
+        good, image = self._capture.retrieve()
+        if not good:
+            raise SourceError(f'{self.name} stopped giving pictures')
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+def camera_path(device: str) -> str:
+    """The device file of a camera given as ``0`` or ``/dev/video0``; SourceError where it cannot be opened."""
+    path = f'/dev/video{device}' if device.isdigit() else device
+    if not Path(path).exists():
+        raise SourceError(f'there is no camera {path} ({_cameras_here()})')
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise SourceError(f'no permission to open {path}: add your user to the group that owns it (often video)')
+    return path
+
+
+def read_image(path: Path) -> np.ndarray:
+    """One image file as uint8 RGB ``(H, W, 3)``; raises SourceError where it cannot be decoded."""
+    with quiet_stderr():
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise SourceError(f'cannot read {path}: not an image that OpenCV decodes, or damaged')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep the codecs' own chatter off the terminal: what matters is said in our one line."""
+    try:
+        saved = os.dup(2)
+    except OSError:     # no stderr at all
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(null)
+        os.close(saved)
+
+
+def _natural(path: Path) -> list:
+    return [(0, int(part), '') if part.isdigit() else (1, 0, part) for part in re.split(r'(\d+)', path.name)]
+
+
+def _cameras_here() -> str:
+    found = sorted((str(p) for p in Path('/dev').glob('video*')), key=lambda p: _natural(Path(p)))
+    return f'found: {", ".join(found)}' if found else 'no /dev/video* exists on this machine'
