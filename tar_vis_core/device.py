@@ -82,19 +82,23 @@ class StageClock:
     """
 
     def __init__(self, device: torch.device):
-        self._device, self._began = device, time.perf_counter()
-        self._ends: list[tuple[str, float | torch.cuda.Event]] = [('', mark(device))]
+        self._device = device
+        self._ends: list[tuple[str, float | torch.cuda.Event]] = []
+        self.lap('')
+        self._began = self._ended
 
     def lap(self, stage: str) -> None:
         """The end of a stage, which began where the one before ended. A stage may come several times."""
-        self._ends.append((stage, mark(self._device)))
+        end = mark(self._device)
+        self._ends.append((stage, end))
+        self._ended = end if isinstance(end, float) else time.perf_counter()
 
     def times(self) -> dict[str, float]:
-        """Milliseconds of each stage, and ``total``, of all until now by the host's clock."""
+        """Milliseconds of each stage, and ``total`` from the beginning to the last end by the host's clock."""
         spent: dict[str, float] = {}
         for (_, begin), (stage, end) in itertools.pairwise(self._ends):
             spent[stage] = spent.get(stage, 0.0) + elapsed_ms(begin, end)
-        return spent | {'total': (time.perf_counter() - self._began) * 1e3}
+        return spent | {'total': (self._ended - self._began) * 1e3}
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
