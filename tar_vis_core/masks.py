@@ -70,7 +70,7 @@ def axis_resize(inputs: int, padded: int, content: int, outputs: int) -> AxisRes
     return AxisResize(weights, used.argmax(1), inputs - 1 - used[:, ::-1].argmax(1))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def axis_weights(axis: tuple[int, int, int, int], device: torch.device) -> Tensor:
     """The weights of :func:`axis_resize` on a device."""
     return axis_resize(*axis).weights.to(device)
@@ -99,6 +99,7 @@ def full_size_masks(logits: Tensor, positive: np.ndarray, geometry: MaskGeometry
     ``positive (K, h, w)`` is where they are.
     """
     y, x = (axis_weights(axis, logits.device) for axis in geometry.axes)
+    logits = logits.clamp(-6e4, 6e4)        # of what half precision could not hold: zero times infinity is no number
     at_once = max(1, MOST_PIXELS // (geometry.source[0] * geometry.source[1]))
     bits = torch.cat([packed_bits(y @ (some @ x.t()) > 0) for some in logits.split(at_once)])
     return [_from_bits(own, there, geometry) for own, there in zip(to_host(bits)[0].numpy(), positive, strict=True)]

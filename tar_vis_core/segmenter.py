@@ -158,14 +158,15 @@ class VideoSegmenter:
         state.reset(f'requested: {reason}')
 
     def warm_up(self, height: int, width: int) -> None:
-        """Two steps on an image of that size, so that the first real frame finds everything allocated and recorded."""
+        """Some steps on an image of that size, so that the first real frame finds everything allocated and recorded."""
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        state, options = self.new_state(), self._options
-        # all layers run and all routers are asked, whatever they say
-        self._options = replace(options, skip_bias=-1e9, encoder_reuse=0.0)
+        options = self._options
         try:
-            for _ in range(2):
-                self.step(image, state)
+            for reuse in {0.0, options.encoder_reuse}:
+                # all layers run and all routers are asked, whatever they say
+                self._options, state = replace(options, skip_bias=-1e9, encoder_reuse=reuse), self.new_state()
+                for _ in range(2):
+                    self.step(image, state)
         finally:
             self._options = options
 

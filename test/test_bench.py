@@ -30,12 +30,11 @@ def decoded(line, image):
         return {'features': features.mask_features, 'logits': out.logits, 'mask embeddings': out.mask_embeddings}
 
 
-@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
-def test_costs_in_half_precision_are_those_of_float32(precision):
+def test_costs_in_half_precision_are_those_of_float32():
     torch.manual_seed(0)
     model, images = tiny_model(), [picture(k) for k in range(3)]
     half, full = (costs(make_lines(copy.deepcopy(model), precision=p, fresh=True), images, 15)
-                  for p in (precision, 'float32'))
+                  for p in ('bfloat16', 'float32'))
     for name, line in full.items():
         assert half[name]['gflops'] == pytest.approx(line['gflops'])
         assert half[name]['attention'] and half[name]['deformable_attention'] == line['deformable_attention']
@@ -127,10 +126,11 @@ def test_the_machine_is_described_without_its_name():
 def test_the_power_of_a_gpu_is_watched_while_it_works(tmp_path, monkeypatch):
     """With a stand-in for nvidia-smi, which there is none of on most machines."""
     tool = tmp_path / 'nvidia-smi'
-    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1*power.draw*) ;; *) exit 1;; esac\n'
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=GPU-7*power.draw*) ;; *) exit 1;; esac\n'
                     'while true; do echo 100.5; echo "[N/A]"; sleep 0.05; done\n')
     tool.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    monkeypatch.setattr('tar_vis_core.evaluation.machine.smi_name', lambda _: 'GPU-7')
     with power_draw(torch.device('cuda:1')) as watts:
         time.sleep(0.3)
     assert len(watts) >= 2 and set(watts) == {100.5}

@@ -6,6 +6,8 @@ On a tape of operators in place of a graph: the same rules, on any machine.
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from dataclasses import replace
 from unittest import mock
 
@@ -23,7 +25,7 @@ from tar_vis_core.evaluation.lines import Line, operators
 from tar_vis_core.models import recorded
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.inference import with_weights_in
-from tar_vis_core.models.recorded import SIZES, CudaRecorder, Held, Recorded, live, record_parts
+from tar_vis_core.models.recorded import MOST, CudaRecorder, Held, Recorded, live, record_parts
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
 OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
@@ -51,6 +53,13 @@ def pair(recorder=None, precision='float32', **changes) -> list[VideoSegmenter]:
     cast = with_weights_in(copy.deepcopy(model), pick_precision(precision))
     return [VideoSegmenter.from_model(one, 'cpu', precision, options) for one in (
         model, record_parts(cast, recorder or TapeRecorder()))]
+
+
+def recordings(model) -> int:
+    """How many there are now."""
+    parts = [part for module in model.modules() for part in vars(module).values() if isinstance(part, Recorded)]
+    assert len(parts) >= 7
+    return sum(len(sizes) for part in parts for sizes in part._recordings.values())
 
 
 def assert_equal(found, expected):
@@ -111,7 +120,7 @@ def test_warming_up_records_everything(routing):
     played.options = replace(played.options, routing=routing)
     played.warm_up(96, 128)
     made, state = recorder.made, played.new_state()
-    assert made > 10
+    assert made > 10 and made == recordings(played.model)
     for frame in range(5):
         played.step(picture(frame), state)
     assert recorder.made == made
@@ -121,15 +130,41 @@ def test_warming_up_records_everything(routing):
 
 def test_a_camera_that_changes_its_size_all_the_time_costs_no_memory():
     plain, played = pair()
-    states = [one.new_state() for one in (plain, played)]
+    states, held = [one.new_state() for one in (plain, played)], []
     for turn in range(3):
-        for width in range(96, 96 + 8 * (SIZES + 2), 8):
+        for width in range(96, 96 + 8 * (MOST + 2), 8):
             results = [one.step(picture(turn, 96, width), state) for one, state in zip(
                 (plain, played), states, strict=True)]
             assert_equal(*results[::-1])
-    parts = [part for module in played.model.modules() for part in vars(module).values() if isinstance(part, Recorded)]
-    held = [len(sizes) for part in parts for sizes in part._recordings.values()]
-    assert len(parts) >= 7 and max(held) == SIZES
+        held.append(recordings(played.model))
+    assert held[1] == held[2]
+    assert len(played.model.prepare._recordings[64,]) == MOST
+
+
+def test_cameras_of_four_sizes_that_take_turns_are_recorded_once():
+    recorder = TapeRecorder()
+    _, played = pair(recorder)
+    played.options = replace(played.options, encoder_reuse=5.0)
+    sizes = [(96, 128), (60, 132), (96, 96), (128, 64)]
+    for size in sizes:
+        played.warm_up(*size)
+    made, states, reused = recorder.made, [played.new_state() for _ in sizes], 0
+    for frame in range(8):
+        for size, state in zip(sizes, states, strict=True):
+            reused += played.step(picture(frame // 3, *size), state).encoder_reused
+    assert recorder.made == made and reused > 8
+
+
+def test_a_segmenter_goes_when_its_last_user_does():
+    played = pair()[1]
+    played.warm_up(96, 128)
+    weight = weakref.ref(played.model.decoder.query_feat)
+    gc.disable()        # nothing goes round in a circle
+    try:
+        del played
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 BACKBONES = {'resnet': lambda: ResNet50().eval(), 'swin': tiny_swin}
@@ -212,18 +247,35 @@ def test_torch_is_asked_for_a_graph_as_it_wants_to_be(kept, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'CUDAGraph', type('CUDAGraph', (), {'replay': lambda self: None}))
     for name in ('device', 'stream', 'graph'):
         asked[name].return_value = mock.MagicMock()
+        asked[name].return_value.__exit__.return_value = False
+    asked['graph_pool_handle'].side_effect = [(0, 1), (0, 2), (0, 3), (0, 4)]
     ran, x = [], torch.ones(2)
 
     def function():
         ran.append(torch.backends.cudnn.benchmark)
         return 2 * x
 
-    replay, result = CudaRecorder(torch.device('cuda:1')).record(function, kept)
+    recorder = CudaRecorder(torch.device('cuda:1'))
+    replay, result = recorder.record(function, kept)
     assert ran == [True] * 3 and not torch.backends.cudnn.benchmark
     assert result.tolist() == [2, 2] and any(tensor is x for tensor in replay.__self__.held)
     graph, pool, stream = asked['graph'].call_args.args
     assert graph is replay.__self__ and stream is asked['Stream'].return_value
-    assert pool is (asked['graph_pool_handle'].return_value if kept else None)
+    assert pool == ((0, 1) if kept else (0, 2))
+
+    def failing():
+        if len(ran) > 4:
+            raise RuntimeError('something that a graph cannot do')
+        ran.append(True)
+
+    stop = mock.Mock()
+    monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', stop)
+    ran[:] = [True] * 3
+    with pytest.raises(RuntimeError, match='cannot do'):
+        recorder.record(failing, kept)
+    stop.assert_called_once_with(1, asked['graph'].call_args.args[1])
+    recorder.record(function, kept=True)
+    assert asked['graph'].call_args.args[1] != (0, 1), 'the shared memory of before is left'
 
 
 def test_operators_are_looked_at_though_they_are_recorded():

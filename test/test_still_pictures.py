@@ -183,10 +183,11 @@ def test_the_memory_is_that_of_one_frame():
     assert len(sizes) == 1 and 0 < follower.encoded < 12
 
 
-def test_a_warm_up_encodes_both_times():
-    follower = Follower(255.0)
-    follower.segmenter.warm_up(96, 128)
-    assert follower.encoded == 2
+def test_a_warm_up_goes_both_ways_where_both_are_gone():
+    off, on = Follower(0.0), Follower(255.0)
+    for follower in (off, on):
+        follower.segmenter.warm_up(96, 128)
+    assert off.encoded == 2 and on.encoded == 3, 'of four'
 
 
 @pytest.mark.parametrize('value', [-1, 256, float('nan'), '4', True])

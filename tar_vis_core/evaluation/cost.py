@@ -84,12 +84,13 @@ def gflops_by_stage(segmenter: VideoSegmenter, images: list[np.ndarray], rate: f
 
 
 def memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process holds now, and the most it has held: tensors on a GPU, else its resident memory.
+    """Bytes that this process holds now, and the most it has held: what torch has of a GPU, else resident memory.
 
     What a model takes is the most at the end less what was held before it was built, in a process whose peak it is.
     """
     if device.type == 'cuda':
-        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        # reserved: what a graph computes in is no tensor any more, but nobody else's either
+        return torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
     if sys.platform == 'linux':   # getrusage there begins with the peak of whoever started the process
         fields = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
         now, most = (int(fields[name].split()[0]) * 1024 for name in ('VmRSS', 'VmHWM'))

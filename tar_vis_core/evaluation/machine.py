@@ -34,12 +34,19 @@ def package_version() -> str:
         return 'not installed'
 
 
-def power_limit_w(index: int) -> float | None:
+def smi_name(device: torch.device) -> str:
+    """What nvidia-smi calls a GPU; torch counts only those that it may see, in an order of its own."""
+    import torch
+
+    return f'GPU-{torch.cuda.get_device_properties(device).uuid}'
+
+
+def power_limit_w(device: torch.device) -> float | None:
     """Watts that a GPU may draw, where nvidia-smi tells it."""
     if shutil.which('nvidia-smi') is None:
         return None
-    asked = subprocess.run(['nvidia-smi', f'--id={index}', '--query-gpu=power.limit', '--format=csv,noheader,nounits'],
-                           capture_output=True, text=True, check=False)
+    asked = subprocess.run(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.limit',
+                            '--format=csv,noheader,nounits'], capture_output=True, text=True, check=False)
     try:
         return float(asked.stdout)
     except ValueError:      # the driver knows of no limit
@@ -56,7 +63,7 @@ def power_draw(device: torch.device) -> Iterator[list[float]]:
     if device.type != 'cuda' or shutil.which('nvidia-smi') is None:
         yield watts
         return
-    asked = subprocess.Popen(['nvidia-smi', f'--id={device.index or 0}', '--query-gpu=power.draw', '--loop-ms=100',
+    asked = subprocess.Popen(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.draw', '--loop-ms=100',
                               '--format=csv,noheader,nounits'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                              text=True)
     try:
@@ -74,7 +81,7 @@ def machine(device: torch.device) -> dict[str, object]:
 
     found: dict[str, object] = {'processor': processor(), 'cores': os.cpu_count()}
     if device.type == 'cuda':
-        found |= {'gpu': torch.cuda.get_device_name(device), 'gpu_power_limit_w': power_limit_w(device.index or 0),
+        found |= {'gpu': torch.cuda.get_device_name(device), 'gpu_power_limit_w': power_limit_w(device),
                   'cuda': torch.version.cuda}
     return found | {'system': platform.system(), 'python': platform.python_version(), 'torch': torch.__version__,
                     'tar_vis_ros': package_version()}

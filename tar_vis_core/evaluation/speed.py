@@ -125,9 +125,12 @@ def taken(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> tupl
     shown = Line(segmenter, options, reference_style) if line == REFERENCE else Line(segmenter, options)
     for index, image in enumerate(images):
         shown.step(image, state, float(index))
-    rise = memory(device)[1] - before
     if device.type == 'cpu':
-        return rise, None
+        return memory(device)[1] - before, None
+    torch.cuda.empty_cache()        # what choosing algorithms took is not taken again
+    torch.cuda.reset_peak_memory_stats(device)
+    shown.step(images[-1], state, float(len(images)))
+    rise = memory(device)[1] - before
     with power_draw(device) as watts:
         end = time.monotonic() + POWER_S
         while time.monotonic() < end:
@@ -169,6 +172,10 @@ class Baseline:
 def measured_lines(args: argparse.Namespace, lines: dict[str, Line], images: list[np.ndarray], rate: float,
                    ) -> dict[str, list[Measured]]:
     """All lines frame by frame in turn, the first one elsewhere."""
+    for name, line in lines.items():
+        if name != REFERENCE:       # as a node does at configure
+            line.segmenter.options = line.options
+            line.segmenter.warm_up(*images[0].shape[:2])
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as apart:
         apart.submit(Baseline.begin, args).result()
 

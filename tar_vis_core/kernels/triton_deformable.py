@@ -78,9 +78,10 @@ def sample_by_triton(value: Tensor, offsets: Tensor, logits: Tensor, reference: 
     if width not in TRITON_WIDTHS:
         raise ValueError(f'{width} channels a head, expected one of {TRITON_WIDTHS}')
     out = value.new_empty(n, s, heads * width)
-    _sample[(triton.cdiv(s, BLOCK), heads, n)](
-        value.contiguous(), offsets.float().contiguous(), logits.contiguous(), reference.contiguous(),
-        # through an operator of torch: what a CUDA graph reads is kept for it (models/recorded.py)
-        _levels(shapes, value.device).detach(), out, s, value.shape[1], heads=heads, level_count=levels, points=points,
-        width=width, block=BLOCK)
+    with torch.cuda.device_of(value):       # where Triton starts it
+        _sample[(triton.cdiv(s, BLOCK), heads, n)](
+            value.contiguous(), offsets.float().contiguous(), logits.contiguous(), reference.contiguous(),
+            # through an operator of torch: what a CUDA graph reads is kept for it (models/recorded.py)
+            _levels(shapes, value.device).detach(), out, s, value.shape[1], heads=heads, level_count=levels,
+            points=points, width=width, block=BLOCK)
     return out

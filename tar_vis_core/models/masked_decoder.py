@@ -57,11 +57,11 @@ class SupervisedOutput:
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
 
 
-def level_memory(x: Tensor, mask_features: Tensor, embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def level_memory(level: int, x: Tensor, mask_features: Tensor, level_embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of a level ``x (N, D, h, w)``: ``key (N, S, D)``, ``value (N, S, D)``, mask features of its size ``(N, D, S)``.
     """
     h, w = x.shape[-2:]
-    value = x.flatten(2).transpose(1, 2) + embed
+    value = x.flatten(2).transpose(1, 2) + level_embed[level]
     key = value + sine_encoding(h, w, x.shape[1], x.device).flatten(1).t().to(value.dtype)
     # resize(e . F) = e . resize(F): one resize per level instead of one per layer and query.
     # The attention mask carries no gradient.
@@ -78,7 +78,7 @@ class FrameMemory:
 
     def __getitem__(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
         if level not in self._made:
-            self._made[level] = self._make(self.levels[level], self.mask_features, self.level_embed[level])
+            self._made[level] = self._make(level, self.levels[level], self.mask_features, self.level_embed)
         return self._made[level]
 
 

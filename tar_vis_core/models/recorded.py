@@ -9,6 +9,8 @@ out. Decisions stay outside: a layer is played when a router has said so.
 from __future__ import annotations
 
 import contextlib
+import inspect
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -22,7 +24,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tar_vis_core.models.video_model import VideoInstanceModel
 
-SIZES = 4       # kept for each part, those used last: cameras of more sizes are recorded again and again
+# of a part, those used last: four sizes of image, each with features of the frame itself and of an earlier one
+# (``encoder_reuse``); cameras of more sizes are recorded again and again
+MOST = 8
+ONE_AT_A_TIME = threading.Lock()    # torch records one graph at a time in a process
 
 
 class Recorder(Protocol):
@@ -41,24 +46,37 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
-        self._shared = torch.cuda.graph_pool_handle()
+        self._shared, self._failed = torch.cuda.graph_pool_handle(), []
 
     def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
         """See :class:`Recorder`."""
         # In shared memory a result may lie where an older graph computes, and is lost when that one is played.
-        pool = self._shared if kept else None
+        pool = self._shared if kept else torch.cuda.graph_pool_handle()
         graph, held = torch.cuda.CUDAGraph(), Held()
-        with torch.cuda.device(self._device), trying_algorithms():
+        # the stream of before comes back whatever happens, which torch's own context does not see to
+        with ONE_AT_A_TIME, torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(
+                self._device)), trying_algorithms():
             # what happens only the first time must not be recorded: constants of a size, compiling, choosing algorithms
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(2):
                     function()
             torch.cuda.current_stream().wait_stream(self._stream)
-            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode='thread_local'), held:
-                result = function()
+            try:
+                with torch.cuda.graph(graph, pool, self._stream, capture_error_mode='thread_local'), held:
+                    result = function()
+            except BaseException:
+                self._give_up(graph, pool)
+                raise
         graph.held = held.tensors       # for as long as it is there
         return graph.replay, result
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+        """After a recording that failed the allocator still works for it: it is told to stop, and the pool is left."""
+        self._failed.append(graph)      # which the allocator goes on asking
+        with contextlib.suppress(Exception):
+            torch._C._cuda_endAllocateToPool(self._device.index, pool)
+        self._shared = torch.cuda.graph_pool_handle()
 
 
 @contextlib.contextmanager
@@ -108,27 +126,31 @@ class Recorded:
 
     def __init__(self, function: Callable, recorder: Recorder, kept: bool) -> None:
         """``kept``: results are copied out, for they outlive the next playing."""
-        self._function, self._recorder, self._kept = function, recorder, kept
+        # a model that holds this must not be held by it, or it outlives its last user for a while
+        self._function = weakref.WeakMethod(function) if inspect.ismethod(function) else lambda: function
+        self._recorder, self._kept = recorder, kept
         self._recordings: dict[tuple, OrderedDict[tuple, Recording]] = {}
         self._refused = False
 
     def __call__(self, *args: Any) -> Any:
+        function = self._function()
         if Recorded.live or self._refused:
-            return self._function(*args)
+            return function(*args)
         others = tuple(arg for arg in args if not isinstance(arg, Tensor))
         sizes = self._recordings.setdefault(others, OrderedDict())
         shapes = tuple(signature(arg) for arg in args if isinstance(arg, Tensor))
         if shapes not in sizes:
-            if len(sizes) == SIZES:
+            if len(sizes) == MOST:
                 sizes.popitem(last=False)
             try:
-                sizes[shapes] = Recording(self._function, args, self._recorder, self._kept)
+                sizes[shapes] = Recording(function, args, self._recorder, self._kept)
             except RuntimeError as error:
                 self._refused = True
                 self._recordings.clear()
-                warnings.warn(f'{self._function.__qualname__} cannot be recorded as a CUDA graph and runs operator by '
-                              f'operator: {error}', RuntimeWarning, stacklevel=2)
-                return self._function(*args)
+                # torch says then that something went wrong before, and keeps what in the context
+                warnings.warn(f'{function.__qualname__} cannot be recorded as a CUDA graph and runs operator by '
+                              f'operator: {error.__context__ or error}', RuntimeWarning, stacklevel=2)
+                return function(*args)
         sizes.move_to_end(shapes)
         result = sizes[shapes].play(args)
         return tree_map(copied_out, result) if self._kept else result
@@ -185,7 +207,7 @@ def record_parts(model: VideoInstanceModel, recorder: Recorder) -> VideoInstance
     parts = [(model, 'prepare', False), (model.backbone, 'forward', False), (model.pixel_decoder, 'forward', False),
              (decoder, 'level_memory', False), (decoder, 'attended', True), (decoder, 'scores', True),
              (decoder, 'heads', True)]
-    if not decoder.permutes:    # an assignment is the host's
+    if decoder.synchronizer is not None:    # else it does nothing, or what is the host's, an assignment
         parts.append((decoder, 'synchronize', True))
     if model.tracker is not None:
         parts += [(layer, 'forward', True) for layer in (
