@@ -64,6 +64,15 @@ def test_many_masks_in_bits_equal_one_after_the_other(size, at_once, monkeypatch
     assert found[-1] is None and any(found)
 
 
+def test_a_logit_that_half_precision_could_not_hold_empties_no_row():
+    g, logits = geometry(480, 640), torch.full((1, 64, 88), -1.0)
+    logits[0, 20:40, 30:50] = 5.0
+    expected = masks.full_size_masks(logits, (logits > 0).numpy(), g)[0]
+    logits[0, 30, 40] = float('inf')
+    box, crop = masks.full_size_masks(logits, (logits > 0).numpy(), g)[0]
+    assert box == expected[0] and np.array_equal(crop, expected[1])
+
+
 @pytest.mark.parametrize('width', [1, 8, 13])
 def test_bits_are_as_numpy_unpacks_them(width):
     pixels = torch.rand(2, 3, width, generator=torch.Generator().manual_seed(width)) > 0.5
