@@ -41,9 +41,10 @@ class Trails:
         for instance in result.instances:
             if instance.area:
                 self._centres.setdefault(instance.track_id, {})[result.frame_index] = mask_centre(instance)
-        first = result.frame_index - self._frames
+        first, listed = result.frame_index - self._frames, {instance.track_id for instance in result.instances}
+        # a track that may come back keeps its path, one that is over does not
         kept = {track: {index: centre for index, centre in centres.items() if index > first}
-                for track, centres in self._centres.items()}
+                for track, centres in self._centres.items() if track in listed}
         self._centres = {track: centres for track, centres in kept.items() if centres}
         return {track: _pieces(centres) for track, centres in self._centres.items()}
 
