@@ -102,8 +102,7 @@ class StageClock:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array there; on a GPU the copy goes on while the host does. Not to be written to: a CPU shares its memory.
-    """
+    """The array there, not to be written to: a CPU shares its memory. To a GPU the copy goes on while the host does."""
     # torch may not be given memory that numpy holds read-only
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type != 'cuda':

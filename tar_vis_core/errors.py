@@ -13,5 +13,12 @@ class DeviceError(TarVisError):
     """The asked device is not there."""
 
 
+class NotFiniteError(TarVisError, FloatingPointError):
+    """A network gave numbers that are not finite."""
+
+    def __init__(self) -> None:
+        super().__init__('the network gave numbers that are not finite')
+
+
 class DataError(TarVisError):
     """A data set is missing, incomplete or malformed."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.device import to_host
+from tar_vis_core.errors import NotFiniteError
 from tar_vis_core.instances import encode_runs
 from tar_vis_core.masks import MaskGeometry, Placed, full_size_mask, full_size_masks, packed_bits
 from tar_vis_core.models.class_sets import VOC
@@ -27,7 +28,6 @@ OBJECT_CHANNELS = [c for c in range(1, len(VOC)) if c != PERSON_CHANNEL]
 # where it sees nothing else.
 PERSON_SEMANTICS = 0.35
 NEAR = 0.6                 # of the least score: what a mask with all its parts must reach to be looked at further
-NOT_FINITE = 'the network gave numbers that are not finite'
 
 
 @dataclass
@@ -133,7 +133,7 @@ def plain_candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor]
                      min_score: float) -> Candidates:
     """Masks are as the network gives them. From a GPU comes what decides, in one transfer; the masks stay there.
 
-    Raises FloatingPointError as :func:`detect` does.
+    Raises NotFiniteError as :func:`detect` does.
     """
     queries = likeliest(probabilities, min_score)
     logits = masks_of(queries)
@@ -142,7 +142,7 @@ def plain_candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor]
     bits = [] if by_host(logits) else [packed_bits(logits > 0)]
     found = [t.numpy() for t in to_host(queries, scores, embeddings[queries], finite[None], *bits)]
     if not found[3]:
-        raise FloatingPointError(NOT_FINITE)
+        raise NotFiniteError
     return Candidates(*found[:3], logits, found[4] if bits else None)
 
 
@@ -150,17 +150,17 @@ def cleaned_candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tenso
                        semantic: Tensor, min_score: float) -> Candidates:
     """A small model's masks come in their near and unclaimed parts. All tensors are on the CPU.
 
-    Raises FloatingPointError as :func:`detect` does.
+    Raises NotFiniteError as :func:`detect` does.
     """
     if not torch.isfinite(probabilities).all():
-        raise FloatingPointError(NOT_FINITE)
+        raise NotFiniteError
     queries = likeliest(probabilities, min_score)
     logits = masks_of(queries)
 
     def scores() -> Tensor:
         found = scores_of(probabilities[queries], logits, semantic)
         if not torch.isfinite(found).all():
-            raise FloatingPointError(NOT_FINITE)
+            raise NotFiniteError
         return found
 
     # looking for parts takes longer than scoring: only where the mask as it is comes near
@@ -183,7 +183,7 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
     ``probabilities (Q, classes + 1)`` end with no-object; ``masks_of`` gives the mask logits ``(K, h, w)`` of a
     vector of query indices; ``embeddings (Q, D)``; ``semantic (21, h', w')`` where the model has it; ``image`` is
     the source, uint8 RGB; ``allowed`` a boolean per user-visible class. Tensors are float32, on the CPU where there
-    are ``semantic`` logits. Raises FloatingPointError where they hold what is not a finite number.
+    are ``semantic`` logits. Raises NotFiniteError where they hold what is not a finite number.
     """
     if semantic is None:
         found = plain_candidates(probabilities, masks_of, embeddings, min_score)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tar_vis_core.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
+from tar_vis_core.errors import NotFiniteError
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.kept_memory import keep_freed_memory
 from tar_vis_core.models.inference import inference_form
@@ -193,7 +194,7 @@ class VideoSegmenter:
             clock.lap('tracker')
         try:
             detections, broken = self._detect(image, encoded, tracked), ''
-        except FloatingPointError as error:
+        except NotFiniteError as error:
             detections, broken = [], str(error)
         clock.lap('masks')
         identities = state.identities
@@ -231,10 +232,10 @@ class VideoSegmenter:
 
     @staticmethod
     def _kept(encoded: EncodedFrame) -> EncodedFrame:
-        """A frame that outlasts the step: recorded parts write the next one over its features."""
-        if not lies_still(encoded.features.mask_features):
-            return encoded
-        return replace(encoded, features=encoded.features.clone())
+        """A frame that outlasts the step: recorded parts write the next one over their results."""
+        features = encoded.features
+        tensors = features.mask_features, *features.levels, features.semantic
+        return replace(encoded, features=features.clone()) if any(map(lies_still, tensors)) else encoded
 
     def _previous(self, state: TemporalState) -> torch.Tensor | None:
         """The last frame's queries, or None where this frame is decoded plainly.
@@ -246,15 +247,16 @@ class VideoSegmenter:
         return None if every and state.frame_index % every == 0 else state.previous_queries
 
     def _detect(self, image: np.ndarray, encoded: EncodedFrame, tracked: Tracked) -> list[Detection]:
-        """The frame's detections. Raises FloatingPointError where the network's numbers are not finite."""
+        """The frame's detections. Raises NotFiniteError where the network's numbers are not finite."""
         features = encoded.features
         named = self.model.config.semantic_classes
         # what a small model needs is done by the host
         place = torch.device('cpu') if named else self.device
         probabilities = tracked.logits[0].float().softmax(-1).to(place)
         nobody = np.flatnonzero(tracked.slots[0] < 0)
-        if nobody.size:     # a row without a slot must not become an instance
-            probabilities[torch.from_numpy(nobody).to(place)] = torch.eye(probabilities.shape[1], device=place)[-1]
+        if nobody.size:     # a row without a slot must not become an instance; what is not finite stays so
+            rows = torch.from_numpy(nobody).to(place)
+            probabilities[rows] = 0 * probabilities[rows] + torch.eye(probabilities.shape[1], device=place)[-1]
 
         def logits_of(rows: torch.Tensor) -> torch.Tensor:
             with compute_context(self.device, self.dtype):

@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_model import picture, tiny_segmenter
+from tiny_model import picture, tiny_model, tiny_segmenter
 
 from tar_vis_core.instances import TrackStatus
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
 
 @pytest.fixture(scope='module')
@@ -127,6 +128,19 @@ def test_numbers_that_are_not_finite_do_not_stay():
         assert [i for i in segmenter.step(picture(3), state).instances if i.status != TrackStatus.LOST] == []
         bias.copy_(good)
     assert_fresh(segmenter.step(picture(4), state), 'the network gave numbers that are not finite', 1)
+
+
+@pytest.mark.parametrize('tracker', ['matching', 'memory_bank'])
+@pytest.mark.parametrize('part', ['classes', 'masks'])
+def test_they_are_noticed_in_a_first_frame_whatever_the_tracker_makes_of_them(tracker, part):
+    model = tiny_model(semantic_classes=False, class_names=('one', 'two'), reid=True, tracker=tracker)
+    segmenter = VideoSegmenter.from_model(model, 'cpu', options=SegmenterOptions(score_threshold=0.1))
+    broken = model.decoder.class_embed if part == 'classes' else model.pixel_decoder.mask_features
+    with torch.no_grad():
+        broken.weight.fill_(float('nan'))
+    state = segmenter.new_state()
+    assert segmenter.step(picture(3), state).instances == []
+    assert state.reset_reason == 'the network gave numbers that are not finite' and state.previous_queries is None
 
 
 def test_two_streams_do_not_know_of_each_other(segmenter):

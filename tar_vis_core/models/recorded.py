@@ -102,8 +102,7 @@ class Held(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        for tensor in self._new((args, kwargs)):
-            self.tensors.append(tensor)
+        self.tensors += self._new((args, kwargs))
         result = function(*args, **kwargs)
         self._new(result)       # what is made in here the graph owns
         return result
@@ -175,7 +174,7 @@ class Recording:
         return self._result
 
 
-def lies_still(tensor: Tensor) -> bool:
+def lies_still(tensor: Tensor | None) -> bool:
     """Whether a tensor is the result of a recording, or a weight."""
     return isinstance(tensor, nn.Parameter) or getattr(tensor, 'recorded', False)
 
