@@ -1,0 +1,125 @@
+"""Decode and write compressed pictures, whatever strangers put into them.
+
+What a header declares is checked before anything is allocated: 2 kB of JPEG may say that they hold a gigapixel.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tar_vis_core.errors import DataError
+from tar_vis_core.io.input_files import problem_of, what_it_is
+from tar_vis_core.io.whole_files import write_bytes
+
+RGB_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+JPEG_START, PNG_START = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}      # by colour type
+DEFLATE = 1032                                      # bytes that one byte of deflate holds at most
+# markers without a length; frame headers of Huffman coding, and of arithmetic coding (which has no least size)
+BARE = {0x01, *range(0xD0, 0xD8)}
+HUFFMAN, ARITHMETIC = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7}, {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+
+
+class PictureError(DataError):
+    """A picture is damaged, too large, or of an unknown format."""
+
+
+def max_pixels() -> int:
+    """Return how many pixels a picture may declare: OpenCV's own limit, which the package lowers to 100 million."""
+    asked = os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', '')
+    return int(asked) if asked.isdecimal() else 100_000_000
+
+
+def check_declared_size(data: bytes) -> None:
+    """Raise PictureError if a JPEG or PNG declares more pixels than are allowed, or than its bytes can hold.
+
+    Other formats are left to OpenCV, which knows the limit, too.
+    """
+    declared = declared_size(data)
+    if declared is None:
+        return
+    width, height, least = declared
+    if width * height > max_pixels():
+        raise PictureError(f'the picture declares {width}x{height} pixels, at most {max_pixels()} are read '
+                           '(OPENCV_IO_MAX_IMAGE_PIXELS sets another limit)')
+    if least > len(data):
+        raise PictureError(f'the picture declares {width}x{height} pixels, for which its {len(data)} bytes are too few')
+
+
+def declared_size(data: bytes) -> tuple[int, int, int] | None:
+    """Return width, height, and the bytes that they need at least, as the header of a JPEG or PNG has them.
+
+    A JPEG spends at least one bit on each block of 8x8 pixels; deflate makes PNG's rows smaller by 1032 at most.
+    None for other formats, and where there is no such header.
+    """
+    if data.startswith(PNG_START) and data[12:16] == b'IHDR' and len(data) >= 26:
+        width, height, depth, kind = struct.unpack('>IIBB', data[16:26])
+        row = 1 + (width * depth * PNG_CHANNELS.get(kind, 1) + 7) // 8
+        return width, height, height * row // DEFLATE
+    place = 2 if data.startswith(JPEG_START) else len(data)
+    while place + 9 <= len(data):
+        marker = data[place + 1]
+        if data[place] != 0xFF:
+            place += 1      # between segments decoders look for the next marker, too
+        elif marker in (0xFF, 0x00):
+            place += 1
+        elif marker in HUFFMAN | ARITHMETIC:
+            height, width = struct.unpack('>HH', data[place + 5:place + 9])
+            return width, height, width * height // 512 if marker in HUFFMAN else 0
+        else:
+            place += 2 if marker in BARE else 2 + int.from_bytes(data[place + 2:place + 4], 'big')
+    return None
+
+
+def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
+    """Decode any format that OpenCV knows; by default to ``(H, W, 3)`` uint8 RGB, orientation tags ignored.
+
+    Raises PictureError if the picture is damaged, too large or of another format.
+    """
+    check_declared_size(data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as error:
+        if 'CV_IO_MAX_IMAGE' in str(error):
+            raise PictureError(f'the picture declares more than {max_pixels()} pixels, which are not read '
+                               '(OPENCV_IO_MAX_IMAGE_PIXELS sets another limit)') from error
+        image = None
+    if image is None:
+        known = what_it_is(data[:512])
+        raise PictureError(f'not a readable picture, but {known}' if known else
+                           'not a readable picture: damaged, or of a format that OpenCV does not know')
+    return image
+
+
+def read_picture(path: str | Path, flags: int = RGB_AS_STORED) -> np.ndarray:
+    """Decode a picture file as :func:`decode_picture` does. Raises PictureError that names the file."""
+    path = Path(path)
+    if problem := problem_of(path):
+        raise PictureError(f'{path}: {problem}')
+    try:
+        return decode_picture(path.read_bytes(), flags)
+    except PictureError as error:
+        raise PictureError(f'{path}: {error}') from error
+    except OSError as error:
+        raise PictureError(f'{path}: cannot be read: {error.strerror or error}') from error
+
+
+def write_picture(path: str | Path, rgb: np.ndarray, quality: int = 95) -> None:
+    """Write ``(H, W, 3)`` uint8 RGB as the format that the name ends with; ``quality`` is JPEG's.
+
+    OpenCV's own imwrite does not notice a full disk. Raises WriteError, and DataError for an ending without encoder.
+    """
+    path = Path(path)
+    try:
+        done, encoded = cv2.imencode(path.suffix.lower(), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
+                                     [cv2.IMWRITE_JPEG_QUALITY, quality])
+    except cv2.error:
+        done = False
+    if not done:
+        raise DataError(f'{path}: no picture can be written under this ending; expected .png or .jpg')
+    write_bytes(path, encoded.tobytes())
