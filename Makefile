@@ -42,7 +42,7 @@ setup: $(REQUIRED) $(BUILT)  ## only make .venv and build the messages
 	@:
 
 clean:  ## remove what was built; the next command builds it again
-	rm -rf build install log dist *.egg-info tar_vis_ros/msg tar_vis_ros/_lib tar_vis_ros/*.so tar_vis_core/kernels/*.so .pytest_cache .ruff_cache
+	rm -rf build install log dist *.egg-info tar_vis_ros/msg tar_vis_ros/_lib tar_vis_ros/*.so tar_vis_core/runtime/kernels/*.so .pytest_cache .ruff_cache
 	find tar_vis_core tar_vis_ros test launch -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove .venv and demo/ too
@@ -62,7 +62,7 @@ $(REQUIRED_TEST): $(REQUIRED) requirements-test.txt
 	$(STEP) 'installing test requirements' $(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements-test.txt
 	@touch $@
 
-$(BUILT): $(REQUIRED) $(wildcard msg/*.msg tar_vis_core/kernels/*.cpp tar_vis_core/kernels/*.h) CMakeLists.txt setup.py package.xml
+$(BUILT): $(REQUIRED) $(wildcard msg/*.msg tar_vis_core/runtime/kernels/*.cpp tar_vis_core/runtime/kernels/*.h) CMakeLists.txt setup.py package.xml
 	@sh scripts/check_system.sh $(PYTHON)
 	$(STEP) 'building messages and kernels (half a minute)' \
 		$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .

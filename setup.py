@@ -36,7 +36,7 @@ def ament_prefixes() -> list[Path]:
 
 
 class BuildModules(build_py):
-    """Python modules, and config/ beside them, where tar_vis_ros/resources.py looks for it."""
+    """Python modules, and config/ beside them, where tar_vis_ros/process/resources.py looks for it."""
 
     def run(self) -> None:
         super().run()
@@ -85,8 +85,8 @@ class BuildInterfaces(build_ext):
             shutil.copytree(package / 'msg', target / 'msg', ignore=shutil.ignore_patterns('__pycache__', '*.c'))
             for library in package.glob('*.so'):
                 shutil.copy2(library, target / library.name)
-        for library in stage.rglob('*-packages/tar_vis_core/kernels/*.so'):
-            shutil.copy2(library, root / 'tar_vis_core' / 'kernels' / library.name)
+        for library in stage.rglob('*-packages/tar_vis_core/runtime/kernels/*.so'):
+            shutil.copy2(library, root / 'tar_vis_core' / 'runtime' / 'kernels' / library.name)
         (target / '_lib').mkdir()
         for library in stage.glob(f'lib*/lib{NAME}__*.so'):
             shutil.copy2(library, target / '_lib' / library.name)
@@ -134,14 +134,14 @@ setup(
     ],
     extras_require={'demo': ['scikit-image>=0.22'], 'test': ['pytest>=8']},
     entry_points={'console_scripts': [
-        'tar-vis = tar_vis_core.cli:main',
-        'tar-vis-node = tar_vis_ros.node:main',
+        'tar-vis = tar_vis_core.commands.main:main',
+        'tar-vis-node = tar_vis_ros.node.__main__:main',
         'tar-vis-video = tar_vis_ros.video_source:main',
-        'tar-vis-demo = tar_vis_ros.demo:main',
+        'tar-vis-demo = tar_vis_ros.demo.command:main',
         'tar-vis-bag = tar_vis_ros.bags.command:main',
         'tar-vis-replay = tar_vis_ros.replay.command:main',
-        'tar-vis-depth = tar_vis_ros.depth_lifter:main',
-        'tar-vis-follow = tar_vis_ros.follow_person:main',
+        'tar-vis-depth = tar_vis_ros.depth.node:main',
+        'tar-vis-follow = tar_vis_ros.examples.follow_person:main',
     ]},
     zip_safe=False,
 )

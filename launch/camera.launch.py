@@ -21,10 +21,10 @@ from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
-from tar_vis_ros.cameras import camera_topics
-from tar_vis_ros.dds import profile_environment
-from tar_vis_ros.parameters import FIELDS, expected, specification
-from tar_vis_ros.resources import config_file
+from tar_vis_ros.node.cameras import camera_topics
+from tar_vis_ros.node.parameters import FIELDS, expected, specification
+from tar_vis_ros.process.dds import profile_environment
+from tar_vis_ros.process.resources import config_file
 
 NAMESPACE = LaunchConfiguration('namespace')
 IMAGE = ('image', LaunchConfiguration('image_topic'))

@@ -9,7 +9,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from tar_vis_ros.dds import profile_environment
+from tar_vis_ros.process.dds import profile_environment
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -11,8 +11,8 @@ from launch.event_handlers import OnProcessExit
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from tar_vis_ros.dds import profile_environment
-from tar_vis_ros.resources import config_file
+from tar_vis_ros.process.dds import profile_environment
+from tar_vis_ros.process.resources import config_file
 
 # Launch arguments that are options of tar-vis-replay where they are given.
 OPTIONS = {

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tar_vis_core.device import to_host
+from tar_vis_core.runtime.device import to_host
 
 MOST_PIXELS = 2 ** 26       # of masks that a GPU makes at once, four bytes each
 _ONES = np.array([bin(byte).count('1') for byte in range(256)], np.uint8)

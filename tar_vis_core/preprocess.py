@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from tar_vis_core.device import to_device
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.video_model import Features, VideoInstanceModel, input_size
+from tar_vis_core.runtime.device import to_device
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)   # luma of ITU-R BT.601
 

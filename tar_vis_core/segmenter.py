@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tar_vis_core.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
+from tar_vis_core.detection import Detection, detect
+from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
-from tar_vis_core.kept_memory import keep_freed_memory
-from tar_vis_core.models.inference import inference_form
+from tar_vis_core.models.cuda_graphs import lies_still
 from tar_vis_core.models.masked_decoder import ROUTINGS
+from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import PRESETS, TRACKERS
-from tar_vis_core.models.recorded import lies_still
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.postprocess import Detection, detect
 from tar_vis_core.preprocess import check_image, mask_geometry, network_input, small_grey
+from tar_vis_core.runtime.allocator import keep_freed_memory
+from tar_vis_core.runtime.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
 from tar_vis_core.state import TemporalState
-from tar_vis_core.still_pictures import EncodedFrame
 from tar_vis_core.tracking.memory_bank import MemoryBankTracker
 from tar_vis_core.tracking.tracker import MatchingTracker, Tracked, Tracker, masks_of
-from tar_vis_core.weights import packaged_weights
 from tar_vis_core.weights.loading import load_model
+from tar_vis_core.weights.manifest import packaged_weights
 
 # A track goes on down to this part of the score threshold; a new one needs all of it.
 CONTINUE_SHARE = 0.5
@@ -48,7 +48,7 @@ class SegmenterOptions:
     skip_bias: float = 0.0              # added to the routers' skip score: above 0 skips more, below 0 less
     refresh_frames: int = 10            # with 'adaptive', a plain pass of all layers so often; 0: first frame only
     # grey levels 0..255: a frame that differs by less from the last encoded one, in its cell of greatest change, takes
-    # over that frame's features, and its masks lag by as much (``still_pictures``); 0: every frame is encoded
+    # over that frame's features, and its masks lag by as much (``encoder_reuse``); 0: every frame is encoded
     encoder_reuse: float = 0.0
     reset_gap_s: float = 2.0            # a longer gap between stamps resets the state; 0: never
     grace_frames: int = 15              # frames that a track may be out of sight and still keep its id, from 0

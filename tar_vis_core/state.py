@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tar_vis_core.still_pictures import EncodedFrame
+from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.tracking.identity import IdentityTracker
 
 # Time between frames that come without stamps; it only gives velocities a unit.

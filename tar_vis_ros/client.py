@@ -21,7 +21,7 @@ from rclpy.time import Time
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import Instance, TrackStatus
-from tar_vis_ros.codec import decode_instances
+from tar_vis_ros.conversions.messages import decode_instances
 from tar_vis_ros.msg import Instance3D, Instance3DArray, InstanceMaskArray
 
 QOS = QoSProfile(depth=5)   # reliable

@@ -22,12 +22,12 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from tar_vis_core.frames import PHOTOGRAPHS, Frame, open_frames, play
-from tar_vis_core.readers import FrameReader, SourceError
-from tar_vis_ros.dds import use_shared_memory_profile
-from tar_vis_ros.image_conversion import array_to_image
-from tar_vis_ros.options import Option, OptionError, declare
-from tar_vis_ros.shutdown import shut_down
+from tar_vis_core.media.frames import PHOTOGRAPHS, Frame, open_frames, play
+from tar_vis_core.media.readers import FrameReader, SourceError
+from tar_vis_ros.conversions.images import array_to_image
+from tar_vis_ros.process.dds import use_shared_memory_profile
+from tar_vis_ros.process.options import Option, OptionError, declare
+from tar_vis_ros.process.shutdown import shut_down
 
 SETTLE_S = 0.5     # after the subscribers are matched: their side of the match may come later than ours
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from building import colcon_build, copy_source
 
-from tar_vis_ros.dds import use_shared_memory_profile
+from tar_vis_ros.process.dds import use_shared_memory_profile
 
 
 def _claim_domain():

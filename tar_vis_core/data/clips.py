@@ -9,9 +9,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
+from tar_vis_core.data.clip_times import check_gaps, draw_times
 from tar_vis_core.data.coco import voc_index
 from tar_vis_core.data.pseudo_video import align_clip
-from tar_vis_core.data.sampling import check_gaps, draw_times
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.errors import DataError

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.folders import picture_folder
 from tar_vis_core.data.mosaic import random_mosaic
-from tar_vis_core.data.run_lengths import to_rle
+from tar_vis_core.data.rle import to_rle
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.errors import DataError
 from tar_vis_core.models.class_sets import VOC, plain_name

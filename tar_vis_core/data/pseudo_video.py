@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
+from tar_vis_core.data.clip_times import check_gaps, draw_times
 from tar_vis_core.data.coco import CocoDataset
-from tar_vis_core.data.sampling import check_gaps, draw_times
 from tar_vis_core.data.transforms import Sample, Scene
 
 

@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
+from tar_vis_core.data.clip_times import check_gaps, draw_times
 from tar_vis_core.data.pseudo_video import align_clip, draw_amplitude
-from tar_vis_core.data.sampling import check_gaps, draw_times
 from tar_vis_core.data.shapes import TILE, Shape, draw_tile
 from tar_vis_core.data.transforms import Degradation, Sample, Scene
 from tar_vis_core.models.class_sets import CROWD

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tar_vis_core.data.folders import picture_folder
-from tar_vis_core.data.run_lengths import to_rle
+from tar_vis_core.data.rle import to_rle
 from tar_vis_core.errors import DataError
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pycocotools import mask as coco_mask
 
-from tar_vis_core.data.run_lengths import to_rle
+from tar_vis_core.data.rle import to_rle
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.tubes import Rles, TubePrediction

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar_vis_core import kernels
 from tar_vis_core.models.layers import Linear
+from tar_vis_core.runtime import kernels
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -74,7 +74,7 @@ class DeformableAttention(nn.Module):
 
 
 def sampler(device: torch.device, width: int) -> str:
-    """Which of ``SAMPLERS`` takes samples of ``width`` channels on a device, as things stand (docs/performance.md)."""
+    """Which of ``SAMPLERS`` samples ``width`` channels on a device, as things stand (docs/reference/benchmark.md)."""
     if torch.is_grad_enabled():
         return 'grid_sample'
     if device.type == 'cuda':

@@ -38,7 +38,7 @@ ACTIVATIONS = {'none': nn.Identity(), 'relu': nn.ReLU(), 'relu6': nn.ReLU6(), 'g
 class Linear(nn.Linear):
     """A linear map, what is added to its result, and the activation that follows.
 
-    One kernel in the inference form (``models/inference.py``).
+    One kernel in the inference form (``models/packed.py``).
     """
 
     def __init__(self, inputs: int, outputs: int, activation: str = 'none') -> None:

@@ -14,7 +14,7 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 #   memory_bank  detections against remembered embeddings (CTVIS)
 TRACKERS = ('motion', 'matching', 'referring', 'memory_bank')
 
-# Forms of TAR that a preset's name may change, the default first. docs/routing.md says how they fared.
+# Forms of TAR that a preset's name may change, the default first. docs/research/routing.md says how they fared.
 FORMS = {
     # how a frame's queries come into the slots of the frame before (the paper's Table 3): by cross-attention from the
     # previous queries (Eq. 2-3), by a permutation from one-to-one matching, or not at all

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from tar_vis_core.models.layers import Attention
-from tar_vis_core.tracking.matching import match_embeddings
+from tar_vis_core.models.query_matching import match_embeddings
 
 SKIP, EXECUTE = 0, 1
 

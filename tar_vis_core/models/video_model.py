@@ -13,7 +13,7 @@ from tar_vis_core.models.backbones import BACKBONES, MobileNetV2
 from tar_vis_core.models.masked_decoder import DecoderOutput, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.presets import FORMS, ModelConfig, find_preset
-from tar_vis_core.tracking.referring import ReferringTracker
+from tar_vis_core.models.referring import ReferringTracker
 
 MAX_LONG_SIDE = 1333
 SIZE_DIVISIBILITY = 32

@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from tar_vis_core.data.ytvis import VideoRecord
-from tar_vis_core.evaluation.video_eval import encode
+from tar_vis_core.evaluation.videos import encode
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.preprocess import small_grey
 from tar_vis_core.state import TemporalState
+from tar_vis_core.studies.bootstrap import spearman, with_interval
+from tar_vis_core.studies.inputs import PAPER, described, open_model, open_videos
 from tar_vis_core.studies.report import with_bounds, write_report
-from tar_vis_core.studies.statistics import spearman, with_interval
-from tar_vis_core.studies.subject import PAPER, described, open_model, open_videos
 
 PARTS = 5       # of the frames, by rising difference
 

@@ -10,15 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from tar_vis_core.evaluation.reference_style import full_size_masks, unfused_attention
+from tar_vis_core.benchmark.reference import full_size_masks, unfused_attention
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
-from tar_vis_core.studies import profile
-from tar_vis_core.studies.profile import check_counts
+from tar_vis_core.studies import timing
+from tar_vis_core.studies.inputs import PAPER, described, open_model, open_videos, pictures
 from tar_vis_core.studies.report import write_report
-from tar_vis_core.studies.subject import PAPER, described, open_model, open_videos, pictures
+from tar_vis_core.studies.timing import check_counts
 
-add_options = profile.add_options
+add_options = timing.add_options
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from tar_vis_core.evaluation.machine import processor
+from tar_vis_core.benchmark.machine import processor
 
 UNKNOWN = 'n/a'     # the paper does not say, or we do not know what it says
 

@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tar_vis_core.data.ytvis import VideoRecord
-from tar_vis_core.evaluation.video_eval import VideoRow, Way, evaluate_videos
+from tar_vis_core.evaluation.videos import VideoRow, Way, evaluate_videos
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.studies.statistics import Precision, interval
-from tar_vis_core.studies.subject import Stopwatch
+from tar_vis_core.studies.bootstrap import Precision, interval
+from tar_vis_core.studies.inputs import Stopwatch
 
 Row = dict[str, object]
 

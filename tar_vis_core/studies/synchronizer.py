@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from tar_vis_core.models.presets import SYNCHRONIZERS
-from tar_vis_core.studies import variants
-from tar_vis_core.studies.variants import Variant, report
+from tar_vis_core.studies import trained_variants
+from tar_vis_core.studies.trained_variants import Variant, report
 
-add_options = variants.add_options
+add_options = trained_variants.add_options
 
 # by synchronizer and router, frames a second and AP (Table 3; AP of the abstract)
 PAPER = {'attention': {'on': (34.6, 48.4), 'off': (24.2, None)}}

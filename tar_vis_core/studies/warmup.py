@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from tar_vis_core.studies import variants
-from tar_vis_core.studies.variants import Variant, report
+from tar_vis_core.studies import trained_variants
+from tar_vis_core.studies.trained_variants import Variant, report
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The study's own options."""
     parser.add_argument('--warmup-layers', type=int, nargs='+', default=[1, 2, 3, 4], help='M^s (default: 1 2 3 4)')
-    variants.add_options(parser)
+    trained_variants.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:

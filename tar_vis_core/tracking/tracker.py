@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tar_vis_core.models.masked_decoder import DecoderOutput
-from tar_vis_core.tracking.matching import match_embeddings
+from tar_vis_core.models.query_matching import match_embeddings
 
 
 @dataclass

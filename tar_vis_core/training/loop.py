@@ -12,15 +12,15 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from tar_vis_core.device import compute_context, pick_precision
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.training.checkpoint import Curves, Run, export
+from tar_vis_core.runtime.device import compute_context, pick_precision
+from tar_vis_core.training.distributed import World, average_gradients, join
 from tar_vis_core.training.objective import batch_losses
 from tar_vis_core.training.optimizer import learning_rate, parameter_groups, set_trainable, update_average
-from tar_vis_core.training.processes import World, average_gradients, join
 from tar_vis_core.training.recipe import Recipe, RecipeError, differing
+from tar_vis_core.training.run_state import Curves, Run, export
 from tar_vis_core.training.samples import Draws, batches, open_sources
-from tar_vis_core.training.start import start_model
+from tar_vis_core.training.starting_weights import start_model
 
 
 def train_process(rank: int, size: int, recipe: Recipe, args: argparse.Namespace) -> None:

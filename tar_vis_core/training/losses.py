@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tar_vis_core.data.transforms import UNKNOWN, Sample
 from tar_vis_core.models.layers import bilinear
+from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.points import sample_at, uncertain_points
-from tar_vis_core.training.processes import mean_over_processes
 
 STRIDE = 4
 Pairs = list[tuple[Tensor, Tensor]]     # matched queries and instances, at each depth

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tar_vis_core.data.transforms import PERSON, Sample
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.losses import Pairs, frame_losses, make_target, semantic_loss, total_loss
-from tar_vis_core.training.processes import mean_over_processes
 from tar_vis_core.training.recipe import Recipe
 from tar_vis_core.training.tracker_losses import TrackedFrame, consistent_slots, pairs_of, tracker_losses
 

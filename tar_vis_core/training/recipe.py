@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from tar_vis_core.device import PRECISIONS
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.models.presets import find_preset
+from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.training.losses import LossWeights
 
 RECIPES = Path(__file__).parent / 'recipes'

@@ -22,7 +22,7 @@ from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.data.transforms import Sample
 from tar_vis_core.errors import DataError
 from tar_vis_core.models.presets import ModelConfig
-from tar_vis_core.training.processes import World
+from tar_vis_core.training.distributed import World
 from tar_vis_core.training.recipe import Recipe, RecipeError
 
 TRIES = 20      # draws in place of an unreadable sample

@@ -14,16 +14,8 @@ from torch import Tensor
 
 from tar_vis_core.models.masked_decoder import SupervisedOutput
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.training.losses import (
-    LossWeights,
-    Pairs,
-    Target,
-    match,
-    matching_cost,
-    matching_places,
-    set_losses,
-)
-from tar_vis_core.training.processes import mean_over_processes
+from tar_vis_core.training.distributed import mean_over_processes
+from tar_vis_core.training.losses import LossWeights, Pairs, Target, match, matching_cost, matching_places, set_losses
 from tar_vis_core.training.recipe import Recipe
 
 SEGMENTER_DECIDES_UNTIL = 0.5       # fraction of the run

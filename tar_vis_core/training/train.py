@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch.multiprocessing as mp
 
-from tar_vis_core.device import pick_device
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.runtime.device import pick_device
+from tar_vis_core.training.distributed import under_torchrun
 from tar_vis_core.training.loop import train_process
-from tar_vis_core.training.processes import under_torchrun
 from tar_vis_core.training.recipe import RECIPES, Recipe, RecipeError, load_recipe
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tar_vis_core.errors import WeightsError
-from tar_vis_core.weights import sha256_of
+from tar_vis_core.weights.manifest import sha256_of
 
 TRIES = 4
 PAUSE_S = 1.0     # before the second try; doubles from then on

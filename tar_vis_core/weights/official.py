@@ -17,8 +17,8 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import find_preset, preset_of
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.weights.backbone import backbone_tensors
-from tar_vis_core.weights.checkpoint import read_checkpoint
 from tar_vis_core.weights.loading import check_fit, fitted, save_tensors, shapes_of, some
+from tar_vis_core.weights.unpickle import read_checkpoint
 
 # Official name -> ours; the first pattern that matches a whole name says what it becomes.
 NAMES = [(re.compile(pattern), ours) for pattern, ours in (

@@ -11,9 +11,9 @@ from tar_vis_core.errors import WeightsError
 from tar_vis_core.models.backbones import BACKBONES
 from tar_vis_core.models.presets import find_preset
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.weights import KnownWeights, manifest, sha256_of
 from tar_vis_core.weights.backbone import KINDS, expected_backbone
 from tar_vis_core.weights.loading import config_of, is_routing, load_tensors, read_header
+from tar_vis_core.weights.manifest import KnownWeights, manifest, sha256_of
 
 
 def verify_entry(entry: KnownWeights, path: Path) -> str:

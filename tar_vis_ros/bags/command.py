@@ -11,9 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.frames import open_frames, play
-from tar_vis_ros.bags.making import BagOptions, labelled_videos, write_images, write_labelled
-from tar_vis_ros.bags.writing import STORAGES
+from tar_vis_core.media.frames import open_frames, play
+from tar_vis_ros.bags.maker import BagOptions, labelled_videos, write_images, write_labelled
+from tar_vis_ros.bags.writer import STORAGES
 
 INTERRUPTED = 130
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_ros import parameters
 from tar_vis_ros.bags.command import number
-from tar_vis_ros.bags.reading import BagError, ImageBag
-from tar_vis_ros.dds import use_shared_memory_profile
-from tar_vis_ros.processes import Interrupt
+from tar_vis_ros.bags.reader import BagError, ImageBag
+from tar_vis_ros.node import parameters
+from tar_vis_ros.process.children import Interrupt
+from tar_vis_ros.process.dds import use_shared_memory_profile
 from tar_vis_ros.replay import report
 from tar_vis_ros.replay.outcome import Job, Outcome
 from tar_vis_ros.replay.pool import replay_all

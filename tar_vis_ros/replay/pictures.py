@@ -10,11 +10,11 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
-from tar_vis_core.overlay import draw_overlay
-from tar_vis_ros.bags.reading import BagError, ImageBag
-from tar_vis_ros.image_conversion import ImageError, to_rgb
-from tar_vis_ros.replay.judging import answers
+from tar_vis_core.media.overlay import draw_overlay
+from tar_vis_ros.bags.reader import BagError, ImageBag
+from tar_vis_ros.conversions.images import ImageError, to_rgb
 from tar_vis_ros.replay.outcome import PICTURES, Outcome
+from tar_vis_ros.replay.scoring import answers
 from tar_vis_ros.replay.truth import Truth
 
 WIDTH, QUALITY = 480, 80     # pixels; of the JPEG

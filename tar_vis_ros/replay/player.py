@@ -16,10 +16,10 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from tar_vis_ros.bags.reading import BagError, RecordedMessage, header_stamp_ns
-from tar_vis_ros.bags.writing import BagWriter
+from tar_vis_ros.bags.reader import BagError, RecordedMessage, header_stamp_ns
+from tar_vis_ros.bags.writer import BagWriter
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
-from tar_vis_ros.processes import Caller, ProcessError
+from tar_vis_ros.process.children import Caller, ProcessError
 from tar_vis_ros.replay.outcome import Fate, known
 
 KINDS = {'instances': InstanceMaskArray, 'skip_diagnostics': SkipDiagnostics}

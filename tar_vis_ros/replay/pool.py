@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from tar_vis_ros.processes import Child, Interrupt, free_domain
+from tar_vis_ros.process.children import Child, Interrupt, free_domain
 from tar_vis_ros.replay.outcome import Job
 
 PATIENCE_S = 20.0       # for a process that ends its node first

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tar_vis_core.evaluation.machine import processor
+from tar_vis_core.benchmark.machine import processor
 from tar_vis_ros.replay.figures import Figures, accuracy, figures, merge_results
 from tar_vis_ros.replay.outcome import PICTURES, Outcome
 

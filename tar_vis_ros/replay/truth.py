@@ -11,8 +11,8 @@ from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.results_json import categories_of
 from tar_vis_core.evaluation.tubes import TubePrediction
-from tar_vis_ros.bags.making import truth_path
-from tar_vis_ros.bags.reading import ImageBag
+from tar_vis_ros.bags.maker import truth_path
+from tar_vis_ros.bags.reader import ImageBag
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import DataError, TarVisError
-from tar_vis_core.weights import sha256_of
-from tar_vis_ros.bags.reading import BagError, ImageBag, RecordedMessage
-from tar_vis_ros.bags.writing import BagWriter
-from tar_vis_ros.processes import Caller, Child, Interrupt, ProcessError
-from tar_vis_ros.replay import judging, pictures
+from tar_vis_core.weights.manifest import sha256_of
+from tar_vis_ros.bags.reader import BagError, ImageBag, RecordedMessage
+from tar_vis_ros.bags.writer import BagWriter
+from tar_vis_ros.process.children import Caller, Child, Interrupt, ProcessError
+from tar_vis_ros.replay import pictures, scoring
 from tar_vis_ros.replay.outcome import ANSWERS, FRAMES, PICTURES, RESULTS, Job, Outcome
 from tar_vis_ros.replay.player import Player
 from tar_vis_ros.replay.truth import find_truth
@@ -154,10 +154,10 @@ def run(job: Job, interrupt: Interrupt) -> Outcome:
         if outcome.fates:
             outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
             try:
-                judging.judge(outcome, folder, order, truth, job.number)
+                scoring.judge(outcome, folder, order, truth, job.number)
             except DataError as error:      # the truth does not fit: what the node did is told all the same
                 outcome.problem, outcome.exit_code, truth = str(error), BAD_INPUT, None
-                judging.judge(outcome, folder, order, truth, job.number)
+                scoring.judge(outcome, folder, order, truth, job.number)
             pictures.draw(outcome, folder, bag, order, truth, job.pictures)
         outcome.write(folder)
     return outcome

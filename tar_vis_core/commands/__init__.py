@@ -1,0 +1,1 @@
+"""The command ``tar-vis`` and its subcommands."""

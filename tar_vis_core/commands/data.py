@@ -1,0 +1,121 @@
+"""``tar-vis data``: make videos, look at what a data set holds, hold a part of it out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from tar_vis_core.errors import DataError
+
+
+def synth(args: argparse.Namespace) -> None:
+    """Writes made-up videos of look-alike crowds."""
+    from tar_vis_core.data.synth import SynthVideos
+    from tar_vis_core.data.ytvis_writer import write_ytvis
+    from tar_vis_core.models.class_sets import CROWD
+
+    made = SynthVideos(args.size, args.frames, length=args.videos, seed=args.seed, gaps=args.gaps)
+    clips = (made[i] for i in tqdm(range(len(made)), unit='video'))
+    path = write_ytvis(args.out, clips, CROWD, f'tar-vis data synth --videos {args.videos} --frames {args.frames} '
+                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed} '
+                                               f'--gaps {" ".join(map(str, args.gaps))}')
+    print(f'{path}: {args.videos} videos of {args.frames} frames')
+
+
+def move(args: argparse.Namespace) -> None:
+    """Writes videos of stills that a camera moves over and objects move in."""
+    from tar_vis_core.data.coco import CocoDataset, load_coco
+    from tar_vis_core.data.pseudo_video import PseudoVideoDataset
+    from tar_vis_core.data.ytvis_writer import write_ytvis
+
+    records = load_coco(args.stills, False)
+    names = tuple(sorted({a.category for record in records for a in record.annotations}))
+    crowded = {record.id for record in records if any(a.crowd for a in record.annotations)}
+    stills = CocoDataset(args.stills, args.size, seed=args.seed, skip_image_ids=crowded,
+                         labels={name: number for number, name in enumerate(names)})
+    videos = PseudoVideoDataset(stills, args.frames, gaps=args.gaps)
+    clips = (videos[i] for i in tqdm(range(len(videos)), unit='video'))
+    path = write_ytvis(args.out, clips, names, f'tar-vis data move {args.stills.name} --frames {args.frames} '
+                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed} '
+                                               f'--gaps {" ".join(map(str, args.gaps))}')
+    left_out = f'; {len(crowded)} with unlabelled crowds left out' if crowded else ''
+    print(f'{path}: {len(videos)} videos of {args.frames} frames{left_out}')
+
+
+def split(args: argparse.Namespace) -> None:
+    """Writes two files beside an annotation file: every N-th picture or video to choose by, the others to fit."""
+    try:
+        content = json.loads(args.path.read_text())
+        listed, key = ('videos', 'video_id') if 'videos' in content else ('images', 'image_id')
+        held = {entry['id'] for entry in content[listed][::args.every]}
+        for name, wanted in (('fit', False), ('held', True)):
+            part = content | {listed: [e for e in content[listed] if (e['id'] in held) == wanted],
+                              'annotations': [a for a in content['annotations'] if (a[key] in held) == wanted]}
+            path = args.path.with_name(f'{args.path.stem}_{name}.json')
+            path.write_text(json.dumps(part))
+            print(f'{path}: {len(part[listed])} {listed}, {len(part["annotations"])} annotations')
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{args.path}: no COCO or YouTube-VIS file that can be split '
+                        f'({type(error).__name__}: {error})') from error
+
+
+def check(args: argparse.Namespace) -> None:
+    """Prints what a file holds, and draws samples of it."""
+    from tar_vis_core.data.inspection import contact_sheet, describe, open_set
+
+    data = open_set(args.path)
+    print('\n'.join(describe(data)))
+    if args.sheet:
+        sheet = cv2.cvtColor(contact_sheet(data, args.seed), cv2.COLOR_RGB2BGR)
+        if args.sheet.suffix.lower() not in ('.png', '.jpg') or not cv2.imwrite(str(args.sheet), sheet):
+            raise DataError(f'{args.sheet} could not be written; give a .png or .jpg in a folder that is there')
+        print(f'\nsamples: {args.sheet}')
+
+
+def size(text: str) -> tuple[int, int]:
+    """``HxW`` as (height, width)."""
+    height, _, width = text.partition('x')
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r}: expected HEIGHTxWIDTH in pixels, such as 192x288')
+    return int(height), int(width)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``tar-vis data synth|move|check|split``."""
+    parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, look at data sets, divide them.')
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    making = actions.add_parser('synth', help='made-up videos of look-alike crowds, as a YouTube-VIS file')
+    making.add_argument('--videos', type=int, default=50, help='how many (default: 50)')
+    making.set_defaults(call=synth)
+    moving = actions.add_parser('move', help='videos of COCO stills that a camera moves over, as a YouTube-VIS file')
+    moving.add_argument('stills', type=Path, help='COCO file, pictures beside it')
+    moving.set_defaults(call=move)
+    for command, frames, canvas in ((making, 36, (192, 288)), (moving, 12, (256, 384))):
+        command.add_argument('out', type=Path, help='folder for instances.json and JPEGImages')
+        command.add_argument('--frames', type=int, default=frames, help=f'frames of each (default: {frames})')
+        command.add_argument('--size', type=size, default=canvas, metavar='HxW',
+                             help=f'pixels (default: {canvas[0]}x{canvas[1]})')
+        command.add_argument('--gaps', type=int, nargs='+', default=[1], metavar='N',
+                             help='from frame to frame the world goes on by one of these, drawn each time; 0: not at '
+                                  'all (default: 1)')
+        command.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
+    checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds, draw samples')
+    checking.add_argument('path', type=Path, help='the JSON file, or a folder with one')
+    checking.add_argument('--sheet', type=Path, metavar='PNG', help='draw samples with their masks into this picture')
+    checking.add_argument('--seed', type=int, default=0, help='which samples are drawn (default: 0)')
+    checking.set_defaults(call=check)
+    splitting = actions.add_parser('split', help='hold a part of a COCO or YouTube-VIS file out, to choose by')
+    splitting.add_argument('path', type=Path, help='the JSON file; NAME_fit.json and NAME_held.json come beside it')
+    splitting.add_argument('--every', type=int, default=15, metavar='N',
+                           help='hold out every N-th picture or video, from the first (default: 15)')
+    splitting.set_defaults(call=split)
+    args = parser.parse_args(argv)
+    if getattr(args, 'every', 2) < 2:
+        parser.error('--every must be at least 2')
+    args.call(args)
+    return 0

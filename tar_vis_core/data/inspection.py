@@ -1,0 +1,142 @@
+"""What a labelled data set holds, in words and in a picture: YouTube-VIS and COCO files alike."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from tar_vis_core.data.coco import load_coco
+from tar_vis_core.data.folders import picture_folder
+from tar_vis_core.data.ytvis import Track, VideoRecord, load_ytvis
+from tar_vis_core.errors import DataError
+from tar_vis_core.media.overlay import track_colour
+
+CELL = 192, 288                 # height, width of a picture on a contact sheet
+COLUMNS = 4
+
+
+@dataclass
+class LabelledSet:
+    """A file of either format; an image counts as a video of one frame."""
+
+    path: Path
+    kind: str                   # 'YouTube-VIS' or 'COCO'
+    classes: tuple[str, ...]
+    records: list[VideoRecord]
+    notes: list[str]
+
+
+def open_set(path: Path) -> LabelledSet:
+    """Read and check an annotation file, or the one in a folder. Raises DataError that names what is wrong."""
+    if path.is_dir():
+        found = sorted(path.glob('*.json'))
+        if len(found) != 1:
+            raise DataError(f'{path} holds {len(found)} JSON files; give the path of one')
+        path = found[0]
+    if not path.is_file():
+        raise DataError(f'{path}: no such annotation file')
+    try:
+        content = json.loads(path.read_text())
+        classes = tuple(c['name'] for c in content['categories'])
+        if 'videos' in content:
+            names, usual = [name for video in content['videos'] for name in video['file_names']], 'JPEGImages'
+        else:
+            names, usual = [image['file_name'] for image in content['images']], ''
+        folder = picture_folder(path, names[0], usual) if names else path.parent
+        files = [folder / name for name in names]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{path}: neither a YouTube-VIS nor a COCO file ({type(error).__name__}: {error})') from error
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f'{path}: {len(missing)} of {len(files)} pictures are missing, the first is {missing[0]}; '
+                        'extract the whole archive')
+    if 'videos' in content:
+        return LabelledSet(path, 'YouTube-VIS', classes, load_ytvis(path), [])
+    images = load_coco(path, preload=False)
+    labels = [annotation for image in images for annotation in image.annotations]
+    counts = {'crowds': sum(a.crowd for a in labels), 'machine-made masks': sum(a.pseudo for a in labels)}
+    notes = [f'{number} {name}' for name, number in counts.items() if number]
+    records = [VideoRecord(image.id, image.path.name, image.height, image.width, [image.path], image.exhaustive,
+                           [Track(a.id, a.category, [a.rle]) for a in image.annotations if not a.crowd])
+               for image in images]
+    return LabelledSet(path, 'COCO', classes, records, notes)
+
+
+def describe(data: LabelledSet) -> list[str]:
+    """Lines: how many, how long, how large, how completely labelled, and a table of the classes."""
+    records, unit = data.records, 'videos' if data.kind == 'YouTube-VIS' else 'images'
+    frames = [len(record.paths) for record in records]
+    partly = sum(not record.exhaustive for record in records)
+    lines = [f'{data.path}: {data.kind}, {len(records)} {unit}, no picture is missing']
+    if unit == 'videos':
+        lines.append(f'frames   {sum(frames)}; a video has {_span(frames)}')
+    lines.append('sizes    ' + _common(f'{record.width}x{record.height}' for record in records))
+    lines.append('labels   ' + (f'{partly} {unit} show objects that are not labelled (exhaustive: 0)' if partly else
+                                f'complete in all {unit}') + ''.join(f'; {note}' for note in data.notes))
+    tracks = [track for record in records for track in record.tracks]
+    lines.append(f'objects  {len(tracks)}; {_span([len(r.tracks) for r in records])} in one of the {unit}')
+    lines += ['', f'{"class":24} {"objects":>9} {"masks":>9} {"median pixels":>14}']
+    for name in data.classes:
+        own = [track for track in tracks if track.category == name]
+        # one at a time: pycocotools 2.0 with numpy 2 fails on lists of more than 255
+        areas = [int(coco_mask.area(rle)) for track in own for rle in track.rles if rle is not None]
+        median = f'{np.median(areas):.0f}' if areas else '-'
+        lines.append(f'{name:24} {len(own):9} {len(areas):9} {median:>14}')
+    return lines
+
+
+def _span(numbers: list[int]) -> str:
+    if not numbers:
+        return 'none'
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f'{low} to {high} (median {np.median(numbers):g})'
+
+
+def _common(texts: Iterable[str], most: int = 5) -> str:
+    counts = Counter(texts)
+    rest = len(counts) - most
+    return ', '.join(f'{text} ({n})' for text, n in counts.most_common(most)) + (f', {rest} others' if rest > 0 else '')
+
+
+def contact_sheet(data: LabelledSet, seed: int = 0, rows: int = 5) -> np.ndarray:
+    """Random samples as one RGB picture: a row shows four frames of a video, or four images, and below their masks.
+
+    Raises DataError for pictures that cannot be read or are not of the size that the file says.
+    """
+    rng = np.random.default_rng(seed)
+    if data.kind == 'YouTube-VIS':
+        chosen = rng.permutation(len(data.records))[:rows]
+        places = [[(data.records[i], int(frame)) for frame in np.linspace(0, len(data.records[i].paths) - 1, COLUMNS)]
+                  for i in chosen]
+    else:
+        chosen = rng.permutation(len(data.records))[:rows * COLUMNS]
+        places = [[(data.records[i], 0) for i in chosen[start:start + COLUMNS]]
+                  for start in range(0, len(chosen), COLUMNS)]
+    height, width = CELL
+    sheet = np.full((2 * height * max(1, len(places)), COLUMNS * width, 3), 255, np.uint8)
+    for row, line in enumerate(places):
+        for column, (record, frame) in enumerate(line):
+            image = record.frame(frame)
+            x = column * width
+            for y, picture in ((2 * row * height, image), ((2 * row + 1) * height, paint(record, frame, image))):
+                scale = min(height / image.shape[0], width / image.shape[1])
+                small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:height, :width]
+                sheet[y:y + small.shape[0], x:x + small.shape[1]] = small
+    return sheet
+
+
+def paint(record: VideoRecord, frame: int, image: np.ndarray) -> np.ndarray:
+    """A darkened copy of a frame with its masks, each object in the same colour throughout its video."""
+    picture = image // 3
+    for index, track in enumerate(record.tracks):
+        mask = track.mask(frame)
+        if mask is not None:
+            picture[mask] = 0.4 * image[mask] + 0.6 * np.array(track_colour(index))
+    return picture

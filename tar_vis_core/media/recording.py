@@ -1,0 +1,97 @@
+"""Results on disk: an overlay video, and one JSON line a frame."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tar_vis_core.instances import FrameResult
+from tar_vis_core.media.readers import quiet_stderr
+
+CODECS = ('avc1', 'mp4v')   # H.264 where this OpenCV can encode it, else MPEG-4 part 2
+RATE_FRAMES = 12            # frames whose stamps tell the video's rate
+
+class OverlayVideo:
+    """An MP4 file with one picture per answered frame, at the rate that the first stamps tell."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.codec = ''
+        self._waiting: list[tuple[float, np.ndarray]] = []
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def add(self, stamp_s: float, picture: np.ndarray) -> None:
+        """Append one RGB picture ``(H, W, 3)``; pictures of another size than the first are fitted into it."""
+        if self._writer is None:
+            self._waiting.append((stamp_s, picture))
+            if len(self._waiting) >= RATE_FRAMES:
+                self._open()
+        else:
+            self._write(picture)
+
+    def close(self) -> None:
+        if self._writer is None and self._waiting:
+            self._open()
+        if self._writer is not None:
+            self._writer.release()
+
+    def _open(self) -> None:
+        gaps = np.diff([stamp for stamp, _ in self._waiting])
+        gaps = gaps[gaps > 0]
+        rate = float(np.clip(1 / np.median(gaps), 1, 60)) if gaps.size else 10.0
+        height, width = self._waiting[0][1].shape[:2]
+        self._size = (width, height)
+        for codec in CODECS:
+            with quiet_stderr():
+                self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*codec), round(rate, 3),
+                                               self._size)
+            if self._writer.isOpened():
+                self.codec = codec
+                break
+        else:
+            raise OSError(f'cannot write {self.path}: no room, no permission, or OpenCV has no encoder for '
+                          f'{" or ".join(CODECS)}')
+        for _, picture in self._waiting:
+            self._write(picture)
+        self._waiting.clear()
+
+    def _write(self, picture: np.ndarray) -> None:
+        self._writer.write(cv2.cvtColor(fit_into(picture, self._size), cv2.COLOR_RGB2BGR))
+
+
+def fit_into(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The picture scaled into ``size`` (width, height) with its aspect kept, on black."""
+    width, height = size
+    h, w = picture.shape[:2]
+    if (w, h) == size:
+        return picture
+    scale = min(width / w, height / h)
+    inner = cv2.resize(picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    out = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
+    out[top:top + inner.shape[0], left:left + inner.shape[1]] = inner
+    return out
+
+
+def result_line(result: FrameResult) -> dict:
+    """A frame's result as a dictionary for JSON; boxes are x, y, width, height; NaN becomes null."""
+    return {
+        'frame_index': result.frame_index, 'track_epoch': result.track_epoch,
+        'height': result.height, 'width': result.width,
+        'executed': list(result.routing.executed), 'executed_layers': result.routing.executed_layers,
+        'frame_mse': finite_or_none(result.frame_mse), 'total_ms': finite_or_none(result.times.total),
+        'reset_reason': result.reset_reason, 'encoder_reused': result.encoder_reused,
+        'instances': [{
+            'track_id': i.track_id, 'status': i.status.name, 'age': i.age, 'class_id': i.class_id,
+            'class_name': i.class_name, 'score': round(i.score, 4), 'box': list(i.box), 'area': i.area,
+            'runs': i.runs.tolist()} for i in result.instances],
+    }
+
+
+def finite_or_none(value: float) -> float | None:
+    """Rounded to three decimals; JSON has no NaN."""
+    return round(float(value), 3) if math.isfinite(value) else None

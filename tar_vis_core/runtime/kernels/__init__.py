@@ -1,0 +1,130 @@
+"""Compiled kernels: C++ for the CPU, built with the messages and called through ctypes; Triton for the GPU.
+
+Each has a PyTorch form beside it that gives the same numbers, for where it was not built.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name('libtar_vis_kernels.so')
+
+MOST_SAMPLES = 64               # of a query and head of deformable attention
+ATTENTION_WIDTHS = 16, 32, 64   # channels of a head
+TRITON_WIDTHS = 16, 32, 64, 128     # the same, of deformable attention on a GPU
+
+
+@functools.lru_cache(maxsize=1)
+def compiled() -> ctypes.CDLL | None:
+    """The compiled kernels for CPUs, None where they were not built or cannot be loaded."""
+    try:
+        # it names the same OpenMP runtime that torch has loaded, so both use one set of threads
+        loaded = ctypes.CDLL(str(LIBRARY))
+        loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 7
+        loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_float]
+        loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
+        for name in ('deformable', 'group_norm', 'attention'):
+            getattr(loaded, f'tar_vis_{name}').restype = None
+    except (OSError, AttributeError):
+        return None
+    return loaded
+
+
+def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
+                      shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """Deformable samples on a CPU, see ``models/deformable.py``: arguments and result are those of its other forms.
+
+    Computes in float32 and gives the dtype of ``value``; no gradient. RuntimeError where the kernels are not there.
+    """
+    kernels = compiled()
+    if kernels is None:
+        raise RuntimeError(f'{LIBRARY} is not there: build the package with ROS, by colcon or pip')
+    n, s, heads, levels, points, _ = offsets.shape
+    cells, width = sum(h * w for h, w in shapes), value.shape[-1] // heads
+    if levels * points > MOST_SAMPLES:
+        raise ValueError(f'{levels} levels of {points} points, expected at most {MOST_SAMPLES} samples of a query')
+    if (value.shape != (n, cells, heads * width) or logits.shape != offsets.shape[:-1] or len(shapes) != levels
+            or reference.shape != (s, 2)):
+        raise ValueError(f'shapes do not fit: value {tuple(value.shape)}, offsets {tuple(offsets.shape)}, logits '
+                         f'{tuple(logits.shape)}, reference {tuple(reference.shape)}, levels {shapes}')
+    read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, logits, reference)]
+    sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
+    scratch = torch.empty(value.shape)
+    pointers = [t.data_ptr() for t in (*read, sizes, out, scratch)]
+    kernels.tar_vis_deformable(*pointers, n, cells, s, heads, levels, points, width)
+    return out.to(value.dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def samples_on_gpu(width: int, device: torch.device) -> bool:
+    """Whether :func:`sample_on_gpu` can be called there with heads of so many channels, by trying it once.
+
+    Triton comes with PyTorch's builds for CUDA, but it needs a C compiler on the machine; what it lacks is warned of.
+    """
+    if width not in TRITON_WIDTHS or importlib.util.find_spec('triton') is None:
+        return False
+    value, offsets = torch.zeros(1, 1, width, device=device), torch.zeros(1, 1, 1, 1, 1, 2, device=device)
+    try:
+        sample_on_gpu(value, offsets, offsets[..., 0], torch.zeros(1, 2, device=device), ((1, 1),))
+    except Exception as error:      # of a compiler, a driver, or Triton: anything
+        warnings.warn(f'deformable attention runs by grid_sample, for its Triton kernel cannot be used here: {error}',
+                      RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
+def sample_on_gpu(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
+                  shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """See :func:`~tar_vis_core.runtime.kernels.triton_deformable.sample_by_triton`; only where
+    :func:`samples_on_gpu` says so."""
+    from tar_vis_core.runtime.kernels.triton_deformable import sample_by_triton
+
+    return sample_by_triton(value, offsets, logits, reference, shapes)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group norm of ``(N, C, h, w)`` on a CPU, computed in float32; the result has its channels last.
+
+    No gradient. Without the compiled kernels it is PyTorch's own, on memory with channels first: with channels last
+    that loses digits where a group varies little.
+    """
+    kernels, dtype = compiled(), x.dtype
+    if kernels is None:
+        return torch.nn.functional.group_norm(x.float().contiguous(), groups, weight, bias, eps).to(dtype)
+    n, channels, h, w = x.shape
+    x = x.detach().to(torch.float32, memory_format=torch.channels_last)
+    weight, bias, out = weight.detach().float().contiguous(), bias.detach().float().contiguous(), torch.empty_like(x)
+    kernels.tar_vis_group_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), n, h * w, channels,
+                               groups, eps)
+    return out.to(dtype)
+
+
+def attends(width: int) -> bool:
+    """Whether :func:`attention` can be called with heads of so many channels."""
+    return width in ATTENTION_WIDTHS and compiled() is not None
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tensor | None) -> Tensor:
+    """Scaled dot-product attention on a CPU: ``query (N, Q, D)`` asks ``key, value (N, S, D)``; gives ``(N, Q, D)``.
+
+    ``keep (N, Q, S)`` is True where allowed; a query that may ask nothing gets not-a-number, as from PyTorch's own.
+    Computes in float32 and gives the dtype of ``query``; no gradient. Only where :func:`attends` says so.
+    """
+    (n, queries, dim), keys = query.shape, key.shape[1]
+    if key.shape != (n, keys, dim) or value.shape != key.shape or (
+            keep is not None and (keep.shape != (n, queries, keys) or keep.dtype != torch.bool)):
+        raise ValueError(f'shapes do not fit: query {tuple(query.shape)}, key {tuple(key.shape)}, value '
+                         f'{tuple(value.shape)}, keep {None if keep is None else (tuple(keep.shape), keep.dtype)}')
+    read = [t.detach().to(torch.float32).contiguous() for t in (query, key, value)]
+    keep = None if keep is None else keep.contiguous()
+    out = torch.empty(n, queries, dim)
+    compiled().tar_vis_attention(*(t.data_ptr() for t in read), None if keep is None else keep.data_ptr(),
+                                out.data_ptr(), n, queries, keys, heads, dim // heads)
+    return out.to(query.dtype)

@@ -1,0 +1,184 @@
+"""Accuracy by number of decoder layers (the paper's Table 5), by which layers (Figure 2), and by TAR with controls.
+
+How m+n of Figure 2 is meant we take as: of the decoder's layers the first m and the last n run, those between do not.
+TAR is held against what it must beat at the same number of executed layers: the plain decoder's first k, interpolated
+between the measured k, and the first k behind the synchronizer ('fixed gates'), which share what the previous queries
+give and lack only the routers' choice; and against all layers executed, all routed layers skipped, and random gates at
+its own rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from tar_vis_core.evaluation.stills import ways_of
+from tar_vis_core.evaluation.videos import Way
+from tar_vis_core.instances import RoutingTrace
+from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory
+from tar_vis_core.models.video_model import Features, VideoInstanceModel
+from tar_vis_core.studies.bootstrap import interval, resamples
+from tar_vis_core.studies.inputs import PAPER, described, open_model, open_videos
+from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.sampling import Row, Sampled, mean_rows, sample, spread
+
+# milliseconds of a whole frame, and AP where we know it (Tables 4 and 5, abstract)
+PAPER_MS = {'first 1': 24.2, 'first 2': 26.0, 'first 3': 27.4, 'first 6': 33.7, 'first 9': 40.5, 'TAR': 31.5}
+PAPER_AP = {'first 6': 47.6, 'first 9': 47.4, 'TAR': 48.4}
+ALL, NONE = 'TAR, all executed', 'TAR, all skipped'
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The study's own options."""
+    parser.add_argument('--layers', type=int, nargs='*', default=[1, 2, 3, 6, 9], help='first k (default: 1 2 3 6 9)')
+    parser.add_argument('--pairs', nargs='*', type=pair, default=[(1, 1), (1, 2), (2, 1), (3, 3)], metavar='M+N',
+                        help='first M and last N (default: 1+1 1+2 2+1 3+3)')
+    parser.add_argument('--skip-bias', type=float, nargs='*', default=[-2, -1, -0.5, 0.5, 1, 2],
+                        help="added to the routers' skip score, beside 0 (default: -2 -1 -0.5 0.5 1 2)")
+    parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
+    parser.add_argument('--tracker', default='auto', help="auto (the model's own) or another")
+
+
+def pair(text: str) -> tuple[int, int]:
+    """``M+N`` as two numbers."""
+    m, _, n = text.partition('+')
+    if not (m.isdigit() and n.isdigit()):
+        raise argparse.ArgumentTypeError(f'{text!r}, expected M+N such as 1+2')
+    return int(m), int(n)
+
+
+def decode_layers(model: VideoInstanceModel, features: Features, chosen: Sequence[int]) -> DecoderOutput:
+    """The plain decoder with the layers ``chosen`` only, each at its own level; every frame by itself."""
+    decoder = model.decoder
+    memory = FrameMemory(features.mask_features, features.levels, decoder.level_embed)
+    x = decoder.query_feat.expand(features.mask_features.shape[0], -1, -1)
+    for i in chosen:
+        x = decoder.run_layer(i, x, memory)
+    count = len(decoder.layers)
+    return decoder.output(x, RoutingTrace(tuple(i in chosen for i in range(count)), np.full(count, np.nan, np.float32)))
+
+
+def with_gates(model: VideoInstanceModel, count: int) -> Way:
+    """TAR with the first ``count`` layers executed on every frame, whatever the routers say."""
+    decoder = model.decoder
+
+    def way(features: Features, previous: Tensor | None) -> DecoderOutput:
+        decoder.execute_probability = lambda x, p, layer, bias: [       # shadows the method for this one call
+            float(i < count) for i in range(layer, len(decoder.layers))]
+        try:
+            return model.decode(features, previous, 'adaptive')
+        finally:
+            del decoder.execute_probability
+    return way
+
+
+def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],
+                    biases: Sequence[float]) -> dict[str, Way]:
+    """First k, m+n, and where there are routers TAR with its controls and with each bias."""
+    count, routing = model.config.decoder_layers, model.config.routing
+    for k in [*layers, *(m + n for m, n in pairs)]:
+        if not 0 <= k <= count:
+            raise ValueError(f'{k} layers asked for, the decoder has {count}')
+
+    def both_ends(m: int, n: int) -> Way:
+        return lambda features, previous: decode_layers(model, features, [*range(m), *range(count - n, count)])
+
+    def biased(bias: float) -> Way:
+        def way(features: Features, previous: Tensor | None) -> DecoderOutput:
+            return model.decode(features, previous, 'adaptive', skip_bias=bias)
+        return way
+
+    ways = ways_of(model, sorted(set(layers)), routing)
+    ways |= {f'{m}+{n}': both_ends(m, n) for m, n in pairs}
+    if routing:
+        # one gate and all gates open are 'all skipped' and 'all executed'
+        between = [k for k in sorted(set(layers)) if model.config.warmup_layers < k < count]
+        ways |= {f'TAR, fixed gates {k}': with_gates(model, k) for k in between}
+        ways |= {f'TAR, bias {b:+g}': biased(b) for b in sorted(biases)}
+    return ways
+
+
+def at_same_layers(fixed: Sequence[Sampled], executed: np.ndarray) -> np.ndarray:
+    """AP of fixed numbers of layers, interpolated at ``executed`` layers ``(1 + samples,)`` in each sample.
+
+    NaN outside the measured numbers, and where there are none.
+    """
+    if not fixed:
+        return np.full(len(executed), math.nan)
+    fixed = sorted(fixed, key=lambda s: s.executed[0])
+    layers, aps = (np.stack([getattr(s, name) for s in fixed], 1) for name in ('executed', 'ap'))
+    return np.array([np.interp(*curve, math.nan, math.nan) for curve in zip(executed, layers, aps)])
+
+
+def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> Row:
+    """A row of the table, in percent points."""
+    name, mean = sampled.row.name, sampled.row.ap.mean
+    plain = [s for s in everything if s.row.name.startswith('first ') and s.executed[0] > 0]
+    gated = [s for s in everything if s.row.name in (NONE, ALL) or s.row.name.startswith('TAR, fixed')]
+    full = [s.ap for s in everything if s.row.name == ALL] or [np.full(len(sampled.ap), math.nan)]
+    row: Row = {'weights': weights, 'decoding': name, 'layers': float(sampled.executed[0]), **spread('AP', sampled.ap),
+                'AP50': 100 * mean.ap50, 'switches': sampled.row.identities.switches,
+                **spread('AP - all executed', sampled.ap - full[0]),
+                **spread('AP - first k at same layers', sampled.ap - at_same_layers(plain, sampled.executed)),
+                **spread('AP - fixed gates at same layers', sampled.ap - at_same_layers(gated, sampled.executed))}
+    return row | {'ms': sampled.ms, 'paper ms': PAPER_MS.get(name), 'paper AP': PAPER_AP.get(name)}
+
+
+def painter(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
+    """AP over executed layers: one colour for each weights file."""
+    def draw(axes: Axes) -> None:
+        for number, (weights, everything) in enumerate(results.items()):
+            kinds = {'first k': ('o-', lambda n: n.startswith('first ')), 'm+n': ('x', lambda n: '+' in n[:3]),
+                     'TAR, by skip bias': ('s--', lambda n: n == 'TAR' or n.startswith('TAR, bias')),
+                     'TAR, fixed gates': ('^:', lambda n: n in (NONE, ALL) or n.startswith('TAR, fixed')),
+                     'TAR, random gates': ('v', lambda n: n == 'TAR, random gates')}
+            for kind, (label, (style, belongs)) in enumerate(kinds.items()):
+                # one colour for a kind, or for a file where there are several
+                colour = number if len(results) > 1 else kind
+                chosen = sorted((s for s in everything if belongs(s.row.name)), key=lambda s: s.executed[0])
+                if not chosen:
+                    continue
+                low, high = np.array([interval(s.ap[1:]) for s in chosen]).T
+                value = np.array([s.ap[0] for s in chosen])
+                reach = np.maximum([value - low, high - value], 0)
+                axes.errorbar([s.executed[0] for s in chosen], value, reach, fmt=style, color=f'C{colour}',
+                              markersize=5, capsize=2, elinewidth=0.6, markerfacecolor='none' if '-' in style else None,
+                              label=f'{label} ({weights})' if len(results) > 1 else label)
+        axes.set_xlabel('executed decoder layers a frame')
+        axes.set_ylabel('AP, percent (95 % over videos)')
+        axes.legend(fontsize=7)
+    return draw
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> None:
+    """``tar-vis study layers``."""
+    records = open_videos(args)
+    samples = resamples(len(records), args.resamples)
+    results: dict[str, list[Sampled]] = {}
+    for path in args.weights or [None]:
+        model = open_model(args, path)
+        ways = ways_to_compare(model, args.layers, args.pairs, args.skip_bias)
+        name = 'packaged' if path is None else f'{path.parent.name}/{path.stem}'
+        results[name] = sample(model, records, ways, samples, args.tracker)
+    rows = [table_row(name, s, everything) for name, everything in results.items() for s in everything]
+    if len(results) > 1:
+        rows += mean_rows(rows, ['decoding'], 'weights')
+    write_report(args.out, 'AP by executed decoder layers', rows, [
+        described(args, records) + f' {args.resamples} bootstrap samples of videos, seed 0; low and high are 95 % '
+        'intervals over videos, in rows over several weights the least and the greatest of them.',
+        PAPER + ' Its milliseconds are of a whole frame (TAR: without its other optimisations, Table 4); ours are '
+        'medians of image encoder and decoder, taken while all decodings take turns.',
+        'm+n: the first m and the last n layers. Fixed gates k: behind the synchronizer the first k layers on every '
+        'frame. Layers are counted over all frames, first frames with all of them included; AP at the same layers is '
+        'interpolated between the fixed numbers. It shows what this model loses with fewer layers on these videos, and '
+        'whether its routers choose better than a fixed number or chance at the same cost. It cannot show what TAR '
+        'gives another model, and where all layers hardly beat one it shows nothing of TAR at all. The fixed decodings '
+        'run weights that were trained for all layers (and for routing, where they hold routers), not for fewer.'],
+        painter(results))

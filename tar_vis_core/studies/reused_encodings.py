@@ -1,0 +1,197 @@
+"""What it saves, and costs, to take over the image encoder's features while the picture stands still."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
+
+from tar_vis_core.data.ytvis import Track, VideoRecord
+from tar_vis_core.encoder_reuse import MAX_REUSED
+from tar_vis_core.evaluation.identity_measures import identity_measures, overlaps
+from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction
+from tar_vis_core.evaluation.videos import score_row
+from tar_vis_core.media.frames import open_frames, play
+from tar_vis_core.models.class_sets import plain_name
+from tar_vis_core.models.packed import inference_form
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+from tar_vis_core.studies.bootstrap import Precision, resamples
+from tar_vis_core.studies.inputs import described, machine, open_model, open_videos
+from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.sampling import spread
+
+Row = dict[str, object]
+
+
+@dataclass
+class Followed:
+    """All videos of a row by one bound; arrays are a video each, ``(frames,)``."""
+
+    bound: float
+    reused: list[np.ndarray] = field(default_factory=list)
+    ms: list[np.ndarray] = field(default_factory=list)
+    tubes: list[TubePrediction] = field(default_factory=list)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The study's own options."""
+    parser.add_argument('--bounds', type=float, nargs='+', default=[4, 8, 16], metavar='LEVELS',
+                        help='of encoder_reuse, beside off (default: 4 8 16)')
+    parser.add_argument('--clips', nargs='+', metavar='VIDEO', help='files without labels, instead of the videos')
+    parser.add_argument('--width', type=int, default=640, help='clips: pixels (default: 640)')
+    parser.add_argument('--first', type=int, default=0, help='clips: frames to leave out before (default: 0)')
+    parser.add_argument('--clip-frames', type=int, default=0, help='clips: how many then (default: all)')
+    parser.add_argument('--score-threshold', type=float, default=SegmenterOptions.score_threshold,
+                        help='score that a new track needs')
+    parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
+
+
+def clip_frames(path: str, args: argparse.Namespace) -> Iterator[np.ndarray]:
+    """The frames of a clip that were asked for, uint8 RGB."""
+    with open_frames(path) as reader:
+        for frame in play(reader, limit=args.first + args.clip_frames if args.clip_frames else 0, width=args.width):
+            if frame.index >= args.first:
+                yield frame.image
+
+
+def follow(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: int, runs: Sequence[Followed]
+           ) -> tuple[int, int, int]:
+    """Every frame of a video by each bound in turn, a state each; what came is added to ``runs``.
+
+    Gives the number of frames and their size (height, width), zeros where there is none.
+    """
+    options, frames, size = segmenter.options, 0, (0, 0)
+    states, tracks = [segmenter.new_state() for _ in runs], [TrackTubes() for _ in runs]
+    seen: list[list[tuple[bool, float]]] = [[] for _ in runs]
+    for frames, image in enumerate(tqdm(images, unit='frame', desc=f'video {video}', leave=False), 1):
+        size = image.shape[:2]
+        for k in np.roll(range(len(runs)), frames):         # none always finds the warmer cache
+            segmenter.options = replace(options, encoder_reuse=runs[k].bound)
+            result = segmenter.step(image, states[k])
+            tracks[k].add(frames - 1, result)
+            seen[k].append((result.encoder_reused, result.times.total))
+    segmenter.options = options
+    for run, track, numbers in zip(runs, tracks, seen, strict=True):
+        reused, ms = np.array(numbers, float).reshape(-1, 2).T
+        run.reused.append(reused.astype(bool))
+        run.ms.append(ms)
+        run.tubes += [TubePrediction(video, *tube) for tube in track.tubes(frames)]
+    return frames, *size
+
+
+def agreement(expected: Sequence[TubePrediction], given: Sequence[TubePrediction], frames: int) -> np.ndarray:
+    """Mask IoU by frame, ``(frames,)``: of both sides' masks, paired one to one for the most, the mean, 0 for one that
+    is alone; NaN where neither shows anything."""
+    ious, seen, shown = overlaps([t.rles for t in expected], [t.rles for t in given], frames)
+    means = np.full(frames, np.nan)
+    for t, frame in enumerate(ious):
+        if most := max(seen[t].sum(), shown[t].sum()):
+            means[t] = frame[linear_sum_assignment(-frame)].sum() / most
+    return means
+
+
+def without_truth(run: Followed, off: Followed, records: Sequence[VideoRecord]) -> Row:
+    """What a bound changes against the run that encodes every frame, whose tracks count as true."""
+    values, truth = [], []
+    for record in records:
+        expected, given = ([t for t in r.tubes if t.video_id == record.id] for r in (off, run))
+        values.append(agreement(expected, given, len(record.paths)))
+        truth.append(replace(record, tracks=[Track(k, t.category, t.rles) for k, t in enumerate(expected)]))
+    iou, reused = np.concatenate(values), np.concatenate(run.reused)
+    return {'IoU with off': 100 * mean(iou), 'IoU where reused': 100 * mean(iou[reused]), 'tracks': len(run.tubes),
+            'IDF1 with off': 100 * identity_measures(truth, run.tubes, 0).idf1}
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of those that are not NaN; NaN where there is none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float('nan')
+
+
+def with_truth(runs: Sequence[Followed], records: Sequence[VideoRecord], samples: np.ndarray) -> list[Row]:
+    """What each bound gives against labels; AP is over all videos, its interval over bootstrap samples of them."""
+    names = sorted({track.category for record in records for track in record.tracks})
+    known, rows, off = {plain_name(name): name for name in names}, [], None
+    for run in runs:
+        tubes = [replace(tube, category=known.get(plain_name(tube.category), tube.category)) for tube in run.tubes]
+        row = score_row('', records, tubes, [], 0, names)
+        precision = Precision(records, row.predictions)
+        ap = np.array([100 * precision(chosen) for chosen in [np.arange(len(records)), *samples]])
+        off = ap if off is None else off
+        rows.append({**spread('AP', ap), **spread('AP less off', ap - off), 'AP50': 100 * row.ap.mean.ap50,
+                     'switches': row.identities.switches,
+                     'IoU by object': 100 * float(np.mean([o.track for o in row.objects]))})
+    return rows
+
+
+def times(run: Followed) -> Row:
+    """How often the encoder was spared, and milliseconds of the step."""
+    ms, reused = np.concatenate(run.ms), np.concatenate(run.reused)
+
+    def median(chosen: np.ndarray) -> float:
+        return float(np.median(ms[chosen])) if chosen.any() else float('nan')
+
+    return {'bound': f'{run.bound:g}' if run.bound else 'off', 'percent reused': 100 * float(reused.mean()),
+            'mean ms': float(ms.mean()), 'median encoded': median(~reused), 'median reused': median(reused)}
+
+
+def of_clips(segmenter: VideoSegmenter, args: argparse.Namespace) -> list[Row]:
+    """Rows of each clip, which has no truth."""
+    rows = []
+    for number, path in enumerate(args.clips):
+        runs = [Followed(bound) for bound in (0.0, *args.bounds)]
+        frames, height, width = follow(segmenter, clip_frames(path, args), number, runs)
+        if not frames:
+            raise ValueError(f'{path}: no frame comes after the first {args.first}')
+        record = VideoRecord(number, Path(path).stem, height, width, [Path(path)] * frames, True)
+        rows += [{'video': record.name, **times(r), **without_truth(r, runs[0], [record])} for r in runs]
+    return rows
+
+
+def of_labelled(segmenter: VideoSegmenter, records: Sequence[VideoRecord], args: argparse.Namespace) -> list[Row]:
+    """Rows of labelled videos, all together."""
+    runs = [Followed(bound) for bound in (0.0, *args.bounds)]
+    for record in records:
+        follow(segmenter, record.frames(), record.id, runs)
+    judged = with_truth(runs, records, resamples(len(records), args.resamples))
+    return [{'video': 'all', **times(r), **row, **without_truth(r, runs[0], records)}
+            for r, row in zip(runs, judged, strict=True)]
+
+
+def run(args: argparse.Namespace) -> None:
+    """``tar-vis study still``."""
+    model = open_model(args)
+    segmenter = VideoSegmenter.from_model(
+        inference_form(model, model.pixel_mean.device), args.device,
+        options=SegmenterOptions(score_threshold=args.score_threshold))
+    segmenter.warm_up(480, 640)
+    records = [] if args.clips else open_videos(args)
+    rows = of_clips(segmenter, args) if args.clips else of_labelled(segmenter, records, args)
+    accuracy = 'IoU with off' if args.clips else 'AP'
+
+    def draw(axes: Axes) -> None:
+        for video in dict.fromkeys(row['video'] for row in rows):
+            own = [row for row in rows if row['video'] == video]
+            axes.plot([r['mean ms'] / own[0]['mean ms'] for r in own], [r[accuracy] for r in own], 'o-', label=video)
+            for row in own:
+                axes.annotate(f' {row["bound"]}', (row['mean ms'] / own[0]['mean ms'], row[accuracy]), fontsize=8)
+        axes.set_xlabel('mean time of a step, as a part of that with every frame encoded')
+        axes.set_ylabel(f'{accuracy}, percent')
+        axes.legend(fontsize=8, title='by bound, grey levels', title_fontsize=8)
+
+    write_report(args.out, 'Features of an earlier picture while it stands still', rows, [
+        described(args, records) if records else
+        f'Ours: preset {args.preset}; clips without labels, {args.width} pixels wide; '
+        f'{machine(model.pixel_mean.device)}; no seed.',
+        f'A frame takes over the features of the last encoded one where no cell of a 64 wide grey picture differs by '
+        f'the bound or more, {MAX_REUSED} frames in a row at most. All bounds take turns frame by frame in one run. '
+        'IoU with off: masks of a frame, paired one to one with those of the run that encodes every frame; 0 for one '
+        'that is alone. IDF1 with off: its tracks as the truth.',
+        'It shows what is spared on these videos and what that changes. It cannot show how still another camera\'s '
+        'pictures are, or how noisy; and agreement with the other run is no accuracy: both may be wrong.'], draw)

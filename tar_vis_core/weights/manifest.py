@@ -1,0 +1,112 @@
+"""Which weights there are: ``manifest.json`` names each file, its licence, where it comes from, and how to tell it.
+
+Some come with the package. The others are official files that the user fetches from their publishers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tar_vis_core.errors import WeightsError
+from tar_vis_core.models.presets import find_preset
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """One entry of the manifest: packaged where it has a ``file``, fetched where it has a ``url``, else by hand."""
+
+    name: str
+    preset: str                 # '' for a backbone alone, which training starts from
+    class_set: str
+    licence: str                # of the weights; SPDX identifier where there is one
+    source: str                 # how they came about, or where they are published
+    file: str = ''              # relative to this package's folder
+    url: str = ''
+    sha256: str | None = None   # None: nobody told us yet
+    size: int | None = None     # bytes
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file lies or would lie; None where only its publisher's folder is known."""
+        if self.file:
+            return FOLDER / self.file
+        return cache_folder() / self.url.rpartition('/')[2] if self.url else None
+
+    @property
+    def state(self) -> str:
+        """'packaged', 'fetched' or 'absent'."""
+        if self.path is None or not self.path.is_file():
+            return 'absent'
+        return 'packaged' if self.file else 'fetched'
+
+    @property
+    def non_commercial(self) -> bool:
+        """Whether the licence allows no commercial use."""
+        return '-NC' in self.licence
+
+
+def manifest() -> list[KnownWeights]:
+    """All known weights; the first packaged entry of a preset is its default."""
+    return [KnownWeights(**entry) for entry in json.loads((FOLDER / 'manifest.json').read_text())['weights']]
+
+
+def find_weights(name: str) -> KnownWeights:
+    """The manifest's entry of that name; :class:`WeightsError` with the nearest name otherwise."""
+    known = {entry.name: entry for entry in manifest()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f' (did you mean {near[0]!r}?)' if near else ''
+        raise WeightsError(f"no weights are known as {name!r}{hint}; 'tar-vis weights list' names all")
+    return known[name]
+
+
+def cache_folder() -> Path:
+    """Where fetched files lie: ``$TAR_VIS_WEIGHTS``, or ``~/.cache/tar_vis/weights``."""
+    return Path(os.environ.get('TAR_VIS_WEIGHTS') or Path.home() / '.cache/tar_vis/weights')
+
+
+def packaged_weights(preset: str) -> Path:
+    """The packaged default weights of a preset.
+
+    Raises :class:`WeightsError` with what to do where there are none, ValueError for an unknown preset.
+    """
+    find_preset(preset)
+    entries = [entry for entry in manifest() if entry.preset == preset]
+    for entry in entries:
+        if entry.file:
+            if not entry.path.is_file():
+                raise WeightsError(f'the packaged weights of preset {preset!r} are missing: expected {entry.path}; '
+                                   'install the package again')
+            return entry.path
+    if not entries:
+        raise WeightsError(f'preset {preset!r} has no packaged weights; give a weights file')
+    raise WeightsError(
+        f"preset {preset!r} has no packaged weights, for the official ones are not ours to pass on: "
+        f"'tar-vis weights list' names them (such as {entries[0].name}), 'tar-vis weights get NAME' fetches one, "
+        "'tar-vis weights convert FILE -o OUT' writes OUT, and OUT is what to give as weights")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def add_to_manifest(path: Path, preset: str, licence: str, source: str) -> KnownWeights:
+    """Enters a file below this package's folder into the manifest, in place of an entry of the same name."""
+    file = path.resolve().relative_to(FOLDER.resolve()).as_posix()
+    entry = KnownWeights(path.stem, preset, find_preset(preset).class_set, licence, source, file,
+                         sha256=sha256_of(path), size=path.stat().st_size)
+    entries = [entry] + [known for known in manifest() if known.name != entry.name]
+    (FOLDER / 'manifest.json').write_text(json.dumps({'weights': [asdict(e) for e in entries]}, indent=2) + '\n')
+    return entry

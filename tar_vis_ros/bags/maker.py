@@ -1,0 +1,123 @@
+"""Bags from files: a video or a folder of pictures, or the videos of a YouTube-VIS file with their ground truth."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.errors import DataError
+from tar_vis_ros.bags.reader import BagError
+from tar_vis_ros.bags.writer import BagWriter
+from tar_vis_ros.conversions.images import array_to_image
+
+JPEG_SUFFIXES = ('.jpg', '.jpeg')
+
+
+@dataclass(frozen=True)
+class BagOptions:
+    """How images are recorded."""
+
+    storage: str = 'mcap'
+    topic: str = '/camera/image_raw'    # compressed images are on TOPIC/compressed
+    compressed: bool = False            # JPEG instead of raw pixels
+    quality: int = 95                   # of the JPEG, 1 to 100
+    frame_id: str = 'camera'
+    fps: float = 10.0                   # images per second
+    start_s: float = 1.0                # stamp of the first image
+
+    @property
+    def full_topic(self) -> str:
+        return f'{self.topic}/compressed' if self.compressed else self.topic
+
+    def stamp_ns(self, index: int) -> int:
+        """The stamp of image ``index``, nanoseconds."""
+        return round(self.start_s * 1e9) + round(index * 1e9 / self.fps)
+
+
+def write_images(path: Path, pictures: Iterable[np.ndarray | Path], options: BagOptions) -> int:
+    """A bag of RGB arrays ``(H, W, 3)`` uint8 or picture files, header stamps and the bag's own alike.
+
+    JPEG files go into a compressed bag as they are. Gives the number of images. Raises BagError.
+    """
+    count = 0
+    kind = CompressedImage if options.compressed else Image
+    with BagWriter(path, options.storage, {options.full_topic: kind}) as bag:
+        for count, picture in enumerate(pictures, 1):
+            stamp_ns = options.stamp_ns(count - 1)
+            header = Header(stamp=Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9), frame_id=options.frame_id)
+            message = compressed(picture, header, options.quality) if options.compressed else array_to_image(
+                pixels(picture), 'rgb8', header)
+            bag.write(options.full_topic, stamp_ns, serialize_message(message))
+    return count
+
+
+def compressed(picture: np.ndarray | Path, header: Header, quality: int) -> CompressedImage:
+    """A JPEG message of RGB pixels or of a picture file. Raises BagError where it cannot be encoded."""
+    if isinstance(picture, Path) and picture.suffix.lower() in JPEG_SUFFIXES:
+        data = picture.read_bytes()
+    else:
+        done, encoded = cv2.imencode('.jpg', cv2.cvtColor(pixels(picture), cv2.COLOR_RGB2BGR),
+                                     [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if not done:
+            raise BagError(f'a picture of shape {pixels(picture).shape} cannot be encoded as JPEG')
+        data = encoded.tobytes()
+    return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=array('B', data))
+
+
+def pixels(picture: np.ndarray | Path) -> np.ndarray:
+    """RGB ``(H, W, 3)`` uint8. Raises DataError for a file that is no picture."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    image = cv2.imread(str(picture), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise DataError(f'{picture}: not a readable image; expected JPEG or PNG')
+    return image
+
+
+def labelled_videos(json_path: Path, names: Iterable[str]) -> list[VideoRecord]:
+    """The videos of a YouTube-VIS file, or those of ``names``. Raises DataError."""
+    records = load_ytvis(json_path)
+    held = [record.name for record in records]
+    if len(set(held)) < len(held) or not all(held):
+        raise DataError(f'{json_path}: two videos have one name, or none: the folders of their pictures must differ')
+    if unknown := set(names) - set(held):
+        raise DataError(f'{json_path}: no video {", ".join(sorted(unknown))} in it; it has {", ".join(held)}')
+    return [record for record in records if not names or record.name in names]
+
+
+def truth_path(bag: Path) -> Path:
+    """Where the ground truth of a bag lies: beside it, ``NAME.truth.json``."""
+    return bag.with_name(f'{bag.stem if bag.suffix in (".db3", ".mcap") else bag.name}.truth.json')
+
+
+def write_truth(json_path: Path, record: VideoRecord, bag: Path, options: BagOptions) -> Path:
+    """The entries of one video beside its bag, ids as they were, with the stamps of its images."""
+    content = json.loads(json_path.read_text())
+    video = next(v for v in content['videos'] if v['id'] == record.id)
+    stamps = [options.stamp_ns(index) for index in range(len(record.paths))]
+    content['videos'] = [{**video, 'name': record.name, 'stamps': stamps}]
+    content['annotations'] = [a for a in content['annotations'] or [] if a['video_id'] == record.id]
+    path = truth_path(bag)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_labelled(json_path: Path, records: Iterable[VideoRecord], folder: Path,
+                   options: BagOptions) -> Iterator[tuple[Path, int]]:
+    """A bag ``folder/NAME`` with its truth beside it for each video; yields its path and number of images."""
+    for record in records:
+        bag = folder / record.name
+        count = write_images(bag, record.paths, options)
+        write_truth(json_path, record, bag, options)
+        yield bag, count

@@ -1,0 +1,72 @@
+"""Writes bags that `ros2 bag` and Foxglove read, the messages of this package among them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from tar_vis_ros.bags.reader import BagError
+from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
+
+STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
+IDL_NAMES = {'boolean': 'bool', 'octet': 'byte', 'float': 'float32', 'double': 'float64'}   # what .msg files call them
+
+
+class BagWriter:
+    """A new bag with a topic for each entry of ``topics`` (topic: message class); a context manager.
+
+    It is closed in order whatever ends the block, so that what was written can be read. Raises BagError where it
+    cannot be made.
+    """
+
+    def __init__(self, path: Path, storage: str, topics: Mapping[str, type]) -> None:
+        self.path = path
+        store = known_types()
+        try:
+            self._writer = Writer(path, version=9, storage_plugin=STORAGES[storage])
+            self._writer.open()
+            self._connections = {topic: self._writer.add_connection(topic, type_name(message), typestore=store)
+                                 for topic, message in topics.items()}
+        except Exception as error:
+            raise BagError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
+
+    def write(self, topic: str, recorded_ns: int, cdr: bytes) -> None:
+        """Adds a serialised message; ``recorded_ns`` is the bag's own time of it."""
+        self._writer.write(self._connections[topic], recorded_ns, cdr)
+
+    def __enter__(self) -> BagWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._writer.close()
+
+
+def type_name(message: type) -> str:
+    """The full name of a message class, such as sensor_msgs/msg/Image."""
+    return f'{message.__module__.partition(".")[0]}/msg/{message.__name__}'
+
+
+def definition(fields: Mapping[str, str]) -> str:
+    """The fields of a message as a .msg file has them, without constants.
+
+    ``fields`` is what ``get_fields_and_field_types`` of its class gives: no installation path is needed for it.
+    """
+    lines = []
+    for name, kind in fields.items():
+        inner = re.fullmatch(r'sequence<([^,]+)>', kind)
+        base = inner[1] if inner else kind
+        lines.append(f'{IDL_NAMES.get(base, base)}{"[]" if inner else ""} {name}')
+    return '\n'.join(lines)
+
+
+def known_types() -> Typestore:
+    """The messages of ROS 2 Jazzy and this package's own."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for message in (InstanceMask, InstanceMaskArray, SkipDiagnostics):
+        store.register(get_types_from_msg(definition(message.get_fields_and_field_types()), type_name(message)))
+    return store

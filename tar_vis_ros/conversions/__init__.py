@@ -1,0 +1,1 @@
+"""Between ROS messages and the types of tar_vis_core."""

@@ -1,0 +1,262 @@
+"""``tar-vis-demo``: the whole path on one machine, from a video to pictures of what was found.
+
+Starts the video source and the lifecycle node as processes of their own, on a ROS domain of their own, records what
+they publish, and leaves a video, a contact sheet, a routing picture and one JSON line a frame.
+
+Pace: from a file, a folder and the photographs, the source sends the next frame when the last one is answered, at most
+at the file's own rate. So every frame is seen on any machine. ``--live`` sends at the full rate instead, as a camera
+does, and the node's newest-frame mailbox drops what it cannot keep up with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+from tqdm import tqdm
+
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.media.frames import PHOTOGRAPHS, open_frames
+from tar_vis_core.media.readers import camera_path
+from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
+from tar_vis_ros.node.parameters import specification
+from tar_vis_ros.process.children import Caller, Child, Interrupt, ProcessError, free_domain
+from tar_vis_ros.process.dds import use_shared_memory_profile
+
+NODE = '/tar_vis'
+NODE_OPTIONS = ('model', 'backbone', 'weights', 'adapter', 'device', 'precision', 'routing')
+MAX_WIDTH = 1280            # wider images are scaled down to this
+CONFIGURE_S = 180.0         # the model loads and warms up
+CAMERA_RATE, CAMERA_FRAMES = 10.0, 200
+SHOWN_COMPLAINTS = 10       # warnings and errors of the node and the source
+QUIET_S = 3.0               # after the source's end, without an answer for so long: no more will come
+RESULTS = ('overlay.mp4', 'sheet.png', 'routing.png', 'instances.jsonl')
+INTERRUPTED = 130           # exit code after Ctrl-C
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What the source will be told, and what is known about it beforehand."""
+
+    name: str
+    arguments: list[str]
+    total: int | None
+
+
+def plan_source(options: argparse.Namespace) -> SourcePlan:
+    """Look at the source and choose the video source's arguments. Raises SourceError where there is nothing to see."""
+    arguments = ['--wait-for-subscribers', '2']     # the node and the recorder
+    live = options.live or options.camera is not None
+    if options.camera is not None:
+        source = name = camera_path(options.camera)
+        total, width = CAMERA_FRAMES, 0
+        rate, frames = options.rate or CAMERA_RATE, options.frames or CAMERA_FRAMES
+    else:
+        source, rate, frames = options.video or PHOTOGRAPHS, options.rate, options.frames
+        with open_frames(source) as reader:
+            name, total = reader.name, reader.count
+            width = reader.read().shape[1]
+    if width > MAX_WIDTH:
+        arguments += ['--width', str(MAX_WIDTH)]
+    if frames:
+        arguments += ['--frames', str(frames)]
+        total = min(frames, total or frames)
+    if rate:
+        arguments += ['--rate', str(rate)]
+    if not live:
+        # The source's own clock: a slow machine is no gap in the video.
+        arguments += ['--follow', f'{NODE}/instances', '--stamps', 'source', '--follow-timeout-s', '30']
+    return SourcePlan(name, [*arguments, '--', source], total)
+
+
+def node_arguments(options: argparse.Namespace) -> list[str]:
+    """ROS arguments of the node; only what was asked for, the rest is the node's own default."""
+    settings = {name: getattr(options, name) for name in NODE_OPTIONS}
+    for name in ('weights', 'adapter'):
+        if settings[name]:
+            settings[name] = str(Path(settings[name]).absolute())
+    given = [f'{name}:={value}' for name, value in settings.items() if value is not None] + options.set
+    return ['--ros-args', *(part for setting in given for part in ('-p', setting))]
+
+
+def run_graph(options: argparse.Namespace, plan: SourcePlan, writer: FrameWriter, interrupt: Interrupt) -> int:
+    """Start everything, record until the source has ended and is answered; gives the number of frames sent."""
+    children: list[Child] = []
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor()
+    bar = None
+
+    def on_frame(frame: AnsweredFrame) -> None:
+        writer.add(frame)
+        if bar is not None:
+            bar.set_postfix_str(f'{len(writer.frames[-1].tracks)} instances, {sum(writer.frames[-1].executed)} layers, '
+                                f'{frame.latency_ms:.0f} ms', refresh=False)
+            bar.update()
+
+    try:
+        recorder = Recorder(on_frame, NODE)
+        executor.add_node(recorder)
+        node = Child('the node', 'tar_vis_ros.node', node_arguments(options))
+        children.append(node)
+        source = Child('the video source', 'tar_vis_ros.video_source', plan.arguments)
+        children.append(source)
+        print('loading the model ...', flush=True)
+        Caller(recorder, executor, children, interrupt).bring_up(NODE, CONFIGURE_S)
+        bar = tqdm(total=plan.total, unit='frame', desc=plan.name, dynamic_ncols=True, disable=None)
+        record(executor, recorder, source, node, writer, interrupt)
+        bar.close()
+        for line in [line for child in children for line in child.complaints][:SHOWN_COMPLAINTS]:
+            print(line, file=sys.stderr)
+        return frames_sent(source, recorder)
+    finally:
+        if bar is not None:
+            bar.close()
+        with interrupt.ignored():
+            for child in children:
+                child.interrupt()
+            for child in children:
+                child.end()
+            executor.shutdown()
+            rclpy.try_shutdown()
+
+
+def record(executor: SingleThreadedExecutor, recorder: Recorder, source: Child, node: Child, writer: FrameWriter,
+           interrupt: Interrupt) -> None:
+    """Spin until the source has ended and its last frame is answered, or nothing more comes."""
+    seen, last_news = 0, time.monotonic()
+    asked = False
+    while True:
+        executor.spin_once(timeout_sec=0.1)
+        source.check()
+        node.check()
+        if node.code is not None:
+            raise node.error('ended too early')
+        if interrupt() and not asked:
+            asked = True
+            source.interrupt()
+        if len(writer.frames) != seen or source.code is None:
+            seen, last_news = len(writer.frames), time.monotonic()
+        if source.code is not None:
+            slowest_s = max((frame.latency_ms for frame in writer.frames), default=0.0) / 1e3
+            quiet_s = time.monotonic() - last_news
+            if quiet_s > max(QUIET_S, 3 * slowest_s) or (recorder.complete and quiet_s > 0.3):
+                return
+
+
+def frames_sent(source: Child, recorder: Recorder) -> int:
+    """What the source says it has sent; after an interruption, what has arrived here."""
+    for line in reversed(source.lines):
+        if match := re.search(r'sent (\d+) frames', line):
+            return int(match.group(1))
+    return recorder.images_received
+
+
+def summary_table(sent: int, frames: list[FrameSummary], routing: str) -> list[tuple[str, str]]:
+    """The numbers of a run, as label and text."""
+    latency = np.array([frame.latency_ms for frame in frames])
+    step = np.array([frame.total_ms for frame in frames])
+    layers = np.array([sum(frame.executed) for frame in frames])
+    names: dict[tuple[int, int], Counter] = defaultdict(Counter)    # a track's class may waver: its commonest counts
+    for frame in frames:
+        for number, name in frame.tracks:
+            names[frame.track_epoch, number][name] += 1
+    per_class = Counter(counter.most_common(1)[0][0] for counter in names.values())
+    classes = ', '.join(f'{count} {name}' for name, count in per_class.most_common(8))
+    resets = sum(bool(frame.reset_reason) for frame in frames)
+    rows = [
+        ('frames sent', f'{sent}'),
+        ('frames processed', f'{len(frames)}'),
+        ('frames dropped', f'{max(0, sent - len(frames))}  ({sum(f.dropped for f in frames)} replaced by a newer one)'),
+        ('tracks', f'{len(names)}' + (f'  ({classes})' if classes else '')),
+        ('executed layers, mean', f'{layers.mean():.2f} of {len(frames[0].executed)}  (routing: {routing})'),
+        ('latency', f'p50 {np.percentile(latency, 50):.0f} ms, p95 {np.percentile(latency, 95):.0f} ms'),
+        ('model step', f'p50 {np.percentile(step, 50):.0f} ms, p95 {np.percentile(step, 95):.0f} ms'),
+    ]
+    return rows + ([('resets', f'{resets}')] if resets else [])
+
+
+def run(options: argparse.Namespace) -> int:
+    """The demo; gives the exit code. Raises TarVisError."""
+    plan = plan_source(options)
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:    # what is there afterwards is of this run
+            (folder / name).unlink(missing_ok=True)
+        writer = FrameWriter(folder)
+    except OSError as error:
+        raise ProcessError(f'cannot write into {folder}: {error.strerror or error}') from None
+    use_shared_memory_profile()
+    os.environ['ROS_DOMAIN_ID'] = str(options.domain_id or free_domain())
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    interrupt = Interrupt()
+    try:
+        sent = run_graph(options, plan, writer, interrupt)
+    finally:
+        writer.close()
+    if not writer.frames:
+        if interrupt():
+            raise KeyboardInterrupt
+        raise ProcessError(f'{sent} frames were sent, but none was answered: run tar-vis-node by hand to see why')
+    routing = options.routing or 'auto'
+    title = f'{plan.name}, {len(writer.frames)} frames, routing: {routing}'
+    print('drawing the pictures ...', flush=True)
+    from tar_vis_ros.demo.pictures import contact_sheet, routing_picture
+    contact_sheet(writer.video.path, writer.frames, folder / 'sheet.png', title)
+    routing_picture(writer.frames, folder / 'routing.png', title)
+    rows = summary_table(sent, writer.frames, routing)
+    codec = {'avc1': 'H.264', 'mp4v': 'MPEG-4'}[writer.video.codec]
+    meanings = (f'masks, names and ids on every processed frame ({codec})', 'frames of it on one sheet',
+                'decoder layers executed, above the inter-frame MSE',
+                'one line per frame: instances, masks, layers, latency')
+    rows += [(str(folder / name), meaning) for name, meaning in zip(RESULTS, meanings)]
+    wide = max(len(label) for label, _ in rows) + 2
+    print('\n'.join(f'{label:<{wide}}{text}' for label, text in rows))
+    return INTERRUPTED if interrupt() and options.camera is None else 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='tar-vis-demo', description=(__doc__ or '').partition('\n\n')[2],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument('--video', metavar='FILE', help='a video file, an image, or a folder of images '
+                        "(default: a simulated camera over scikit-image's photographs)")
+    source.add_argument('--camera', metavar='N', help=f'a camera, 0 or /dev/video0: {CAMERA_FRAMES} frames at '
+                        f'{CAMERA_RATE:g} per second unless said otherwise; Ctrl-C ends earlier')
+    parser.add_argument('--out', default='demo', metavar='FOLDER', help='where the results go (default: demo)')
+    parser.add_argument('--frames', type=int, default=0, metavar='N', help='end after so many frames (default: all)')
+    parser.add_argument('--rate', type=float, default=0.0, metavar='R',
+                        help="frames per second at most (default: the file's own)")
+    parser.add_argument('--live', action='store_true', help='send at the full rate and let the node drop what is late')
+    for name in NODE_OPTIONS:
+        parser.add_argument(f'--{name}', help=f"the node's parameter: {specification(name).description}")
+    parser.add_argument('--set', action='append', default=[], metavar='NAME:=VALUE', help='any parameter of the node')
+    parser.add_argument('--domain-id', type=int, default=0, metavar='N',
+                        help='ROS domain to run in, to watch with other tools (default: one that is free)')
+    return parser.parse_args(arguments)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the demo; 0, 1 with what went wrong on stderr, or 130 after Ctrl-C."""
+    options = parse(args)
+    try:
+        return run(options)
+    except TarVisError as error:
+        print(f'tar-vis-demo: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == '__main__':
+    sys.exit(main())

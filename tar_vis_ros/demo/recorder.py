@@ -1,0 +1,140 @@
+"""Joins images with their answers by stamp and writes them down: overlay video, one JSON line a frame, a summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+from tar_vis_core.instances import FrameResult, TrackStatus
+from tar_vis_core.media.overlay import Trails, draw_overlay
+from tar_vis_core.media.recording import OverlayVideo, finite_or_none, result_line
+from tar_vis_ros.conversions.images import image_to_rgb
+from tar_vis_ros.conversions.messages import decode_result
+from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
+
+KEPT = 120                  # images that wait for an answer; older ones are given up
+
+Stamp = tuple[int, int]     # seconds, nanoseconds
+
+
+@dataclass(frozen=True)
+class AnsweredFrame:
+    """An image and what the node said about it; all of one stamp."""
+
+    stamp: Stamp
+    image: np.ndarray      # uint8 RGB (H, W, 3)
+    result: FrameResult
+    latency_ms: float      # from the image's arrival at the node to its answer
+    dropped: int           # images that the node passed over since the last answer
+
+
+@dataclass(frozen=True)
+class FrameSummary:
+    """What stays in memory of an answered frame."""
+
+    stamp_s: float
+    frame_index: int
+    track_epoch: int
+    executed: tuple[bool, ...]
+    frame_mse: float
+    latency_ms: float
+    total_ms: float
+    dropped: int
+    reset_reason: str
+    tracks: tuple[tuple[int, str], ...]     # id and class name of what is visible
+
+
+class Recorder(Node):
+    """Subscribes the images and both answers of the node, and hands on every frame for which all three are there."""
+
+    def __init__(self, on_frame: Callable[[AnsweredFrame], None], node_name: str = 'tar_vis',
+                 image_topic: str = 'image', **kwargs):
+        super().__init__('tar_vis_recorder', **kwargs)
+        self._on_frame = on_frame
+        self._images: dict[Stamp, Image] = {}
+        self._instances: dict[Stamp, InstanceMaskArray] = {}
+        self._diagnostics: dict[Stamp, SkipDiagnostics] = {}
+        self._newest: Stamp | None = None
+        self._answered: Stamp | None = None
+        self.images_received = 0
+        qos = QoSProfile(depth=30, reliability=ReliabilityPolicy.RELIABLE)
+        self.create_subscription(Image, image_topic, self._on_image, qos)
+        self.create_subscription(InstanceMaskArray, f'{node_name}/instances', self._take(self._instances), qos)
+        self.create_subscription(SkipDiagnostics, f'{node_name}/skip_diagnostics', self._take(self._diagnostics), qos)
+
+    @property
+    def complete(self) -> bool:
+        """True where the newest image that came is answered."""
+        return self._newest is not None and self._newest == self._answered
+
+    def _on_image(self, message: Image) -> None:
+        self.images_received += 1
+        self._newest = _stamp(message)
+        self._images[self._newest] = message
+        self._join(self._newest)
+        while len(self._images) > KEPT:
+            self._images.pop(next(iter(self._images)))
+
+    def _take(self, store: dict) -> Callable:
+        def take(message: InstanceMaskArray | SkipDiagnostics) -> None:
+            store[_stamp(message)] = message
+            self._join(_stamp(message))
+            while len(store) > KEPT:
+                store.pop(next(iter(store)))
+        return take
+
+    def _join(self, stamp: Stamp) -> None:
+        if not (stamp in self._images and stamp in self._instances and stamp in self._diagnostics):
+            return
+        image, diagnostics = self._images[stamp], self._diagnostics.pop(stamp)
+        for old in list(self._images):      # they came before this one: the node has passed them over
+            del self._images[old]
+            if old == stamp:
+                break
+        result = decode_result(self._instances.pop(stamp), diagnostics)
+        self._answered = stamp
+        self._on_frame(AnsweredFrame(stamp, image_to_rgb(image), result, diagnostics.latency_ms,
+                                     diagnostics.frames_dropped))
+
+
+class FrameWriter:
+    """Writes ``overlay.mp4`` and ``instances.jsonl`` into a folder; keeps a summary of each frame."""
+
+    def __init__(self, folder: Path):
+        self.video = OverlayVideo(folder / 'overlay.mp4')
+        self.lines_path = folder / 'instances.jsonl'
+        self._lines = self.lines_path.open('w', encoding='utf-8')
+        self.frames: list[FrameSummary] = []
+        self._trails = Trails()
+
+    def add(self, frame: AnsweredFrame) -> None:
+        """Draw and write one frame."""
+        result, stamp_s = frame.result, frame.stamp[0] + frame.stamp[1] * 1e-9
+        self._lines.write(json.dumps(frame_line(frame), allow_nan=False) + '\n')
+        self._lines.flush()
+        self.video.add(stamp_s, draw_overlay(frame.image, result.instances, trails=self._trails.follow(result)))
+        self.frames.append(FrameSummary(
+            stamp_s, result.frame_index, result.track_epoch, result.routing.executed, result.frame_mse,
+            frame.latency_ms, result.times.total, frame.dropped, result.reset_reason,
+            tuple((i.track_id, i.class_name) for i in result.instances if i.status != TrackStatus.LOST)))
+
+    def close(self) -> None:
+        self.video.close()
+        self._lines.close()
+
+
+def frame_line(frame: AnsweredFrame) -> dict:
+    """One line of ``instances.jsonl``; boxes are x, y, width, height; NaN becomes null."""
+    return {'stamp': {'sec': frame.stamp[0], 'nanosec': frame.stamp[1]}, **result_line(frame.result),
+            'latency_ms': finite_or_none(frame.latency_ms), 'frames_dropped': frame.dropped}
+
+
+def _stamp(message: Image | InstanceMaskArray | SkipDiagnostics) -> Stamp:
+    return message.header.stamp.sec, message.header.stamp.nanosec

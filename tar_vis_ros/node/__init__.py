@@ -1,0 +1,1 @@
+"""The node tar_vis: images in, instances out."""

@@ -1,0 +1,209 @@
+"""The lifecycle node: transitions and services; parameters are ManagedNode's, frames go through the pipeline."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Sequence
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import State, TransitionCallbackReturn
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
+
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.models.presets import preset_of
+from tar_vis_core.runtime.allocator import give_back_free_memory
+from tar_vis_ros.conversions import detections
+from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
+from tar_vis_ros.node.cameras import Camera, Outputs, camera_topics
+from tar_vis_ros.node.health import Health
+from tar_vis_ros.node.image_input import ImageInput
+from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logged, one_line
+from tar_vis_ros.node.parameters import ParameterError, Settings
+from tar_vis_ros.node.pipeline import Pipeline
+from tar_vis_ros.node.segmenter_options import live_options, load_segmenter
+
+OUTPUT_QOS = QoSProfile(depth=5)   # reliable
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+GIVE_BACK_S = 60.0   # memory that only some frames needed goes back to the system so often
+
+
+class TarVisNode(ManagedNode):
+    """Camera images in, tracked instance masks out, while active."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__('tar_vis', **kwargs)
+        self._pipeline: Pipeline | None = None
+        self._configured = Settings()      # what the pipeline was built with
+        self._inputs: list[ImageInput] = []
+        self._resets: list = []            # services of single cameras
+        self._blocked = ''                 # why the node cannot be configured; empty when nothing is known
+        self._idle = Health()              # what there is to tell before there are cameras
+        self.create_service(Trigger, '~/reset', lambda request, response: self._on_reset(response))
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
+        self.create_timer(GIVE_BACK_S, give_back_free_memory, clock=STEADY)
+        if self.get_parameter('autostart').value:
+            self._starter = self.create_timer(0.0, self._autostart, clock=STEADY)
+
+    # Transitions
+
+    def _autostart(self) -> None:
+        self._starter.cancel()
+        if self.state == 'unconfigured' and self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    @logged
+    def on_configure(self, state: State) -> TransitionCallbackReturn:
+        """Loads the model and warms it up. What is wrong is said in one line, and the node stays unconfigured."""
+        began = time.monotonic()
+        try:
+            if self.mistakes:
+                raise ParameterError(f'set {", ".join(self.mistakes)} first: the start-up value is wrong')
+            settings = self.settings()
+            topics = camera_topics(settings.image_topics)
+            segmenter = load_segmenter(settings)
+        except Exception as error:   # whatever the model's loading raises, for example for want of memory
+            kind = '' if isinstance(error, TarVisError | ValueError) else f'{type(error).__name__}: '
+            self._blocked = f'cannot configure: {kind}{one_line(error)}'
+            self.get_logger().error(self._blocked)
+            return FAILURE
+        self._configured, self._blocked = settings, ''
+        cameras = [Camera(name, topic, self._create_outputs(name), segmenter.new_state())
+                   for name, topic in topics.items()]
+        self._pipeline = Pipeline(segmenter, cameras, self.get_logger())
+        self.apply(settings)
+        self._resets = [self._create_reset(camera) for camera in cameras if camera.name]
+        self.get_logger().info(f'{preset_of(settings.model, settings.backbone)} is ready on {self._pipeline.device}, '
+                               f'loaded and warmed up in {time.monotonic() - began:.1f} s')
+        return super().on_configure(state)
+
+    @logged
+    def on_activate(self, state: State) -> TransitionCallbackReturn:
+        self._pipeline.start()
+        try:
+            for number, camera in enumerate(self._pipeline.cameras):
+                camera.health.activated()
+                self._inputs.append(self._listen(number, camera))
+        except ParameterError as error:     # of a qos_overrides parameter
+            self.get_logger().error(f'cannot activate: {error}')
+            self._stop()
+            return FAILURE
+        for name in self._parameter_overrides:
+            if name.startswith('qos_overrides.') and not self.has_parameter(name):
+                self.get_logger().warning(f"parameter '{name}' is ignored: there is no such subscription")
+        self.get_logger().info(f'waiting for images on {", ".join(source.topic for source in self._inputs)}')
+        result = super().on_activate(state)
+        self._pipeline.announce_labels()
+        return result
+
+    @logged
+    def on_deactivate(self, state: State) -> TransitionCallbackReturn:
+        """Stops listening; the model and the tracks stay."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    @logged
+    def on_cleanup(self, state: State) -> TransitionCallbackReturn:
+        self._release()
+        return SUCCESS
+
+    @logged
+    def on_shutdown(self, state: State) -> TransitionCallbackReturn:
+        self._release()
+        return SUCCESS
+
+    @logged
+    def on_error(self, state: State) -> TransitionCallbackReturn:
+        """Back to unconfigured, from where the node can be configured again."""
+        self._release()
+        return SUCCESS
+
+    def _create_outputs(self, camera: str) -> Outputs:
+        place = f'~/{camera}' if camera else '~'
+
+        def publisher(message: type, topic: str, qos: QoSProfile = OUTPUT_QOS):
+            return self.create_lifecycle_publisher(message, f'{place}/{topic}', qos)
+
+        standard = ()
+        if detections.available:
+            standard = (publisher(detections.Detection2DArray, 'detections'),
+                        publisher(detections.LabelInfo, 'label_info', detections.LABELS_QOS))
+        return Outputs(publisher(InstanceMaskArray, 'instances'), publisher(SkipDiagnostics, 'skip_diagnostics'),
+                       publisher(Image, 'label_image'), publisher(Image, 'overlay'), *standard)
+
+    def _create_reset(self, camera: Camera):
+        return self.create_service(Trigger, f'~/{camera.name}/reset',
+                                   lambda request, response: self._on_reset(response, [camera]))
+
+    def _listen(self, number: int, camera: Camera) -> ImageInput:
+        def on_image(image, arrived: float, missed: int) -> None:
+            self._pipeline.put(number, image, arrived, missed)
+
+        def on_problem(kind: str, text: str) -> None:
+            self.get_logger().warning(camera.prefix + text)
+
+        return ImageInput(self, camera.topic, self._configured.image_transport, self._configured.image_reliability,
+                          on_image, on_problem)
+
+    def _stop(self) -> None:
+        while self._inputs:
+            self._inputs.pop().close()
+        if self._pipeline is not None:
+            self._pipeline.stop()
+
+    def _release(self) -> None:
+        self._stop()
+        while self._resets:
+            self.destroy_service(self._resets.pop())
+        if self._pipeline is not None:
+            for camera in self._pipeline.cameras:
+                for publisher in camera.outputs.all():
+                    self.destroy_lifecycle_publisher(publisher)
+            self._pipeline = None
+            gc.collect()   # the model's memory, now rather than some time
+            give_back_free_memory()
+            if (torch := sys.modules.get('torch')) is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+    def destroy_node(self) -> None:
+        self._stop()
+        super().destroy_node()
+
+    # Parameters, services and diagnostics
+
+    def apply(self, settings: Settings) -> None:
+        if self._pipeline is not None:
+            self._pipeline.set_options(live_options(self._configured, settings), settings.latency_budget_ms)
+
+    def _on_reset(self, response: Trigger.Response, cameras: Sequence[Camera] | None = None) -> Trigger.Response:
+        response.success = self._pipeline is not None
+        if self._pipeline is not None:
+            self._pipeline.reset(self._pipeline.cameras if cameras is None else cameras, 'reset service')
+            response.message = 'tracks start anew with the next image'
+        else:
+            response.message = f'nothing to reset: the node is {self.state}'
+        return response
+
+    def _publish_diagnostics(self) -> None:
+        node, timeout_s = self.get_fully_qualified_name().lstrip('/'), self.get_parameter('image_timeout_s').value
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        if self._pipeline is None:
+            message.status.append(self._idle.status(
+                f'{node}: segmentation', self.state, self.resolve_topic_name('image'), '', blocked=self._blocked))
+        else:
+            for number, camera in enumerate(self._pipeline.cameras):
+                source = self._inputs[number] if self._inputs else None
+                problems = source.problems() if source else []
+                if camera.budget and camera.budget.report:
+                    problems.append(camera.budget.report)
+                message.status.append(camera.health.status(
+                    f'{node}: {camera.name or "segmentation"}', self.state,
+                    source.topic if source else self.resolve_topic_name(camera.topic), self._pipeline.device,
+                    problems=problems, timeout_s=timeout_s))
+        self._diagnostics.publish(message)

@@ -1,0 +1,1 @@
+"""What every program here needs of its process: parameters, signals, DDS, children."""

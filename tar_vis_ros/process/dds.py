@@ -1,0 +1,53 @@
+"""The DDS profile of this package: shared memory segments that a full-size image fits into.
+
+Fast DDS keeps 512 KiB of shared memory per process by default, less than one 640x480 image, so
+images travel as UDP fragments and many are lost. ``config/fastdds_shm.xml`` raises it to 64 MiB;
+``config/fastdds_shm_small.xml`` (8 MiB) serves where ``/dev/shm`` is small, as in a container.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tar_vis_ros.process.resources import config_file
+
+# The first is read by Fast DDS 2 (Humble, Jazzy), the second by Fast DDS 3 (Kilted).
+PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+
+_SHARED_MEMORY = Path('/dev/shm')
+_MIB = 1 << 20
+_PROCESSES = 6   # source, node, viewer, recorder, and two more: each has a segment of its own
+
+
+def shared_memory_profile(folder: Path = _SHARED_MEMORY) -> Path | None:
+    """The largest profile whose segments fit into ``folder``; None, with one line on stderr, where none does."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:   # no such folder: not Linux, and Fast DDS finds its own place
+        return config_file('fastdds_shm.xml')
+    free = status.f_bavail * status.f_frsize // _MIB
+    for name, segment in (('fastdds_shm.xml', 64), ('fastdds_shm_small.xml', 8)):
+        if free >= segment * _PROCESSES:
+            return config_file(name)
+    print(f'tar_vis_ros: {folder} has {free} MiB free, images between processes need {8 * _PROCESSES} MiB: '
+          'some will be lost; make it larger (docker run --shm-size=1g)', file=sys.stderr)
+    return None
+
+
+def profile_environment(folder: Path = _SHARED_MEMORY) -> dict[str, str]:
+    """The variables that make the profile the default of a process.
+
+    Empty where the user has chosen a profile of their own (a variable of Fast DDS is
+    set, even to an empty text) or where no profile fits.
+    """
+    if any(variable in os.environ for variable in PROFILE_VARIABLES):
+        return {}
+    profile = shared_memory_profile(folder)
+    return {} if profile is None else dict.fromkeys(PROFILE_VARIABLES, str(profile))
+
+
+def use_shared_memory_profile() -> None:
+    """Make the profile the default of this process and of its children; call before ``rclpy.init``."""
+    os.environ.update(profile_environment())

@@ -1,0 +1,109 @@
+"""The recorded answers of one bag: what they say of every image, their tubes, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+from scipy.optimize import linear_sum_assignment
+
+from tar_vis_core.data.ytvis import VideoRecord
+from tar_vis_core.errors import DataError
+from tar_vis_core.evaluation.identity_measures import MATCH, overlaps
+from tar_vis_core.evaluation.results_json import write_results
+from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction, is_evaluated
+from tar_vis_core.instances import FrameResult, TrackStatus
+from tar_vis_core.models.class_sets import plain_name
+from tar_vis_ros.bags.reader import read_topics
+from tar_vis_ros.conversions.messages import decode_result
+from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
+from tar_vis_ros.replay.outcome import ANSWERS, RESULTS, Outcome, known
+from tar_vis_ros.replay.truth import Truth
+
+WORST = 12      # images named as the worst ones
+
+
+def answers(folder: Path, order: Sequence[int]) -> Iterator[tuple[int, FrameResult, SkipDiagnostics]]:
+    """The recorded answers with the image that each is to; ``order`` names the images of the answers."""
+    halves: dict[type, list] = {InstanceMaskArray: [], SkipDiagnostics: []}
+    number = 0
+    for topic, cdr in read_topics(folder / ANSWERS):
+        kind = InstanceMaskArray if topic.endswith('/instances') else SkipDiagnostics
+        halves[kind].append(deserialize_message(cdr, kind))
+        while all(halves.values()):
+            instances, diagnostics = (waiting.pop(0) for waiting in halves.values())
+            yield order[number], decode_result(instances, diagnostics), diagnostics
+            number += 1
+
+
+def judge(outcome: Outcome, folder: Path, order: Sequence[int], truth: Truth | None, number: int) -> None:
+    """Completes the outcome from the recorded answers, and writes RESULTS.
+
+    ``number`` is the bag's video id where there is no ground truth. Raises DataError where the truth is of images of
+    another size, or of none of these.
+    """
+    gathered, classes = TrackTubes(), {}
+    for fate in outcome.fates:
+        fate.frame = truth.frame(fate.index, fate.stamp_ns) if truth else fate.index
+    if all(fate.frame < 0 for fate in outcome.fates):
+        raise DataError(f'{truth.path}: none of its stamps is that of an image of {outcome.path}')
+    size = [truth.record.width, truth.record.height] if truth else []
+    for index, result, diagnostics in answers(folder, order) if order else ():
+        fate, visible = outcome.fates[index], [i for i in result.instances if i.status != TrackStatus.LOST]
+        fate.latency_ms, fate.step_ms = known(diagnostics.latency_ms), known(result.times.total)
+        fate.executed, fate.frame_mse = list(result.routing.executed), known(result.frame_mse)
+        fate.dropped, fate.reset_reason, fate.instances = (
+            diagnostics.frames_dropped, result.reset_reason, len(visible))
+        classes |= {i.class_id + 1: i.class_name for i in visible}
+        outcome.size = outcome.size or [result.width, result.height]
+        size = size or outcome.size
+        if size == [result.width, result.height]:
+            if fate.frame >= 0:
+                gathered.add(fate.frame, result)
+        elif truth:
+            raise DataError(f'{truth.path}: video {truth.record.name} is of {size[0]}x{size[1]} pixels, image {index} '
+                            f'of {outcome.path} of {result.width}x{result.height}')
+    outcome.categories = truth.categories if truth else classes
+    outcome.video_id = truth.record.id if truth else number
+    names = {plain_name(name): name for name in outcome.categories.values()}
+    tubes = [TubePrediction(outcome.video_id, names[plain_name(label)], score, rles)
+             for label, score, rles in gathered.tubes(len(truth.record.paths) if truth else len(outcome.fates))
+             if plain_name(label) in names]
+    write_results(folder / RESULTS, tubes, outcome.categories)
+    if truth:
+        outcome.truth, quality = str(truth.path), frame_quality(truth.record, tubes)
+        for fate in outcome.fates:
+            fate.quality = known(quality[fate.frame]) if fate.frame >= 0 else None
+    outcome.worst = worst(outcome)
+
+
+def worst(outcome: Outcome) -> list[int]:
+    """The answered images of the lowest quality, or without ground truth of the longest latency."""
+    judged = [fate for fate in outcome.fates if fate.answered and (fate.quality is not None or not outcome.truth)]
+    by_quality = sorted(judged, key=lambda fate: fate.quality if outcome.truth else -(fate.latency_ms or 0.0))
+    return [fate.index for fate in by_quality[:WORST]]
+
+
+def frame_quality(record: VideoRecord, tubes: Sequence[TubePrediction]) -> np.ndarray:
+    """How good each frame is ``(frames,)``, 0..1: the IoU of its matched masks over all labelled and predicted ones.
+
+    Masks match by class where their IoU is one half at least; a matched pair counts once. 1 where nothing is to be
+    seen and nothing is said. Where not all is labelled, a mask that matches nothing does not count.
+    """
+    frames = len(record.paths)
+    good, masks = np.zeros(frames), np.zeros(frames)
+    for name in {track.category for track in record.tracks} | {tube.category for tube in tubes}:
+        if not is_evaluated(record, name):
+            continue
+        labelled = [track.rles for track in record.tracks if track.category == name and not track.crowd]
+        ious, seen, shown = overlaps(labelled, [tube.rles for tube in tubes if tube.category == name], frames)
+        for t, frame in enumerate(ious):
+            fits = np.where(frame >= MATCH, frame, 0)
+            rows, columns = linear_sum_assignment(-fits)
+            found = fits[rows, columns]
+            matches = np.count_nonzero(found)
+            good[t] += found.sum()
+            masks[t] += seen[t].sum() + (shown[t].sum() - matches if record.exhaustive else 0)
+    return np.divide(good, masks, out=np.ones(frames), where=masks > 0)

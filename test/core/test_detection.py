@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+import torch
+
+from tar_vis_core import detection, masks
+from tar_vis_core.detection import (
+    MAX_CANDIDATES,
+    OBJECT_CHANNELS,
+    PERSON_CHANNEL,
+    PERSON_SEMANTICS,
+    colour_signature,
+    detect,
+    mask_quality,
+    name_objects,
+)
+from tar_vis_core.masks import MaskGeometry
+
+GEOMETRY = MaskGeometry((16, 24), (64, 96), (60, 90), (120, 180))
+IMAGE = np.random.default_rng(0).integers(0, 256, (120, 180, 3), np.uint8)
+
+
+def block(rows, columns, inside=4.0, shape=(16, 24)):
+    logits = torch.full(shape, -4.0)
+    logits[slice(*rows), slice(*columns)] = inside
+    return logits
+
+
+def find(probabilities, logits, min_score=0.1, semantic=None, allowed=None):
+    probabilities = torch.tensor(probabilities)
+    logits = torch.stack(logits)
+    classes = 20 if semantic is not None else probabilities.shape[1] - 1
+    return detect(probabilities, lambda queries: logits[queries], torch.ones(len(logits), 8), semantic, IMAGE,
+                  GEOMETRY, min_score, np.ones(classes, bool) if allowed is None else np.array(allowed))
+
+
+def test_quality_is_the_mean_probability_of_the_positive_pixels():
+    quality = mask_quality(torch.stack([block((2, 6), (3, 9), 2.0), block((2, 6), (3, 9), 0.1), block((0, 0), (0, 0))]))
+    assert quality.tolist() == pytest.approx([0.8808, 0.5250, 0.0], abs=1e-4)
+
+
+def test_a_sure_mask_beats_a_vague_one_of_equal_class_probability():
+    found = find([[0.8, 0.0, 0.2], [0.8, 0.0, 0.2]], [block((0, 8), (0, 6), 0.05), block((0, 8), (12, 18), 6.0)])
+    assert [d.query for d in found] == [1, 0]
+    assert found[0].score == pytest.approx(0.8, abs=0.01)
+    assert found[1].score == pytest.approx(0.41, abs=0.01)
+
+
+def test_one_object_keeps_its_best_mask():
+    whole, shifted, part = block((2, 12), (4, 10)), block((2, 12), (5, 11)), block((2, 6), (4, 10))
+    elsewhere = block((2, 12), (14, 20))
+    found = find([[0.6, 0.0, 0.4], [0.9, 0.0, 0.1], [0.5, 0.0, 0.5], [0.7, 0.0, 0.3]],
+                 [shifted, whole, part, elsewhere])
+    assert [d.query for d in found] == [1, 3]
+
+
+def test_another_class_may_lie_inside():
+    person, phone = block((2, 14), (4, 14)), block((5, 8), (6, 9))
+    assert len(find([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]], [person, phone])) == 2
+    assert len(find([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], [person, phone])) == 1
+
+
+def test_the_same_pixels_are_not_two_classes():
+    assert len(find([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]], [block((2, 12), (4, 10))] * 2)) == 1
+
+
+def test_masks_are_as_the_network_gives_them_where_no_semantic_head_helps():
+    apart = torch.maximum(block((1, 6), (1, 6)), block((11, 13), (19, 21)))
+    over_it = block((3, 9), (3, 12))
+    found = find([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], [apart, over_it])
+    for one, logits in zip(found, (apart, over_it), strict=True):
+        assert np.array_equal(one.mask, (logits[:15, :23] > 0).numpy())
+
+
+def test_masks_boxes_and_areas_are_those_of_the_source():
+    detection, = find([[0.9, 0.0, 0.1]], [block((4, 8), (6, 10))])
+    x, y, w, h = detection.box
+    # 4x4 cells of 4 px, in an image that was halved: 8 source pixels a cell
+    assert (x, y, w, h) == (48, 32, 32, 32)
+    assert detection.runs.sum() == w * h
+    assert detection.area == detection.runs[1::2].sum()
+    assert detection.mask.shape == (15, 23), 'the mask ends where the padding begins'
+
+
+def test_specks_padding_and_low_scores_are_no_detections():
+    assert find([[0.9, 0.0, 0.1]], [block((4, 5), (6, 8))]) == []
+    assert find([[0.9, 0.0, 0.1]], [block((0, 16), (23, 24))]) == []
+    assert find([[0.05, 0.02, 0.93]], [block((4, 8), (6, 10))]) == []
+
+
+def test_a_class_that_is_not_allowed_leaves_the_allowed_ones():
+    probabilities, logits = [[0.6, 0.3, 0.1]], [block((4, 8), (6, 10))]
+    assert find(probabilities, logits)[0].class_id == 0
+    only = find(probabilities, logits, allowed=[False, True])
+    assert only[0].class_id == 1
+    assert only[0].score < 0.3
+    assert find(probabilities, logits, min_score=0.35, allowed=[False, True]) == []
+
+
+def test_only_the_best_candidates_get_a_mask():
+    count = MAX_CANDIDATES + 10
+    probabilities = torch.linspace(0.2, 0.9, count)
+    asked = []
+
+    def masks_of(queries):
+        asked.extend(queries.tolist())
+        return torch.stack([block((4, 8), (6, 10))] * len(queries))
+
+    detect(torch.stack((probabilities, 1 - probabilities), 1), masks_of, torch.ones(count, 8), None, IMAGE, GEOMETRY,
+           0.1, np.ones(1, bool))
+    assert asked == list(range(count - 1, 9, -1))
+
+
+def test_a_gpu_is_waited_for_twice_and_the_answer_is_the_same(monkeypatch):
+    """Fixed numbers of candidates and masks in bits, as on a GPU, on a CPU."""
+    generator = torch.Generator().manual_seed(3)
+    probabilities = (3 * torch.randn(90, 4, generator=generator)).softmax(-1).tolist()
+    logits = [block((r, r + 5), (c, c + 6), 0.5 + k / 9) for k, (r, c) in enumerate(
+        torch.randint(0, 12, (90, 2), generator=generator).tolist())]
+    allowed = [True, True, False]
+    expected = find(probabilities, logits, allowed=allowed)
+    asked = []
+    monkeypatch.setattr(detection, 'by_host', lambda _: False)
+    monkeypatch.setattr(detection, 'to_host', lambda *tensors: asked.append('candidates') or tensors)
+    monkeypatch.setattr(masks, 'to_host', lambda *tensors: asked.append('masks') or tensors)
+    found = find(probabilities, logits, allowed=allowed)
+    assert asked == ['candidates', 'masks'] and len(found) > 5
+    for one, other in zip(found, expected, strict=True):
+        assert (one.query, one.class_id, one.box, one.area) == (other.query, other.class_id, other.box, other.area)
+        for name in ('class_scores', 'mask', 'embedding', 'colours', 'runs'):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert find(probabilities, logits, min_score=1.0) == [] and asked[2:] == ['candidates']
+
+
+@pytest.mark.parametrize('semantic', [None, torch.zeros(21, 2, 3)])
+@pytest.mark.parametrize('broken', ['probabilities', 'masks'])
+def test_numbers_that_are_not_finite_are_said(semantic, broken):
+    probabilities, logits = [[0.9, 0.0, 0.1], [0.3, 0.2, 0.5]], [block((2, 9), (3, 9)), block((2, 9), (13, 20))]
+    assert semantic is not None or len(find(probabilities, logits)) == 2
+    if broken == 'masks':
+        logits[1] = torch.full((16, 24), float('nan'))
+    else:
+        probabilities[1][0] = float('nan')
+    with pytest.raises(FloatingPointError, match='not finite'):
+        find(probabilities, logits, semantic=semantic)
+
+
+def test_objects_are_named_by_the_semantics_inside_their_mask():
+    semantic = torch.zeros(21, 2, 3)
+    semantic[8, :, 0] = 9.0       # cat on the left
+    semantic[12, :, 2] = 9.0      # dog on the right
+    left, right = block((0, 16), (0, 8)), block((0, 16), (16, 24))
+    scores = name_objects(torch.tensor([[0.05, 0.9, 0.05]] * 2), torch.stack([left, right]), semantic)
+    assert scores.shape == (2, 20)
+    assert scores.argmax(1).tolist() == [1 + OBJECT_CHANNELS.index(8), 1 + OBJECT_CHANNELS.index(12)]
+    assert PERSON_CHANNEL not in OBJECT_CHANNELS
+
+
+def test_a_person_that_the_semantics_do_not_see_scores_lower_but_counts():
+    semantic = torch.zeros(21, 2, 3)
+    semantic[PERSON_CHANNEL, :, 0] = 20.0
+    semantic[0, :, 1:] = 20.0
+    logits = torch.stack([block((0, 16), (0, 8), 20.0), block((0, 16), (16, 24), 20.0)])
+    logits[logits < 0] = -20.0
+    scores = name_objects(torch.tensor([[0.9, 0.05, 0.05]] * 2), logits, semantic)
+    assert scores[:, 0].tolist() == pytest.approx([0.9, 0.9 * (1 - PERSON_SEMANTICS)], abs=1e-3)
+    assert scores.argmax(1).tolist() == [0, 0]
+
+
+def test_an_animal_that_the_decoder_calls_a_person_is_named_by_the_semantics():
+    semantic = torch.zeros(21, 2, 3)
+    semantic[12] = 9.0
+    scores = name_objects(torch.tensor([[0.8, 0.1, 0.1]]), block((0, 16), (0, 8))[None], semantic)
+    assert scores[0].argmax() == 1 + OBJECT_CHANNELS.index(12)
+
+
+def test_colours_tell_clothes_apart():
+    image = np.zeros((10, 6, 3), np.uint8)
+    image[:5, :3], image[5:, :3] = (200, 30, 30), (30, 30, 200)      # red shirt, blue trousers
+    image[:5, 3:], image[5:, 3:] = (30, 30, 200), (200, 30, 30)      # the other way round
+    left = np.indices((10, 6))[1] < 3
+    a, b = colour_signature(image, left), colour_signature(image, ~left)
+    assert a @ a == pytest.approx(1, abs=1e-6)
+    assert a @ b < 0.2

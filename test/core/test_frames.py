@@ -1,0 +1,172 @@
+"""Reading frames without ROS: order, loops, limits, sizes, the built-in photographs, and errors of one line."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tar_vis_core.media import photographs
+from tar_vis_core.media.frames import open_frames, play, resize_to_width
+from tar_vis_core.media.photographs import HandHeldCamera, PhotographReader, Scene
+from tar_vis_core.media.readers import SourceError, VideoFileReader
+
+
+def write_images(folder: Path, names: list[str], size: tuple[int, int] = (48, 64)) -> None:
+    for value, name in enumerate(names):
+        cv2.imwrite(str(folder / name), np.full((*size, 3), 10 * (value + 1), np.uint8))
+
+
+def write_video(path: Path, frames: int, fps: float = 12.5, size: tuple[int, int] = (96, 64)) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
+    for index in range(frames):
+        picture = np.zeros((size[1], size[0], 3), np.uint8)
+        picture[..., 2] = 8 * index       # red rises
+        writer.write(picture)
+    writer.release()
+    return path
+
+
+def values(frames) -> list[int]:
+    return [int(frame.image[0, 0, 0]) for frame in frames]
+
+
+def test_folder_is_read_in_natural_order_and_other_files_are_left_alone(tmp_path):
+    write_images(tmp_path, ['frame_2.png', 'frame_10.png', 'frame_1.png'])
+    (tmp_path / 'notes.txt').write_text('not an image')
+    with open_frames(str(tmp_path)) as reader:
+        assert reader.count == 3
+        assert values(play(reader)) == [30, 10, 20]
+
+
+def test_loop_and_limit_and_positions(tmp_path):
+    write_images(tmp_path, ['a.png', 'b.png', 'c.png'])
+    with open_frames(str(tmp_path)) as reader:
+        frames = list(play(reader, loop=True, limit=8))
+        period = 1 / reader.fps
+    assert values(frames) == [10, 20, 30, 10, 20, 30, 10, 20]
+    assert [frame.index for frame in frames] == list(range(8))
+    assert np.allclose([frame.position_s for frame in frames], np.arange(8) * period)
+    assert np.allclose([frame.pass_position_s for frame in frames], (np.arange(8) % 3) * period)
+
+
+def test_limit_beyond_the_end_gives_what_is_there(tmp_path):
+    write_images(tmp_path, ['a.png', 'b.png'])
+    with open_frames(str(tmp_path)) as reader:
+        assert len(list(play(reader, limit=9))) == 2
+
+
+@pytest.mark.parametrize('size', [(48, 64), (63, 127), (200, 90)])
+@pytest.mark.parametrize('width', [32, 64, 250])
+def test_resize_keeps_the_aspect(size, width):
+    image = np.zeros((*size, 3), np.uint8)
+    out = resize_to_width(image, width)
+    assert out.shape[1] == width
+    assert abs(out.shape[0] - width * size[0] / size[1]) <= 0.5
+    assert resize_to_width(image, 0) is image
+
+
+def test_video_gives_every_frame_in_rgb_and_again_after_a_rewind(tmp_path):
+    path = write_video(tmp_path / 'clip.mp4', 20)
+    with open_frames(str(path)) as reader:
+        assert reader.count == 20
+        assert reader.fps == pytest.approx(12.5)
+        first = [frame.image for frame in play(reader)]
+        reader.rewind()
+        second = [frame.image for frame in play(reader)]
+    assert len(first) == len(second) == 20
+    assert all(np.array_equal(a, b) for a, b in zip(first, second))
+    red = [float(image[..., 0].mean()) for image in first]
+    assert np.allclose(red, 8 * np.arange(20), atol=6)
+    assert max(float(image[..., 2].mean()) for image in first) < 10     # blue stays dark: the channels are not swapped
+
+
+@pytest.mark.parametrize('make, expected', [
+    (lambda folder: folder / 'absent.mp4', 'no such file or folder'),
+    (lambda folder: folder, 'no images in'),
+    (lambda folder: write_text(folder / 'notes.mp4'), 'cannot read a frame from'),
+    (lambda folder: cut(write_video(folder / 'cut.mp4', 20)), 'cannot read a frame from'),
+    (lambda folder: write_text(folder / 'broken.png'), 'not an image that OpenCV decodes'),
+    (lambda folder: '/dev/video987', 'there is no camera /dev/video987'),
+    (lambda folder: '987', 'there is no camera /dev/video987'),
+])
+def test_bad_sources_are_one_line_and_the_codecs_are_quiet(tmp_path, capfd, make, expected):
+    with pytest.raises(SourceError, match=expected) as caught, open_frames(str(make(tmp_path))) as reader:
+        list(play(reader))
+    assert '\n' not in str(caught.value)
+    assert capfd.readouterr() == ('', '')
+
+
+def write_text(path: Path) -> Path:
+    path.write_text('neither video nor image')
+    return path
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:400])
+    return path
+
+
+def test_a_missing_camera_names_those_that_exist():
+    with pytest.raises(SourceError) as caught:
+        open_frames('/dev/video987')
+    here = sorted(Path('/dev').glob('video*'))
+    assert all(str(path) in str(caught.value) for path in here)
+    assert here or 'no /dev/video* exists' in str(caught.value)
+
+
+def test_a_file_that_ends_early_gives_the_frames_before(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / 'whole.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10, (64, 48))
+    for picture in np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8):
+        writer.write(picture)
+    writer.release()
+    whole = (tmp_path / 'whole.avi').read_bytes()
+    short = tmp_path / 'short.avi'
+    short.write_bytes(whole[:len(whole) // 2])
+    with VideoFileReader(short) as reader:
+        assert 5 <= len(list(play(reader))) < 30
+
+
+def test_photographs_are_the_same_for_a_seed_and_differ_between_seeds():
+    def some(seed):
+        with PhotographReader(seed=seed) as reader:
+            return [frame.image for frame in play(reader, limit=4)]
+    first, again, other = some(0), some(0), some(1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other))
+
+
+def test_photographs_move_rest_and_change():
+    with PhotographReader() as reader:
+        images = [frame.image[::3, ::3].astype(np.float32) for frame in play(reader)]
+        assert len(images) == reader.count == round(photographs.SECONDS * photographs.FPS) * len(photographs.SCENES)
+        assert 20 <= len(images) / reader.fps <= 28
+    assert {image.shape for image in images} == {(160, 214, 3)}
+    changes = np.array([np.mean((a - b) ** 2) for a, b in pairwise(images)])
+    per = round(photographs.SECONDS * photographs.FPS)
+    for start in range(0, len(images), per):
+        rest = changes[start + 24:start + 38]
+        motion = changes[start + 5:start + 18]
+        assert rest.max() < 10 < motion.mean()      # only the sensor's noise and the light while resting
+    assert changes[2 * per - 1] > 2000              # a cut
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_the_camera_never_looks_past_the_edge(seed):
+    for size in ((512, 512), (300, 451), (400, 600), (500, 741)):
+        camera = HandHeldCamera(Scene('any', share=0.94, aim=(-0.9, 0.9)), seed)
+        for t in np.arange(0, 8, 0.1):
+            matrix = np.vstack([camera.matrix(t, size, (640, 480)), [0, 0, 1]])
+            corners = np.linalg.inv(matrix) @ np.array([[0, 640, 0, 640], [0, 0, 480, 480], [1, 1, 1, 1]])
+            assert corners[:2].min() >= -1e-6
+            assert corners[0].max() <= size[1] + 1e-6
+            assert corners[1].max() <= size[0] + 1e-6
+
+
+def test_without_scikit_image_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(photographs.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(SourceError, match='pip install scikit-image'):
+        open_frames('photographs')

@@ -1,0 +1,371 @@
+"""The paper's studies: each leaves a table and a plot that say what was measured, beside the paper's own values."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import picture
+from tubes import perfect, square, tube, video
+
+from tar_vis_core.benchmark.reference import full_size_masks, unfused_attention
+from tar_vis_core.commands.main import main
+from tar_vis_core.evaluation.tubes import TubePrediction
+from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
+from tar_vis_core.models.video_model import build_model
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+from tar_vis_core.studies.bootstrap import Precision, interval, resamples, spearman, with_interval
+from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
+from tar_vis_core.studies.inputs import add_options, open_videos
+from tar_vis_core.studies.layer_value import Seen, read_out
+from tar_vis_core.studies.layer_value import rows_of as rows_of_worth
+from tar_vis_core.studies.motion import rows_of
+from tar_vis_core.studies.operations import VARIANTS, step
+from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.sampling import mean_rows
+from tar_vis_core.weights.loading import read_tensors, save_weights
+
+SMALL = ['--videos', '2', '--frames', '3', '--size', '64x96', '--device', 'cpu']
+
+
+def crowd_model(seed: int = 0, routing: bool = True):
+    """Fresh weights whose routers choose by what they see."""
+    torch.manual_seed(seed)
+    model = build_model('crowd', routing).eval()
+    if routing:
+        with torch.no_grad():
+            model.decoder.routers.weight2.normal_()
+            model.decoder.routers.bias2.zero_()
+    return model
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('weights') / 'crowd.safetensors'
+    save_weights(crowd_model(), path, {'preset': 'crowd'})
+    return path
+
+
+def study(name: str, out: Path, *words: str) -> list[dict[str, str]]:
+    """The rows of a study's table, after a look at all that it leaves."""
+    assert main(['study', name, '--out', str(out), *SMALL, *words]) == 0
+    text = (out / 'table.md').read_text()
+    assert 'cannot show' in text and 'seed' in text and 'torch' in text
+    assert (out / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    with (out / 'table.csv').open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_spearman_is_of_ranks_with_ties_and_nan_where_nothing_varies():
+    x = np.array([0.1, 5, 3, 100, 20])
+    assert spearman(x, np.exp(x / 50)) == pytest.approx(1) and spearman(x, -x ** 3) == pytest.approx(-1)
+    assert spearman([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)         # 1 - 6 sum d^2 / (n (n^2 - 1))
+    assert spearman([1, 2, 3, 4], [1, 1, 2, 2]) == pytest.approx(4 / math.sqrt(20))
+    assert math.isnan(spearman([1, 2, 3], [5, 5, 5])) and math.isnan(spearman([1], [1]))
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    mean, low, high = with_interval(lambda chosen: float(values[chosen].mean()), len(values), 2000)
+    error = values.std() / math.sqrt(len(values))
+    assert mean == values.mean()
+    assert (mean - low, high - mean) == pytest.approx((1.96 * error, 1.96 * error), rel=0.1)
+    assert interval([1, math.nan, 1]) == (1, 1) and all(map(math.isnan, interval([math.nan])))
+
+
+def test_resamples_are_the_same_for_all_that_is_compared():
+    drawn = resamples(7, 50)
+    assert drawn.shape == (50, 7) and set(drawn.flat) == set(range(7))
+    assert np.array_equal(drawn, resamples(7, 50)) and not np.array_equal(drawn, resamples(7, 50, seed=1))
+
+
+def test_precision_of_chosen_videos_is_that_of_the_metric():
+    records = [video(1, ('cat', tube(3, 5)), ('dog', tube(30, 31))), video(2, ('cat', tube(8, 9), )),
+               video(3, ('dog', tube(1, 2)))]
+    good = perfect(records)
+    predictions = [good[0], TubePrediction(1, 'cat', 0.95, tube(20, 40)), *good[2:]]      # a false one, a missed one
+    precision = Precision(records, predictions)
+    for chosen in ([0, 1, 2], [0], [0, 1], [2, 1]):
+        kept = {records[i].id for i in chosen}
+        expected = evaluate_tubes([records[i] for i in chosen], [p for p in predictions if p.video_id in kept])
+        assert precision(np.array(chosen)) == pytest.approx(expected.mean.ap)
+    assert Precision(records, good)(np.array([1, 1, 0])) == 1
+    empty = video(1, frames=2, size=square(0).shape)
+    assert math.isnan(Precision([empty], [])(np.array([0])))
+
+
+def test_a_report_has_the_paper_beside_ours_and_says_where_it_is_silent(tmp_path):
+    rows = [{'layers': 1, 'AP': 12.345678, 'AP: low': 10.0, 'AP: high': 15.0, 'paper AP': None},
+            {'layers': 9, 'AP': math.nan, 'AP: low': math.nan, 'AP: high': math.nan, 'paper AP': 47.4}]
+    write_report(tmp_path / 'new', 'Title', rows, ['A note.'], lambda axes: axes.plot([1, 9], [1, 2]))
+    with (tmp_path / 'new' / 'table.csv').open() as file:
+        assert list(csv.reader(file)) == [['layers', 'AP', 'AP: low', 'AP: high', 'paper AP'],
+                                          ['1', '12.35', '10.00', '15.00', 'n/a'],
+                                          ['9', 'n/a', 'n/a', 'n/a', '47.40']]
+    text = (tmp_path / 'new' / 'table.md').read_text()
+    assert '| layers | AP | paper AP |' in text and '| 1 | 12.35 (10.00 to 15.00) | n/a |' in text
+    assert '| 9 | n/a | 47.40 |' in text and text.endswith('A note.\n')
+
+
+def test_chosen_layers_are_the_decoder_with_only_these():
+    model = crowd_model()
+    with torch.inference_mode():
+        features = model.encode(model.normalize(torch.rand(1, 3, 64, 96) * 255))
+        for k in (0, 2, 9):
+            fixed = model.decode(features, routing='fixed', fixed_layers=k)
+            chosen = decode_layers(model, features, range(k))
+            assert torch.equal(fixed.queries, chosen.queries) and torch.equal(fixed.logits, chosen.logits)
+            assert fixed.trace.executed == chosen.trace.executed
+        ran = []
+        for i, layer in enumerate(model.decoder.layers):
+            layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+        assert decode_layers(model, features, [0, 7, 8]).trace.executed == (True, *[False] * 6, True, True)
+        assert ran == [0, 7, 8]
+
+
+def test_the_fixed_curve_is_interpolated_in_each_sample():
+    class Point:
+        def __init__(self, k, *ap):
+            self.executed, self.ap = np.full(len(ap), float(k)), np.array(ap, float)
+
+    fixed = [Point(1, 10, 20), Point(3, 30, 20), Point(9, 60, 80)]
+    assert at_same_layers(fixed, np.array([2.0, 6.0])) == pytest.approx([20, 50])
+    assert np.isnan(at_same_layers(fixed, np.array([0.5, 9.5]))).all()
+    assert np.isnan(at_same_layers([], np.array([3.0, 3.0]))).all()
+
+
+def test_several_weights_give_their_mean_and_reach():
+    rows = [{'weights': name, 'decoding': 'TAR', 'AP': ap, 'AP: low': 0.0, 'AP: high': 99.0, 'paper AP': 48.4}
+            for name, ap in (('a', 10.0), ('b', 14.0), ('c', 15.0))]
+    assert mean_rows(rows, ['decoding'], 'weights') == [{
+        'weights': 'mean of 3', 'decoding': 'TAR', 'AP': 13.0, 'AP: low': 10.0, 'AP: high': 15.0,
+        'paper AP': pytest.approx(48.4)}]
+
+
+def test_layers(weights, tmp_path):
+    rows = study('layers', tmp_path, '--weights', str(weights), '--layers', '1', '4', '9', '--pairs', '1+2',
+                 '--skip-bias', '1', '--resamples', '20')
+    by_name = {row['decoding']: row for row in rows}
+    assert list(by_name) == ['first 1', 'first 4', 'first 9', 'TAR', 'TAR, all executed', 'TAR, all skipped',
+                             'TAR, random gates', '1+2', 'TAR, fixed gates 4', 'TAR, bias +1']
+    layers = {name: float(row['layers']) for name, row in by_name.items()}
+    # a video's first frame runs all nine, then only the warm-up layer
+    assert layers['first 1'] == 1 and layers['1+2'] == 3
+    assert layers['TAR, all skipped'] == pytest.approx(11 / 3, abs=0.01)
+    assert layers['TAR, fixed gates 4'] == pytest.approx(17 / 3, abs=0.01)
+    for name in ('all skipped', 'fixed gates 4', 'all executed'):
+        assert by_name[f'TAR, {name}']['AP - fixed gates at same layers'] == '0.00'
+    assert layers['TAR, bias +1'] <= layers['TAR'] < layers['first 9'] == layers['TAR, all executed'] == 9
+    assert (by_name['first 1']['paper ms'], by_name['first 1']['paper AP']) == ('24.20', 'n/a')
+    assert (by_name['first 9']['paper ms'], by_name['1+2']['paper ms']) == ('40.50', 'n/a')
+    assert by_name['TAR, all executed']['AP - all executed'] == '0.00'
+    assert by_name['first 9']['AP - first k at same layers'] == '0.00'
+
+
+def test_layers_needs_no_routers_and_takes_several_weights(weights, tmp_path):
+    bare = tmp_path / 'bare.safetensors'
+    save_weights(crowd_model(1, routing=False), bare, {'preset': 'crowd'})
+    rows = study('layers', tmp_path / 'out', '--weights', str(bare), str(weights), '--layers', '1', '9', '--pairs',
+                 '--skip-bias', '--resamples', '5')
+    assert [row['decoding'] for row in rows if row['weights'].endswith('/bare')] == ['first 1', 'first 9']
+    assert [row['weights'] for row in rows if row['decoding'] == 'TAR'][-1] == 'mean of 1'
+    assert [row['weights'] for row in rows if row['decoding'] == 'first 9'][-1] == 'mean of 2'
+
+
+@pytest.mark.parametrize(('words', 'said'), [
+    (['--layers', '10'], '10 layers asked for'), (['--pairs', '5+5'], '10 layers asked for'),
+    (['--videos', '0'], '--videos is 0'), (['--data', 'nowhere.json'], 'nowhere.json')])
+def test_what_is_wrong_is_one_line(weights, tmp_path, words, said, capsys):
+    assert main(['study', 'layers', '--out', str(tmp_path), *SMALL, '--weights', str(weights), *words]) == 1
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_more_layers_where_more_changes_is_a_positive_coefficient():
+    # within each video layers rise with the difference; the video that differs more runs fewer
+    calm, wild = np.array([[1, 5], [2, 6], [3, 7.0]]), np.array([[100, 1], [200, 2], [300, 3.0]])
+    together, alone, *parts = rows_of([calm, wild], 50)
+    assert together['Spearman'] < 0 < alone['Spearman'] == alone['Spearman: low'] == 1
+    assert together['Spearman: low'] <= together['Spearman'] <= together['Spearman: high'] == 1
+    assert together['paper direction'] == 'positive' and together['count'] == 6 == sum(p['count'] for p in parts)
+    assert together['executed layers'] == 4 and parts[0]['executed layers'] == 5.5
+    steady = np.array([[1, 9], [2, 9.0]])
+    assert all(math.isnan(row['Spearman']) for row in rows_of([steady], 5))
+
+
+def test_motion(weights, tmp_path):
+    rows = study('motion', tmp_path, '--weights', str(weights), '--resamples', '20')
+    assert [row['count'] for row in rows[:2]] == ['4', '4'] and rows[0]['paper Spearman'] == 'n/a'
+    assert 1 <= float(rows[0]['executed layers']) < 9 and float(rows[0]['median MSE']) > 0
+    all_run = study('motion', tmp_path, '--weights', str(weights), '--resamples', '5', '--skip-bias=-1e9')
+    assert all_run[0]['executed layers'] == '9.00' and all_run[0]['Spearman'] == 'n/a'
+
+
+def test_motion_needs_routers(tmp_path, capsys):
+    bare = tmp_path / 'bare.safetensors'
+    save_weights(crowd_model(routing=False), bare, {'preset': 'crowd'})
+    assert main(['study', 'motion', '--out', str(tmp_path), *SMALL, '--weights', str(bare)]) == 1
+    assert 'hold no routers' in capsys.readouterr().err
+
+
+def seen(video, gap, worth, probability):
+    ends = 2.0 + np.cumsum(worth[::-1])[::-1]       # without that layer and those that follow
+    return Seen(video, gap, float(gap), 2.0, ends, 2.0 + np.array(worth), np.array(probability),
+                np.tile([0.0, 0.0, gap], (len(worth), 1)))
+
+
+def test_worth_is_told_apart_by_gap_and_by_layer():
+    frames = [seen(v, gap, [0.1 * gap, -0.1], [0.4 + 0.05 * gap, 0.5]) for v in range(3) for gap in (0, 1, 4)]
+    everything, *gaps, second, third = rows_of_worth(frames, 1, 50)
+    assert [row['without'] for row in gaps] == ['all, gap 0', 'all, gap 1', 'all, gap 4']
+    assert [round(row['worth'], 3) for row in gaps] == [-0.1, 0.0, 0.3]
+    assert everything['frames'] == 9 and everything['Spearman with probability'] == pytest.approx(1)
+    assert everything['Spearman with MSE'] == pytest.approx(1)
+    assert [row['distance of queries'] for row in gaps] == [0, 1, 4]
+    assert (second['without'], third['without']) == ('layer 2', 'layer 3')
+    assert third['worth'] == pytest.approx(-0.1) and third['frames better without, %'] == 100
+    assert second['Spearman with probability'] == pytest.approx(1)
+    assert math.isnan(third['Spearman with probability']), 'what does not vary has no rank'
+
+
+def test_what_follows_a_layer_is_worth_what_ending_before_it_costs():
+    frames = [seen(v, gap, [0.1, 0.2 * gap, -0.1], [0.5, 0.4 + 0.05 * gap, 0.5]) for v in range(3) for gap in (0, 1, 4)]
+    row = next(row for row in rows_of_worth(frames, 1, 50) if row['without'] == 'layers 3 to 4')
+    assert row['worth'] == pytest.approx(0.2 * 5 / 3 - 0.1) and row['Spearman with probability'] == pytest.approx(1)
+
+
+def test_a_read_out_foretells_what_queries_show_on_videos_that_it_has_not_seen_and_nothing_else():
+    rng = np.random.default_rng(0)
+    compared, videos = rng.normal(size=(400, 5)), np.repeat(np.arange(20), 20)
+    shown = compared @ [1, -2, 0, 0, 0.5]
+    assert spearman(read_out(compared, shown, videos), shown) > 0.95
+    hidden = rng.normal(size=400)
+    assert abs(spearman(read_out(compared, hidden, videos), hidden)) < 0.2
+    assert np.isnan(read_out(compared, shown, np.zeros(400))).all()
+
+
+def test_worth(weights, tmp_path):
+    rows = study('worth', tmp_path, '--weights', str(weights), '--resamples', '20', '--gaps', '0', '1')
+    assert [row['without'] for row in rows if 'gap' in row['without']] == ['all, gap 0', 'all, gap 1']
+    assert [row['without'] for row in rows[-8:]] == [f'layer {k}' for k in range(2, 10)]
+    assert float(next(row for row in rows if row['without'] == 'all, gap 0')['MSE']) == 0
+    assert all(0 <= float(row['execute probability']) <= 1 and float(row['loss']) > 0 for row in rows)
+
+
+def test_profile(weights, tmp_path):
+    rows = study('profile', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
+    assert [row['stage'] for row in rows] == ['backbone', 'pixel_decoder', 'decoder', 'tracker', 'all']
+    assert [row['paper percent'] for row in rows] == ['17', '28', '52', '3', '100'] and rows[-1]['paper ms'] == '40.50'
+    for routing in ('full', 'adaptive'):
+        *parts, whole = (float(row[f'{routing} percent']) for row in rows)
+        assert min(parts) > 0 and sum(parts) == pytest.approx(whole, abs=0.05) == 100
+
+
+@pytest.mark.parametrize('routing', ['full', 'adaptive'])
+def test_the_reference_style_gives_the_same_answers_by_other_operations(routing):
+    model = crowd_model()
+    torch.nn.init.normal_(model.decoder.mask_embed.layers[-1].weight)       # masks that differ, with empty ones
+    kernels, einsums = [], []
+    with torch.inference_mode():
+        features = model.encode(model.normalize(torch.from_numpy(picture()).permute(2, 0, 1)[None].float()))
+        previous = model.decode(features).queries.flip(1)
+        ours = model.decode(features, previous, routing)
+        with torch.profiler.profile() as fused:
+            model.decode(features, previous, routing)
+        with full_size_masks(model.decoder), unfused_attention(), torch.profiler.profile() as unfused:
+            theirs = model.decode(features, previous, routing)
+    assert theirs.trace.executed == ours.trace.executed
+    assert (theirs.logits - ours.logits).abs().max() < 1e-3 and (theirs.queries - ours.queries).abs().max() < 1e-3
+    for profiled in (fused, unfused):
+        counts = {event.key: event.count for event in profiled.key_averages()}
+        kernels.append(counts.get('aten::_scaled_dot_product_attention_math', 0))
+        einsums.append(counts.get('aten::einsum', 0))
+    runs = sum(ours.trace.executed)
+    assert kernels[0] == 0 < 2 * runs <= kernels[1] and einsums == [0, runs + 1]
+    assert 'run_layer' not in vars(model.decoder)       # all is as it was
+
+
+def test_each_variant_decodes_as_it_says():
+    segmenter = VideoSegmenter.from_model(crowd_model(), 'cpu', options=SegmenterOptions())
+    for variant in VARIANTS:
+        state = segmenter.new_state()
+        executed = [step(segmenter, variant, picture(k), state).routing.executed_layers for k in range(3)]
+        assert (max(executed[1:]) < 9) == variant.tar and executed[0] == 9
+
+
+def test_operations(weights, tmp_path):
+    rows = study('operations', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
+    assert {row['variant']: row['paper frames/s'] for row in rows} == {
+        'reference style': '24.70', 'fused attention': '27.80', 'small masks': '27.20', 'TAR': '31.70',
+        'fused attention, small masks': 'n/a', 'all': '34.60'}
+    for row in rows:
+        assert float(row['frames/s']) == pytest.approx(1e3 / float(row['frame ms']), rel=0.01)
+        assert float(row['frame ms']) > float(row['decoder ms']) > 0
+
+
+TRAINING = ['--iterations', '2', '--resamples', '5', *(word for change in (
+    'clip=2', 'batch=1', 'processes=1', 'sizes=[[0.0, 64, 96]]', 'loss.points=64') for word in ('--set', change))]
+
+
+def test_synchronizer(weights, tmp_path):
+    words = ['--weights', str(weights), '--seeds', '0', *TRAINING]
+    rows = study('synchronizer', tmp_path, *words)
+    kinds = [(name, router) for name in ('none', 'bipartite', 'attention') for router in ('on', 'off')]
+    assert [(row['variant'], row['router']) for row in rows] == 2 * [('plain', 'off'), *kinds]
+    mean = {(row['variant'], row['router']): row for row in rows[7:]}
+    assert all(float(row['layers']) == 9 for (_, router), row in mean.items() if router == 'off')
+    assert {kind: row['paper frames/s'] for kind, row in mean.items() if row['paper frames/s'] != 'n/a'} == {
+        ('plain', 'off'): '24.70', ('attention', 'on'): '34.60', ('attention', 'off'): '24.20'}
+    base = read_tensors(tmp_path / 'base.safetensors')
+    runs = {path.name: read_tensors(path / 'model.safetensors') for path in tmp_path.glob('*_2_seed0')}
+    assert set(runs) == {f'{name}_2_seed0' for name in ('plain', 'none', 'bipartite', 'attention')}
+    for name, state in runs.items():
+        # the image encoder is that of the base, the decoder has moved, routing is what the variant needs
+        assert all(torch.equal(state[k], base[k].half()) for k in base if k.startswith(('backbone.', 'pixel_decoder.')))
+        assert any(not torch.equal(state[k], base[k].half()) for k in base if k.startswith('decoder.'))
+        parts = {k.split('.')[1] for k in state.keys() - base.keys()}
+        assert parts == {'plain': set(), 'attention': {'routers', 'synchronizer'}}.get(name.split('_')[0], {'routers'})
+    made = (tmp_path / 'none_2_seed0' / 'model.safetensors').stat().st_mtime_ns
+    assert [r | {'frames/s': ''} for r in study('synchronizer', tmp_path, *words)] == [
+        r | {'frames/s': ''} for r in rows]
+    assert (tmp_path / 'none_2_seed0' / 'model.safetensors').stat().st_mtime_ns == made      # not trained again
+
+
+def test_warmup(weights, tmp_path):
+    rows = study('warmup', tmp_path, '--weights', str(weights), '--seeds', '0', '1', '--warmup-layers', '1', '4',
+                 *TRAINING)
+    assert [(row['variant'], row['router']) for row in rows] == 3 * [
+        ('1', 'on'), ('1', 'off'), ('4', 'on'), ('4', 'off')]
+    assert [row['seed'] for row in rows[::4]] == ['0', '1', 'mean of 2']
+    files = [tmp_path / f'{m}_2_seed{seed}' / 'model.safetensors' for m in (1, 4) for seed in (0, 1)]
+    routers = [read_tensors(file)['decoder.routers.weight1'] for file in files]
+    assert not torch.equal(routers[0], routers[1])
+    assert [len(r) for r in routers] == [8, 8, 5, 5]
+    assert float(rows[2]['layers: low']) >= 4
+    assert main(['study', 'warmup', '--out', str(tmp_path), *SMALL, '--weights', str(weights), '--warmup-layers', '9',
+                 '--seeds', '0', *TRAINING]) == 1
+
+
+def test_a_training_that_fails_ends_the_study(weights, tmp_path, capsys):
+    assert main(['study', 'warmup', '--out', str(tmp_path), *SMALL, '--weights', str(weights), '--seeds', '0',
+                 '--set', 'no_such_option=1']) == 1
+    assert 'no_such_option' in capsys.readouterr().err
+    assert main(['study', 'warmup', '--out', str(tmp_path), *SMALL, '--weights', str(weights), '--seeds', '0',
+                 *TRAINING, '--adapter', str(weights)]) == 1
+    assert '--adapter' in capsys.readouterr().err
+
+
+def test_only_the_named_categories_count(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    given = ['--out', str(tmp_path), *SMALL[:6], '--videos', '4']
+    everything = open_videos(parser.parse_args(given))
+    known = sorted({track.category for record in everything for track in record.tracks})
+    some = open_videos(parser.parse_args([*given, '--categories', known[0]]))
+    assert {track.category for record in some for track in record.tracks} == {known[0]} and len(some) == 4
+    with pytest.raises(ValueError, match='no object of category cup'):
+        open_videos(parser.parse_args([*given, '--categories', 'cup']))

@@ -1,0 +1,130 @@
+"""CompressedImage messages become the same RGB as the image that was compressed; damaged ones are refused."""
+
+import struct
+from array import array
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('sensor_msgs.msg')
+from sensor_msgs.msg import CompressedImage
+
+from tar_vis_ros.conversions.images import ImageError, array_to_image, to_rgb
+
+rows, columns = np.mgrid[:48, :65]
+SMOOTH = np.stack([40 + 2 * columns, 200 - 3 * rows, 90 + columns + rows], 2).astype(np.uint8)   # RGB; JPEG keeps it
+GREY = SMOOTH[..., 0]
+REPEATED = np.repeat(GREY[..., None], 3, 2)
+BGR, ALPHA = SMOOTH[..., ::-1], np.full((48, 65, 1), 9, np.uint8)
+
+
+def compressed(pixels: np.ndarray, extension: str, text: str) -> CompressedImage:
+    """``pixels`` as OpenCV stores them: BGR, BGRA or grey."""
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, 98] if extension == '.jpg' else []
+    return CompressedImage(format=text, data=array('B', cv2.imencode(extension, pixels, parameters)[1].tobytes()))
+
+
+def assert_rgb(message: CompressedImage, expected: np.ndarray, tolerance: int) -> None:
+    got = to_rgb(message)
+    assert got.dtype == np.uint8 and got.flags['C_CONTIGUOUS']
+    np.testing.assert_allclose(got.astype(int), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(('pixels', 'text', 'expected'), [
+    (BGR, 'bgr8; jpeg compressed bgr8', SMOOTH),
+    (BGR, 'rgb8; jpeg compressed bgr8', SMOOTH),
+    (BGR, 'yuv422; jpeg compressed bgr8', SMOOTH),
+    (BGR, 'jpeg', SMOOTH),
+    (BGR, 'jpg', SMOOTH),
+    (BGR, '', SMOOTH),
+    (BGR, 'png', SMOOTH),                                  # what is in the message counts
+    (SMOOTH, 'rgb8; jpeg compressed rgb8', SMOOTH),        # stored with red and blue exchanged
+    (GREY, 'mono8; jpeg compressed mono8', REPEATED),
+    (GREY, 'mono16; jpeg compressed mono8', REPEATED),
+    (GREY, 'bayer_rggb8; jpeg compressed mono8', REPEATED),    # image_transport compresses a grey picture of it
+])
+def test_jpeg(pixels, text, expected):
+    assert_rgb(compressed(pixels, '.jpg', text), expected, 6)
+
+
+@pytest.mark.parametrize(('pixels', 'text', 'expected'), [
+    (BGR, 'bgr8; png compressed bgr8', SMOOTH),
+    (BGR, 'png', SMOOTH),
+    (np.concatenate([BGR, ALPHA], 2), 'png', SMOOTH),
+    (np.concatenate([SMOOTH, ALPHA], 2), 'rgba8; png compressed rgb8', SMOOTH),
+    (BGR.astype(np.uint16) * 257, 'bgr16; png compressed bgr16', SMOOTH),
+    (GREY, 'mono8; png compressed ', REPEATED),
+    (GREY.astype(np.uint16) * 257, 'mono16; png compressed ', REPEATED),
+    (GREY.astype(np.uint16) * 257, 'png', REPEATED),
+])
+def test_png_is_exact(pixels, text, expected):
+    assert_rgb(compressed(pixels, '.png', text), expected, 0)
+
+
+@pytest.mark.parametrize('encoding', ['bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg16', 'bayer_grbg16'])
+def test_png_of_a_bayer_mosaic_is_interpolated(encoding):
+    mosaic = GREY if encoding.endswith('8') else GREY.astype(np.uint16) * 257
+    raw = to_rgb(array_to_image(mosaic, encoding))
+    assert_rgb(compressed(mosaic, '.png', f'{encoding}; png compressed '), raw, 0)
+
+
+def test_orientation_tags_are_ignored():
+    """EXIF says 'turn by 90 degrees'; the camera's calibration is of the pixels as they are."""
+    message = compressed(BGR, '.jpg', 'jpeg')
+    turned = struct.pack('>HHHIHHI', 1, 0x0112, 3, 1, 6, 0, 0)   # one tag: orientation, short, 1 value, 6
+    exif = b'Exif\0\0' + b'MM\0*' + struct.pack('>I', 8) + turned
+    segment = b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif
+    data = message.data.tobytes()
+    message.data = array('B', data[:2] + segment + data[2:])
+    assert cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR).shape == (65, 48, 3), 'no such tag'
+    assert_rgb(message, SMOOTH, 6)
+
+
+def test_zeros_behind_a_jpeg_are_no_damage():
+    message = compressed(BGR, '.jpg', 'jpeg')
+    message.data = array('B', message.data.tobytes() + bytes(100))
+    assert_rgb(message, SMOOTH, 6)
+
+
+def cut(data: bytes) -> bytes:
+    return data[:len(data) // 2]
+
+
+def without_end(data: bytes) -> bytes:
+    return data[:-2]
+
+
+def thumbnail_then_cut(data: bytes) -> bytes:
+    """The end marker of a picture within the picture is not its own."""
+    segment = b'\xff\xe1' + struct.pack('>H', len(data) + 2) + data
+    return data[:2] + segment + cut(data[2:])
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xff]) + data[middle + 1:]
+
+
+@pytest.mark.parametrize(('extension', 'damage'), [
+    ('.jpg', cut), ('.jpg', without_end), ('.jpg', thumbnail_then_cut), ('.jpg', lambda data: data[:30]),
+    ('.png', cut), ('.png', flipped), ('.bmp', bytes), ('.tiff', bytes),
+    ('.jpg', lambda data: b''), ('.jpg', lambda data: bytes(500)), ('.png', lambda data: data[:8]),
+])
+def test_what_is_no_whole_jpeg_or_png_is_refused_with_one_line(extension, damage):
+    message = compressed(BGR, extension, 'bgr8; jpeg compressed bgr8')
+    message.data = array('B', damage(message.data.tobytes()))
+    with pytest.raises(ImageError) as error:
+        to_rgb(message)
+    assert error.value.kind == 'data' and '\n' not in str(error.value)
+    for word in (f'{len(message.data)} bytes', "'bgr8; jpeg compressed bgr8'", 'JPEG or PNG'):
+        assert word in str(error.value)
+
+
+def test_a_picture_too_large_to_be_one_is_refused():
+    """A header of 65000x65000 pixels before a few bytes."""
+    data = bytearray(compressed(BGR, '.jpg', 'jpeg').data.tobytes())
+    frame = data.index(b'\xff\xc0')
+    data[frame + 5:frame + 9] = struct.pack('>HH', 65000, 65000)
+    with pytest.raises(ImageError, match='JPEG or PNG'):
+        to_rgb(CompressedImage(format='jpeg', data=array('B', bytes(data))))

@@ -1,0 +1,146 @@
+"""Launch files name what exists, describe their arguments, and stay thin: checked by reading them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+from building import ROOT
+from launch_files import assigned, calls, declared, keywords, overrides, parse, texts
+
+pytest.importorskip('rclpy')
+
+from tar_vis_ros.depth import node as depth_lifter
+from tar_vis_ros.node import parameters
+from tar_vis_ros.replay.command import command_line
+from tar_vis_ros.video_source import OPTIONS
+
+FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
+MAY_IMPORT = {'launch', 'launch_ros', 'lifecycle_msgs', 'tar_vis_ros'}
+FOREIGN = {('rqt_image_view', 'rqt_image_view'), ('rviz2', 'rviz2')}    # only when asked for, as their arguments say
+by_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+
+
+def foreign(call: ast.Call) -> bool:
+    given = keywords(call)
+    return (given['package'].value, given['executable'].value) in FOREIGN
+
+
+def console_scripts() -> dict[str, str]:
+    """Console scripts of setup.py: name to 'module:function'."""
+    return dict(re.findall(r"'([\w-]+) = ([\w.]+:\w+)'", (ROOT / 'setup.py').read_text()))
+
+
+def test_there_are_launch_files():
+    assert {path.name for path in FILES} >= {'camera.launch.py', 'video.launch.py', 'multi_camera.launch.py'}
+
+
+@by_file
+def test_launch_files_are_thin(path):
+    tree = parse(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            assert {module.partition('.')[0] for module in modules} <= MAY_IMPORT
+    assert not calls(tree, 'eval', 'exec', 'compile', '__import__', 'open', 'system', 'ExecuteProcess')
+    assert len(path.read_text().splitlines()) < 120
+
+
+@by_file
+def test_every_argument_is_described_and_has_a_default(path):
+    found = calls(parse(path), 'DeclareLaunchArgument')
+    assert found
+    for call in found:
+        given = keywords(call)
+        assert 'default_value' in given
+        assert len(' '.join(texts(given['description']))) > 10, ast.unparse(call)
+
+
+@by_file
+def test_configurations_that_are_read_are_declared(path):
+    names = {name for call in calls(parse(path), 'LaunchConfiguration') for name in texts(call)}
+    assert names - declared(path) == set()
+
+
+@by_file
+def test_executables_are_installed_and_lead_to_a_main(path):
+    programs = re.search(r'install\(PROGRAMS (.*?) DESTINATION lib/', (ROOT / 'CMakeLists.txt').read_text())
+    installed = {Path(program).name for program in programs[1].split()}
+    for call in calls(parse(path), 'Node', 'LifecycleNode'):
+        given = keywords(call)
+        package, executable = given['package'].value, given['executable'].value
+        if foreign(call):
+            assert 'condition' in given, 'what may not be installed is started only when asked for'
+            continue
+        assert package == ElementTree.parse(ROOT / 'package.xml').findtext('name')
+        assert executable in installed
+        module, = re.findall(r'^from ([\w.]+) import main$', (ROOT / 'scripts' / executable).read_text(), re.MULTILINE)
+        assert f'{module}:main' == console_scripts()[executable.replace('_', '-')]
+
+
+def test_console_scripts_lead_to_functions():
+    assert set(console_scripts()) == {'tar-vis', 'tar-vis-node', 'tar-vis-video', 'tar-vis-demo', 'tar-vis-depth',
+                                      'tar-vis-follow', 'tar-vis-bag', 'tar-vis-replay'}
+    for target in console_scripts().values():
+        module, _, function = target.partition(':')
+        source = ROOT / Path(*module.split('.')).with_suffix('.py')
+        assert function in {node.name for node in parse(source).body if isinstance(node, ast.FunctionDef)}
+
+
+@by_file
+def test_files_that_are_named_exist(path):
+    tree = parse(path)
+    for call in calls(tree, 'config_file'):
+        for name in texts(call):
+            assert (ROOT / 'config' / name).is_file()
+    for call in calls(tree, 'IncludeLaunchDescription'):
+        for name in texts(call):
+            assert (ROOT / 'launch' / name).is_file()
+
+
+@by_file
+def test_remapped_topics_are_those_of_the_programs(path):
+    tree = parse(path)
+    topics = {text for program in (ROOT / 'tar_vis_ros').rglob('*.py')
+              for made in calls(parse(program), 'create_subscription', 'create_publisher') for text in texts(made)}
+    for call in calls(tree, 'Node', 'LifecycleNode'):
+        for pair in [] if foreign(call) else getattr(keywords(call).get('remappings'), 'elts', []):
+            pair = assigned(tree, pair.id) if isinstance(pair, ast.Name) else pair
+            assert pair.elts[0].value in topics
+
+
+@by_file
+def test_parameters_that_are_set_exist(path):
+    tree = parse(path)
+    known = {'tar_vis_node': set(parameters.FIELDS), 'tar_vis_video': {option.name for option in OPTIONS},
+             'tar_vis_depth': {option.name for option in depth_lifter.OPTIONS}}
+    assert set(overrides(tree)) <= known['tar_vis_node']
+    for call in calls(tree, 'Node', 'LifecycleNode'):
+        given = keywords(call)
+        for entry in getattr(given.get('parameters'), 'elts', []):
+            if isinstance(entry, ast.Dict):
+                assert {key.value for key in entry.keys} <= known[given['executable'].value]
+
+
+def test_options_of_the_replay_are_those_of_its_command():
+    source = (ROOT / 'launch' / 'replay.launch.py').read_text()
+    tree, known = ast.parse(source), command_line()._option_string_actions
+    assert {f'--{name}' for name in ast.literal_eval(assigned(tree, 'OPTIONS'))} <= set(known)
+    for call in calls(tree, 'Node'):
+        words = [word for word in texts(keywords(call)['arguments']) if word.startswith('--')]
+        assert words and set(words) <= set(known)
+    choices = {call.args[0].value: texts(keywords(call)['choices']) for call in calls(tree, 'DeclareLaunchArgument')
+               if 'choices' in keywords(call)}
+    assert choices == {'mode': list(known['--mode'].choices)}
+
+
+def test_parameter_file_shows_every_parameter_with_its_default():
+    shown = yaml.safe_load((ROOT / 'config/tar_vis.yaml').read_text())['/**']['ros__parameters']
+    defaults = {name: field.default for name, field in parameters.FIELDS.items()
+                if not parameters.specification(name).read_only}
+    assert {name: parameters.check(name, value) for name, value in shown.items()} == defaults
+    assert list(shown) == list(defaults), 'in the order of the table'

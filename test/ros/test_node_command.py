@@ -1,0 +1,130 @@
+"""The command tar-vis-node: its help, its start with right and wrong arguments, and its end by a signal."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip('rclpy')
+pytest.importorskip('tar_vis_core.segmenter')
+from node_process import PATIENCE_S, Client, NodeProcess, nano_weights, picture, wait_until
+
+from tar_vis_ros.node.parameters import FIELDS
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-m', 'tar_vis_ros.node', *arguments], env=dict(os.environ), text=True,
+                          capture_output=True, timeout=PATIENCE_S, check=False)
+
+
+def test_help_tells_topics_services_and_parameters():
+    done = run('--help')
+    assert done.returncode == 0 and not done.stderr
+    for word in ('image', '~/instances', '~/skip_diagnostics', '~/label_image', '~/overlay', '/diagnostics', '~/reset',
+                 *FIELDS):
+        assert word in done.stdout
+
+
+def test_unknown_arguments_end_it_with_usage():
+    done = run('--bogus')
+    assert done.returncode == 2 and '--bogus' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('text', ['/**:\n  ros__parameters:\n    routing: [', None, 'score_threshold: 0.3'])
+def test_a_parameter_file_that_is_none_ends_it_with_one_line(tmp_path, text):
+    path = tmp_path / 'parameters.yaml'
+    if text is not None:
+        path.write_text(text)
+    done = run('--ros-args', '--params-file', str(path))
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith('tar-vis-node: ')]
+    assert len(lines) == 1 and str(path) in lines[0]
+
+
+MISTAKES = """/**:
+  ros__parameters:
+    score_threshold: .nan
+    max_instances: many
+    routing: adaptve
+    reset_gap_s: -1
+    fixed_layers: 2.0
+    skip_bias: 1
+    class_filter: []
+    score_treshold: 0.3
+"""
+
+
+def test_wrong_values_in_yaml_are_told_one_by_one_and_can_be_put_right(tmp_path):
+    path = tmp_path / 'mistakes.yaml'
+    path.write_text(MISTAKES)
+    process = NodeProcess(tmp_path, 'misled_node', '--params-file', str(path), weights=nano_weights(tmp_path) or "''",
+                          device='cpu', input_short_side=64, threads=1)
+    client = Client(process)
+    try:
+        assert client.state == 'unconfigured'
+        wrong = {'score_threshold': 'nan', 'max_instances': "'many'", 'routing': "'adaptve'", 'reset_gap_s': '-1',
+                 'fixed_layers': '2.0'}
+        for name, value in wrong.items():
+            assert f"parameter '{name}' is {value}" in process.wait_for_line(f"parameter '{name}'")
+        assert len(process.lines('[ERROR]')) == len(wrong)
+        assert all('expected' in line for line in process.lines('[ERROR]'))
+        assert "did you mean 'score_threshold'" in process.lines('[WARN]')[0] and len(process.lines('[WARN]')) == 1
+        assert not client.transition('configure')
+        refusal = process.lines('cannot configure')
+        assert len(refusal) == 1 and all(name in refusal[0] for name in wrong)
+        assert client.set(score_threshold=0.5, max_instances=4, routing='full', reset_gap_s=2.0) == ''
+        assert not client.transition('configure'), 'one mistake is left'
+        assert client.set(fixed_layers=2) == ''
+        assert client.transition('configure'), process.output
+        assert client.transition('inactive_shutdown')
+        assert client.state == 'finalized'
+        assert 'Traceback' not in process.output
+    finally:
+        client.close()
+        assert process.end() == 0
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_active_node_quietly(tmp_path, number):
+    process = NodeProcess(tmp_path, f'node_until_{number.name.lower()}', weights=nano_weights(tmp_path) or "''",
+                          input_short_side=64, threads=1, autostart='true')
+    client = Client(process)
+    try:
+        client.ask(client.image(picture()))
+        for _ in range(5):
+            client.send(client.image(picture()))    # it ends at work
+        assert process.end(number) == 0
+    finally:
+        client.close()
+        process.end()
+    assert 'Traceback' not in process.output
+    assert not process.lines('[ERROR]') and not process.lines('rror')
+
+
+def test_an_interrupt_while_the_model_is_loaded_ends_it_quietly(tmp_path):
+    process = NodeProcess(tmp_path, 'interrupted_node', weights=nano_weights(tmp_path) or "''", autostart='true')
+    wait_until(lambda: 'libtorch' in process.mapped_files, 'torch in the node', process)
+    assert process.end(signal.SIGINT) == 0
+    assert not process.output
+
+
+def test_an_interrupt_that_went_through_exec_is_no_failure():
+    code = ('import sys; from tar_vis_ros import node; node._run = lambda arguments: exec("raise KeyboardInterrupt"); '
+            'sys.exit(node.main([]))')
+    assert subprocess.run([sys.executable, '-c', code], env=dict(os.environ), check=False).returncode == 0
+
+
+def test_autostart_that_fails_leaves_the_node_up(tmp_path):
+    process = NodeProcess(tmp_path, 'unlucky_node', weights='/no/such/file', autostart='true', input_short_side=64,
+                          threads=1)
+    client = Client(process)
+    try:
+        process.wait_for_line('cannot configure')
+        assert client.state == 'unconfigured'
+        assert client.set(weights=nano_weights(tmp_path)) == ''
+        assert client.transition('configure')
+    finally:
+        client.close()
+        assert process.end() == 0
