@@ -1,5 +1,10 @@
 """Errors that a user can act on: each message says what was wrong, what was expected and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class TarVisError(Exception):
     """Base of this package's own errors; the message is one line fit for a terminal or a log."""
@@ -22,3 +27,15 @@ class NotFiniteError(TarVisError, FloatingPointError):
 
 class DataError(TarVisError):
     """A data set is missing, incomplete or malformed."""
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """Return the words that ask for the nearest of the known names, or nothing if none is near."""
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f' (did you mean {found[0]!r}?)' if found else ''
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
+    """Return the message for a name that is none of ``known``, with the nearest of them."""
+    known = list(known)
+    return f'unknown {what} {name!r}{near(name, known)}; expected one of {", ".join(known)}'

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,16 @@ import torch
 
 from tar_vis_core.detection import Detection, detect
 from tar_vis_core.encoder_reuse import EncodedFrame
-from tar_vis_core.errors import NotFiniteError
+from tar_vis_core.errors import NotFiniteError, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.models.cuda_graphs import lies_still
-from tar_vis_core.models.masked_decoder import ROUTINGS
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import PRESETS, TRACKERS
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 from tar_vis_core.preprocess import check_image, mask_geometry, network_input, small_grey
 from tar_vis_core.runtime.allocator import keep_freed_memory
-from tar_vis_core.runtime.device import StageClock, compute_context, pick_device, pick_precision, unknown_name
+from tar_vis_core.runtime.device import StageClock, compute_context, pick_device, pick_precision
 from tar_vis_core.state import TemporalState
 from tar_vis_core.tracking.memory_bank import MemoryBankTracker
 from tar_vis_core.tracking.tracker import MatchingTracker, Tracked, Tracker, masks_of
@@ -29,59 +28,10 @@ from tar_vis_core.weights.manifest import packaged_weights
 
 # A track goes on down to this part of the score threshold; a new one needs all of it.
 CONTINUE_SHARE = 0.5
+THREADS = Option(0, 'CPU threads of the whole process; 0: as many as torch takes', low=0, high=1024)
+STAMP = Option(0.0, 'seconds')
 
 __all__ = ['SegmenterOptions', 'TemporalState', 'VideoSegmenter']
-
-
-@dataclass(frozen=True)
-class SegmenterOptions:
-    """What may change between frames. Raises ValueError that says which value is wrong and what is expected."""
-
-    # 'adaptive' (TAR), 'full' (all layers), 'fixed' (the first few); 'auto' is adaptive where there are routers, else
-    # full
-    routing: str = 'auto'
-    fixed_layers: int = 3               # layers that 'fixed' executes, from 1
-    score_threshold: float = 0.6        # 0..1: a new track needs this score, a known one half of it
-    max_instances: int = 20             # reported per frame at most, from 1
-    class_filter: tuple[str, ...] = ()  # report these classes only; empty: all
-    input_short_side: int = 0           # pixels of the network input's shorter edge, 32..1333; 0: the preset's
-    skip_bias: float = 0.0              # added to the routers' skip score: above 0 skips more, below 0 less
-    refresh_frames: int = 10            # with 'adaptive', a plain pass of all layers so often; 0: first frame only
-    # grey levels 0..255: a frame that differs by less from the last encoded one, in its cell of greatest change, takes
-    # over that frame's features, and its masks lag by as much (``encoder_reuse``); 0: every frame is encoded
-    encoder_reuse: float = 0.0
-    reset_gap_s: float = 2.0            # a longer gap between stamps resets the state; 0: never
-    grace_frames: int = 15              # frames that a track may be out of sight and still keep its id, from 0
-
-    def __post_init__(self) -> None:
-        if self.routing not in ('auto', *ROUTINGS):
-            raise ValueError(unknown_name('routing', self.routing, ('auto', *ROUTINGS)))
-        _whole('fixed_layers', self.fixed_layers, 1)
-        _number('score_threshold', self.score_threshold, 0, 1)
-        _whole('max_instances', self.max_instances, 1)
-        if isinstance(self.class_filter, str) or not all(isinstance(name, str) for name in self.class_filter):
-            raise ValueError(f'class_filter is {self.class_filter!r}, expected a sequence of class names')
-        object.__setattr__(self, 'class_filter', tuple(self.class_filter))
-        if self.input_short_side != 0:
-            _whole('input_short_side', self.input_short_side, 32, 1333, ' (0 for the preset\'s)')
-        _number('skip_bias', self.skip_bias, -math.inf, math.inf)
-        _whole('refresh_frames', self.refresh_frames, 0)
-        _number('encoder_reuse', self.encoder_reuse, 0, 255, ' (0 for off)')
-        _number('reset_gap_s', self.reset_gap_s, 0, math.inf, ' (0 for never)')
-        _whole('grace_frames', self.grace_frames, 0)
-
-
-def _number(name: str, value: float, low: float, high: float, hint: str = '') -> None:
-    numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not numeric or not math.isfinite(value) or not low <= value <= high:
-        limits = [text for text, bound in ((f'>= {low}', low), (f'<= {high}', high)) if math.isfinite(bound)]
-        raise ValueError(f'{name} is {value!r}, expected a number {" and ".join(limits) or "that is finite"}{hint}')
-
-
-def _whole(name: str, value: int, low: int, high: float = math.inf, hint: str = '') -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
-        limit = f'>= {low}' + (f' and <= {high}' if math.isfinite(high) else '')
-        raise ValueError(f'{name} is {value!r}, expected a whole number {limit}{hint}')
 
 
 class VideoSegmenter:
@@ -103,7 +53,7 @@ class VideoSegmenter:
         if preset not in PRESETS:
             raise ValueError(unknown_name('preset', preset, PRESETS))
         place, dtype = pick_device(device), pick_precision(precision)
-        _whole('threads', threads, 0)
+        THREADS.check('threads', threads)
         if threads:
             torch.set_num_threads(threads)
         model = load_model(preset, packaged_weights(preset) if weights is None else weights, adapter)
@@ -138,8 +88,6 @@ class VideoSegmenter:
         if options.routing == 'adaptive' and not self.model.config.routing:
             raise ValueError("routing is 'adaptive', but these weights hold no routers; expected 'auto', 'full' or "
                              "'fixed', or an adapter")
-        if options.routing == 'fixed':
-            _whole('fixed_layers', options.fixed_layers, 1, self.num_layers)
         for name in options.class_filter:
             if name not in self.class_names:
                 raise ValueError('class_filter: ' + unknown_name('class', name, self.class_names))
@@ -164,8 +112,9 @@ class VideoSegmenter:
         options = self._options
         try:
             for reuse in {0.0, options.encoder_reuse}:
-                # all layers run and all routers are asked, whatever they say
-                self._options, state = replace(options, skip_bias=-1e9, encoder_reuse=reuse), self.new_state()
+                # with this bias all layers run although all routers are asked
+                self._options = replace(options, skip_bias=OPTIONS['skip_bias'].low, encoder_reuse=reuse)
+                state = self.new_state()
                 for _ in range(2):
                     self.step(image, state)
         finally:
@@ -180,7 +129,7 @@ class VideoSegmenter:
         """
         image = check_image(image)
         if stamp_s is not None:
-            _number('stamp_s', stamp_s, -math.inf, math.inf)
+            STAMP.check('stamp_s', stamp_s)
         options, size = self._options, image.shape[:2]
         clock = StageClock(self.device)
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s)

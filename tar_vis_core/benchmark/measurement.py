@@ -39,7 +39,7 @@ from tar_vis_core.benchmark.cost import memory, parameters_by_part
 from tar_vis_core.benchmark.machine import machine, power_draw
 from tar_vis_core.benchmark.reference import reference_style
 from tar_vis_core.benchmark.report import MARKDOWN_HEAD, TIMED, markdown_rows, plot, print_figures
-from tar_vis_core.commands.main import add_model_options
+from tar_vis_core.commands.options import add_model_options
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.models.packed import inference_form

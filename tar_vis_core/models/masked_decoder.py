@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.layers import MLP, DecoderLayer, bilinear, sine_encoding
-from tar_vis_core.models.presets import FORMS
+from tar_vis_core.models.presets import FORMS, ROUTINGS
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, into_slots, straight_through
-
-ROUTINGS = ('adaptive', 'full', 'fixed')
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 
+from tar_vis_core.errors import unknown_name
 from tar_vis_core.models.class_sets import CLASS_SETS
 
 # How a stream's objects keep their identity, the choices of the segmenter's ``tracker``:
@@ -13,6 +13,9 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 #   referring    the referring tracker network (DVIS++)
 #   memory_bank  detections against remembered embeddings (CTVIS)
 TRACKERS = ('motion', 'matching', 'referring', 'memory_bank')
+
+# How a decoder decides which layers run: by its routers (TAR), all of them, or the first few.
+ROUTINGS = ('adaptive', 'full', 'fixed')
 
 # Forms of TAR that a preset's name may change, the default first. docs/research/routing.md says how they fared.
 FORMS = {
@@ -98,9 +101,7 @@ def find_preset(name: str) -> ModelConfig:
     """
     name, _, changes = name.partition(':')
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f' (did you mean {near[0]!r}?)' if near else ''
-        raise ValueError(f'unknown preset {name!r}{hint}; expected one of {", ".join(PRESETS)}')
+        raise ValueError(unknown_name('preset', name, PRESETS))
     config = PRESETS[name]
     for change in filter(None, changes.split(',')):
         key, _, value = change.partition('=')

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tar_vis_core.errors import DeviceError
+from tar_vis_core.errors import DeviceError, unknown_name
 
 PRECISIONS = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
-
-
-def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
-    """The message for a name that is none of ``known``, with the nearest of them."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f' (did you mean {near[0]!r}?)' if near else ''
-    return f'unknown {what} {name!r}{hint}; expected one of {", ".join(known)}'
 
 
 def available_devices() -> list[str]:

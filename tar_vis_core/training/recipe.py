@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import TarVisError, near
 from tar_vis_core.models.presets import find_preset
 from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.training.losses import LossWeights
@@ -120,8 +119,7 @@ def _checked(values: dict, defaults: Recipe | LossWeights, where: str) -> dict:
     known, checked = {f.name: getattr(defaults, f.name) for f in fields(defaults)}, {}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise RecipeError(f'{where}: unknown option {key!r}' + (f', did you mean {near[0]!r}?' if near else ''))
+            raise RecipeError(f'{where}: unknown option {key!r}{near(key, known)}')
         kind = type(known[key])
         try:
             checked[key] = float(value) if kind is float else value     # YAML reads 5e-4 as text

@@ -5,14 +5,13 @@ Some come with the package. The others are official files that the user fetches 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tar_vis_core.errors import WeightsError
+from tar_vis_core.errors import WeightsError, near
 from tar_vis_core.models.presets import find_preset
 
 FOLDER = Path(__file__).parent
@@ -61,9 +60,7 @@ def find_weights(name: str) -> KnownWeights:
     """The manifest's entry of that name; :class:`WeightsError` with the nearest name otherwise."""
     known = {entry.name: entry for entry in manifest()}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f' (did you mean {near[0]!r}?)' if near else ''
-        raise WeightsError(f"no weights are known as {name!r}{hint}; 'tar-vis weights list' names all")
+        raise WeightsError(f"no weights are known as {name!r}{near(name, known)}; 'tar-vis weights list' names all")
     return known[name]
 
 

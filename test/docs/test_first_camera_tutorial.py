@@ -16,7 +16,7 @@ from building import ROOT, BuiltProcess
 from launch_files import declared
 from node_process import NodeProcess, nano_weights, wait_until
 
-from tar_vis_core.commands.main import parser
+from tar_vis_core.commands.run import parser
 from tar_vis_ros.process.children import Child
 from tar_vis_ros.video_source import command_line
 
@@ -53,7 +53,7 @@ def test_the_script_that_looks_prints_instances_and_diagnostics_and_saves_the_ov
 
 def test_commands_take_the_options_that_are_printed():
     (run,), video = commands('tar-vis run'), commands('tar-vis-video')
-    assert parser().parse_args(['run', *run]).frames == 60
+    assert parser().parse_args(run).frames == 60
     assert [command_line(words)['loop'] for words in video] == [True]
     launches = commands('ros2 launch tar_vis_ros')
     assert len(launches) == 4

@@ -1,0 +1,37 @@
+"""Flags that several commands share: which model, and the options of the segmenter."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from tar_vis_core.models.presets import PRESETS, TRACKERS
+from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose a model and how it runs; the words are those of the node's parameters."""
+    parser.add_argument('--preset', default='nano', help=f'{", ".join(PRESETS)} (default: nano)')
+    parser.add_argument('--weights', type=Path, help="safetensors file (default: the preset's packaged weights)")
+    parser.add_argument('--adapter', type=Path, help='safetensors file with TAR for weights without it')
+    parser.add_argument('--tracker', default='auto', help=f"auto (the model's own), {', '.join(TRACKERS)}")
+    parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
+    parser.add_argument('--precision', default='float32', help='float32, float16 or bfloat16')
+    parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: torch's own)")
+
+
+def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option] = OPTIONS) -> None:
+    """Add a flag for each option; what is not given stays None."""
+    for name, option in options.items():
+        many = isinstance(option.default, tuple)
+        default = '' if many or option.default == '' else f' (default: {option.default})'
+        words = f'{option.description}; {option.expected}{default}'
+        parser.add_argument('--' + name.replace('_', '-'), help=words.replace('%', '%%'),
+                            metavar='NAME' if many else type(option.default).__name__.upper(),
+                            **(dict(nargs='*') if many else dict(type=type(option.default))))
+
+
+def segmenter_options(args: argparse.Namespace) -> SegmenterOptions:
+    """Return the options that :func:`add_flags` read. Raise ValueError for a value that is not allowed."""
+    return SegmenterOptions(**{name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None})

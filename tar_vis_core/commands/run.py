@@ -1,0 +1,62 @@
+"""A video, a folder or a camera through the segmenter; an overlay video and a line of JSON a frame."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tar_vis_core.commands.options import add_flags, add_model_options, segmenter_options
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.media.frames import open_frames, play
+from tar_vis_core.media.overlay import Trails, draw_overlay
+from tar_vis_core.media.recording import OverlayVideo, result_line
+from tar_vis_core.segmenter import VideoSegmenter
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(prog='tar-vis run', description=__doc__)
+    made.add_argument('source', help="video file, folder of images, camera (0), or 'photographs'")
+    made.add_argument('--out', type=Path, default=Path('results'), help='folder for the results (default: results)')
+    made.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
+    add_model_options(made.add_argument_group('model'))
+    add_flags(made.add_argument_group('segmenter'))
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Segment a source of frames, and write the results to a folder."""
+    args = parser().parse_args(argv)
+    segmenter = VideoSegmenter(args.preset, args.weights, args.device, args.precision, segmenter_options(args),
+                               args.threads, args.tracker, args.adapter)
+    state, tracks, executed, spent = segmenter.new_state(), set(), [], []
+    trails = Trails()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open_frames(args.source) as reader, (args.out / 'instances.jsonl').open('w') as lines:
+        video = OverlayVideo(args.out / 'overlay.mp4')
+        try:
+            for frame in tqdm(play(reader, limit=args.frames), total=args.frames or reader.count, unit='frame'):
+                began = time.perf_counter()
+                result = segmenter.step(frame.image, state, frame.position_s)
+                spent.append(time.perf_counter() - began)
+                executed.append(result.routing.executed_layers)
+                tracks.update((result.track_epoch, i.track_id) for i in result.instances)
+                lines.write(json.dumps({'position_s': round(frame.position_s, 6), **result_line(result)}) + '\n')
+                video.add(frame.position_s, draw_overlay(frame.image, result.instances,
+                                                           trails=trails.follow(result)))
+        except KeyboardInterrupt:
+            print('interrupted; what was done so far is kept', file=sys.stderr)
+        finally:
+            video.close()
+    if not spent:
+        raise TarVisError(f'{args.source}: no frame was read')
+    print(f'{len(spent)} frames, {len(tracks)} tracks, {np.mean(executed):.2f} of {segmenter.num_layers} layers, '
+          f'{1e3 * np.median(spent):.0f} ms a frame (median)\n{video.path}\n{args.out / "instances.jsonl"}')
+    return 0
