@@ -62,7 +62,7 @@ $(REQUIRED_TEST): $(REQUIRED) requirements-test.txt
 	$(STEP) 'installing test requirements' $(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements-test.txt
 	@touch $@
 
-$(BUILT): $(REQUIRED) $(wildcard msg/*.msg tar_vis_core/runtime/kernels/*.cpp tar_vis_core/runtime/kernels/*.h) CMakeLists.txt setup.py package.xml
+$(BUILT): $(REQUIRED) $(wildcard msg/*.msg tar_vis_core/runtime/kernels/*.cpp tar_vis_core/runtime/kernels/*.h) CMakeLists.txt setup.py pyproject.toml package.xml
 	@sh scripts/check_system.sh $(PYTHON)
 	$(STEP) 'building messages and kernels (half a minute)' \
 		$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .

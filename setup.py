@@ -1,4 +1,4 @@
-"""Install the Python packages together with the compiled ROS messages.
+"""Build the ROS messages and the kernels for pip. What the package is and needs stands in pyproject.toml.
 
 With apt ROS use colcon (package.xml, CMakeLists.txt). With ROS wheels from PyPI
 `pip install --no-build-isolation .` runs the same CMakeLists.txt and puts what it
@@ -107,41 +107,11 @@ class PlatformDistribution(Distribution):
 
 
 setup(
-    name='tar-vis-ros',
-    version=ElementTree.parse(HERE / 'package.xml').findtext('version'),
-    description='Video instance segmentation with temporal-aware query routing, and its ROS 2 node',
-    license='Apache-2.0',
-    license_files=['LICENSE'],
+    version=ElementTree.parse(HERE / 'package.xml').findtext('version'),   # one place for pip and ROS
     packages=find_packages(include=['tar_vis_core*', 'tar_vis_ros*'], exclude=['tar_vis_ros.msg*']),
     package_data={'': [f'{folder}*.{kind}' for folder in ('', 'files/', 'recipes/') for kind in DATA_KINDS]},
     data_files=[],
     cmdclass={'build_py': BuildModules, 'build_ext': BuildInterfaces},
     distclass=PlatformDistribution,
-    ext_modules=[],
-    python_requires='>=3.10',
-    # The library alone; rclpy and the message packages come from apt ROS or from requirements-ros.txt.
-    install_requires=[
-        'torch>=2.4',
-        'numpy>=1.26',
-        'scipy>=1.11',
-        'opencv-python-headless>=4.8',
-        'safetensors>=0.4',
-        'pycocotools>=2.0.7',
-        'rosbags>=0.10',
-        'matplotlib>=3.7',
-        'tqdm>=4.64',
-        'PyYAML>=6.0',
-    ],
-    extras_require={'demo': ['scikit-image>=0.22'], 'test': ['pytest>=8']},
-    entry_points={'console_scripts': [
-        'tar-vis = tar_vis_core.commands.main:main',
-        'tar-vis-node = tar_vis_ros.node.__main__:main',
-        'tar-vis-video = tar_vis_ros.video_source:main',
-        'tar-vis-demo = tar_vis_ros.demo.command:main',
-        'tar-vis-bag = tar_vis_ros.bags.command:main',
-        'tar-vis-replay = tar_vis_ros.replay.command:main',
-        'tar-vis-depth = tar_vis_ros.depth.node:main',
-        'tar-vis-follow = tar_vis_ros.examples.follow_person:main',
-    ]},
     zip_safe=False,
 )

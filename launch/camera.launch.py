@@ -41,7 +41,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if topics := _topics(context):
         parameters['image_topics'] = topics
     node = LifecycleNode(
-        package='tar_vis_ros', executable='tar_vis_node', name=LaunchConfiguration('name'), namespace=NAMESPACE,
+        package='tar_vis_ros', executable='tar-vis-node', name=LaunchConfiguration('name'), namespace=NAMESPACE,
         output='screen', emulate_tty=True, remappings=[IMAGE],
         parameters=[LaunchConfiguration('params_file'), parameters])
 
@@ -65,7 +65,7 @@ def _camera(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if not LaunchConfiguration('camera').perform(context):
         return []
     return [Node(
-        package='tar_vis_ros', executable='tar_vis_video', name='tar_vis_video', namespace=NAMESPACE, output='screen',
+        package='tar_vis_ros', executable='tar-vis-video', name='tar_vis_video', namespace=NAMESPACE, output='screen',
         emulate_tty=True, remappings=[IMAGE],
         parameters=[{'source': ParameterValue(LaunchConfiguration('camera'), value_type=str)}])]
 

@@ -25,7 +25,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('images_kept', default_value='30', description=(
             'depth images that wait for their masks: more for a slow model and a fast camera')),
         *(SetEnvironmentVariable(name, value) for name, value in profile_environment().items()),
-        Node(package='tar_vis_ros', executable='tar_vis_depth', name='depth_lifter',
+        Node(package='tar_vis_ros', executable='tar-vis-depth', name='depth_lifter',
              namespace=LaunchConfiguration('namespace'), output='screen', emulate_tty=True,
              remappings=[('depth', LaunchConfiguration('depth_topic')),
                          ('camera_info', LaunchConfiguration('camera_info_topic'))],

@@ -21,7 +21,7 @@ def _sources(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         raise ValueError(f'{len(sources)} sources for {len(topics)} image_topics: expected a topic for each source')
     pairs = [(source.strip(), topic.strip()) for source, topic in zip(sources, topics) if source.strip()]
     return [Node(
-        package='tar_vis_ros', executable='tar_vis_video', name=f'tar_vis_video_{number}',
+        package='tar_vis_ros', executable='tar-vis-video', name=f'tar_vis_video_{number}',
         namespace=LaunchConfiguration('namespace'), output='screen', emulate_tty=True, remappings=[('image', topic)],
         parameters=[{
             'source': ParameterValue(source, value_type=str),

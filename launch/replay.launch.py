@@ -30,7 +30,7 @@ def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if not given['node']:
         words += ['--params-file', LaunchConfiguration('params_file')]
     replay = Node(
-        package='tar_vis_ros', executable='tar_vis_replay', output='screen', emulate_tty=True,
+        package='tar_vis_ros', executable='tar-vis-replay', output='screen', emulate_tty=True,
         arguments=[LaunchConfiguration('bag'), '--mode', LaunchConfiguration('mode'), '--rate',
                    LaunchConfiguration('rate'), '--out', LaunchConfiguration('out'), *words])
     return [replay, RegisterEventHandler(OnProcessExit(

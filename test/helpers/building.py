@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,12 @@ def data_files() -> list[Path]:
             if path.parts[0] in ('tar_vis_core', 'tar_vis_ros') and path.suffix not in ('.py', '.cpp', '.h')]
 
 
+def programs() -> dict[str, str]:
+    """Return the programs that pyproject.toml declares: name to 'module:function'."""
+    section = (ROOT / 'pyproject.toml').read_text().partition('[project.scripts]')[2].partition('\n[')[0]
+    return dict(re.findall(r'^([\w-]+) = "([\w.]+:\w+)"$', section, re.MULTILINE))
+
+
 def copy_source(target: Path) -> None:
     for name in source_files():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +63,7 @@ def colcon_build(workspace: Path) -> dict[str, str]:
     if not before.get('AMENT_PREFIX_PATH'):   # ROS from wheels: its prefix is the virtual environment
         before['AMENT_PREFIX_PATH'] = before['CMAKE_PREFIX_PATH'] = sys.prefix
     run([sys.executable, '-m', 'colcon', 'build', '--event-handlers', 'console_direct+', '--cmake-args',
-         '-DBUILD_TESTING=OFF', f'-DPython3_EXECUTABLE={sys.executable}'], cwd=workspace, env=before)
+         f'-DPython3_EXECUTABLE={sys.executable}'], cwd=workspace, env=before)
     install = workspace / 'install'
     sourced = run(['sh', '-c', '. "$COLCON_CURRENT_PREFIX/local_setup.sh" && env -0'], cwd=workspace,
                   env=dict(before, COLCON_CURRENT_PREFIX=str(install)))

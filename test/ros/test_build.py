@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
 
 import pytest
-from building import ROOT, BuiltProcess, data_files, run, source_files, with_this_python
+from building import ROOT, BuiltProcess, data_files, programs, run, source_files, with_this_python
 
 pytest.importorskip('rclpy')
 
@@ -51,10 +55,28 @@ def test_colcon_installs_modules_data_config_and_launch_files(colcon_env):
     assert here in Path(found.strip()).parents
 
 
+def test_colcon_installs_every_program_for_the_shell_and_for_ros2_run(colcon_env):
+    here = Path(colcon_env['HERE'])
+    for name in programs():
+        assert Path(shutil.which(name, path=colcon_env['PATH'])) == here / 'bin' / name
+        for_ros = here / 'lib/tar_vis_ros' / name
+        assert os.access(for_ros, os.X_OK) and for_ros.read_bytes() == (here / 'bin' / name).read_bytes()
+        assert run([name, '--help'], env=colcon_env, cwd='/').startswith(f'usage: {name} ')
+
+
+def test_colcon_test_runs_the_quick_tests_with_pytest(colcon_env):
+    build = Path(colcon_env['HERE']).parents[1] / 'build/tar_vis_ros'
+    test, = json.loads(run(['ctest', '--show-only=json-v1'], cwd=build))['tests']
+    command = test['command']
+    assert 'PYTEST_ADDOPTS=-m quick' in command
+    words = command[command.index('--command') + 1:]
+    assert words[1:4] == ['-u', '-m', 'pytest'] and Path(words[4]).name == 'test'
+
+
 def test_colcon_built_node_lives_through_its_lifecycle(colcon_env, tmp_path):
     here = Path(colcon_env['HERE'])
     node = BuiltProcess(
-        [str(here / 'lib/tar_vis_ros/tar_vis_node'), '--ros-args',
+        [str(here / 'lib/tar_vis_ros/tar-vis-node'), '--ros-args',
          '--params-file', str(here / 'share/tar_vis_ros/config/tar_vis.yaml'),
          '-p', 'device:=cpu', '-p', 'threads:=1', '-p', f"weights:='{nano_weights(tmp_path)}'"],
         colcon_env, tmp_path, 'tar_vis')
@@ -74,7 +96,7 @@ def test_colcon_built_node_lives_through_its_lifecycle(colcon_env, tmp_path):
 
 
 def test_colcon_built_source_sends_and_ends(colcon_env, tmp_path):
-    source = BuiltProcess([str(Path(colcon_env['HERE']) / 'lib/tar_vis_ros/tar_vis_video'), '--frames', '3',
+    source = BuiltProcess([str(Path(colcon_env['HERE']) / 'lib/tar_vis_ros/tar-vis-video'), '--frames', '3',
                            '--ros-args', '-p', 'rate:=30'], colcon_env, tmp_path, 'tar_vis_video')
     try:
         assert source.wait() == 0, source.output
@@ -100,8 +122,39 @@ def test_wheel_holds_messages_config_launch_files_and_weights(source_copy, ros_e
             assert f'tar_vis_ros/{path}' in names
     scripts, = (unpacked / name for name in names if name.endswith('entry_points.txt'))
     assert {line.partition(' =')[0] for line in scripts.read_text().splitlines() if '=' in line} == \
-        set(re.findall(r"'(tar-vis[\w-]*) = ", (ROOT / 'setup.py').read_text()))
+        set(programs())
+    for name in programs():     # what launch files start, also with the wheels
+        assert any(file.endswith(f'.data/data/lib/tar_vis_ros/{name}') for file in names), name
     assert imported_from(with_this_python(dict(ros_env, PYTHONPATH=str(unpacked)))) == unpacked / 'tar_vis_ros'
+
+
+# what an import needs: its key in package.xml, its name in pyproject.toml; '' where rosdep has none, or pip has none
+LIBRARIES = {
+    'cv2': ('python3-opencv', 'opencv-python-headless'), 'matplotlib': ('python3-matplotlib', 'matplotlib'),
+    'numpy': ('python3-numpy', 'numpy'), 'pycocotools': ('', 'pycocotools'), 'rosbags': ('', 'rosbags'),
+    'safetensors': ('', 'safetensors'), 'scipy': ('python3-scipy', 'scipy'),
+    'skimage': ('python3-skimage', 'scikit-image'),
+    'torch': ('', 'torch'), 'tqdm': ('python3-tqdm', 'tqdm'), 'triton': ('', ''),   # triton comes with torch for GPUs
+    'yaml': ('python3-yaml', 'PyYAML')}
+
+
+def test_what_is_imported_is_declared_for_rosdep_and_for_pip():
+    package = ElementTree.parse(ROOT / 'package.xml').getroot()
+    keys = {element.text for element in package if element.tag in ('depend', 'exec_depend')}
+    asked = set(re.findall(r'^    "([\w-]+)>=|\["([\w-]+)>=', (ROOT / 'pyproject.toml').read_text(), re.MULTILINE))
+    asked = {name for pair in asked for name in pair if name}
+    imported = set()
+    for path in source_files():
+        if path.suffix == '.py' and path.parts[0] in ('launch', 'tar_vis_core', 'tar_vis_ros'):
+            for node in ast.walk(ast.parse((ROOT / path).read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition('.')[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    imported.add(node.module.partition('.')[0])
+    for name in imported - sys.stdlib_module_names - {'tar_vis_core', 'tar_vis_ros'}:
+        key, project = LIBRARIES.get(name, (name, ''))      # a ROS package is its own key
+        assert not key or key in keys, f'{name} has no key in package.xml'
+        assert not project or project in asked, f'{name} is not in pyproject.toml'
 
 
 def test_messages_in_use_are_those_of_the_checkout():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import yaml
-from building import ROOT
+from building import ROOT, programs
 from launch_files import assigned, calls, declared, keywords, overrides, parse, texts
 
 pytest.importorskip('rclpy')
@@ -28,11 +27,6 @@ by_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
 def foreign(call: ast.Call) -> bool:
     given = keywords(call)
     return (given['package'].value, given['executable'].value) in FOREIGN
-
-
-def console_scripts() -> dict[str, str]:
-    """Console scripts of setup.py: name to 'module:function'."""
-    return dict(re.findall(r"'([\w-]+) = ([\w.]+:\w+)'", (ROOT / 'setup.py').read_text()))
 
 
 def test_there_are_launch_files():
@@ -67,9 +61,7 @@ def test_configurations_that_are_read_are_declared(path):
 
 
 @by_file
-def test_executables_are_installed_and_lead_to_a_main(path):
-    programs = re.search(r'install\(PROGRAMS (.*?) DESTINATION lib/', (ROOT / 'CMakeLists.txt').read_text())
-    installed = {Path(program).name for program in programs[1].split()}
+def test_executables_are_programs_of_the_package(path):
     for call in calls(parse(path), 'Node', 'LifecycleNode'):
         given = keywords(call)
         package, executable = given['package'].value, given['executable'].value
@@ -77,15 +69,13 @@ def test_executables_are_installed_and_lead_to_a_main(path):
             assert 'condition' in given, 'what may not be installed is started only when asked for'
             continue
         assert package == ElementTree.parse(ROOT / 'package.xml').findtext('name')
-        assert executable in installed
-        module, = re.findall(r'^from ([\w.]+) import main$', (ROOT / 'scripts' / executable).read_text(), re.MULTILINE)
-        assert f'{module}:main' == console_scripts()[executable.replace('_', '-')]
+        assert executable in programs()
 
 
-def test_console_scripts_lead_to_functions():
-    assert set(console_scripts()) == {'tar-vis', 'tar-vis-node', 'tar-vis-video', 'tar-vis-demo', 'tar-vis-depth',
+def test_programs_lead_to_functions():
+    assert set(programs()) == {'tar-vis', 'tar-vis-node', 'tar-vis-video', 'tar-vis-demo', 'tar-vis-depth',
                                       'tar-vis-follow', 'tar-vis-bag', 'tar-vis-replay'}
-    for target in console_scripts().values():
+    for target in programs().values():
         module, _, function = target.partition(':')
         source = ROOT / Path(*module.split('.')).with_suffix('.py')
         assert function in {node.name for node in parse(source).body if isinstance(node, ast.FunctionDef)}
@@ -116,9 +106,9 @@ def test_remapped_topics_are_those_of_the_programs(path):
 @by_file
 def test_parameters_that_are_set_exist(path):
     tree = parse(path)
-    known = {'tar_vis_node': set(parameters.FIELDS), 'tar_vis_video': {option.name for option in OPTIONS},
-             'tar_vis_depth': {option.name for option in depth_lifter.OPTIONS}}
-    assert set(overrides(tree)) <= known['tar_vis_node']
+    known = {'tar-vis-node': set(parameters.FIELDS), 'tar-vis-video': {option.name for option in OPTIONS},
+             'tar-vis-depth': {option.name for option in depth_lifter.OPTIONS}}
+    assert set(overrides(tree)) <= known['tar-vis-node']
     for call in calls(tree, 'Node', 'LifecycleNode'):
         given = keywords(call)
         for entry in getattr(given.get('parameters'), 'elts', []):
