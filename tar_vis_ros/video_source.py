@@ -8,26 +8,23 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import rclpy
-from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.time import Time
-from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from tar_vis_core.media.frames import PHOTOGRAPHS, Frame, open_frames, play
-from tar_vis_core.media.readers import FrameReader, SourceError
+from tar_vis_core.media.readers import FrameReader
 from tar_vis_ros.conversions.images import array_to_image
-from tar_vis_ros.process.dds import use_shared_memory_profile
-from tar_vis_ros.process.options import Option, OptionError, declare
-from tar_vis_ros.process.shutdown import shut_down
+from tar_vis_ros.process.options import Option, declare
+from tar_vis_ros.process.run import TURN_S, run_node
 
 SETTLE_S = 0.5     # after the subscribers are matched: their side of the match may come later than ours
 
@@ -47,9 +44,6 @@ OPTIONS = (
     Option('frame_id', 'camera', 'frame_id of the images'),
     Option('follow', '', 'a topic of InstanceMaskArray: send the next frame when the last one is answered there'),
     Option('follow_timeout_s', 5.0, 'go on after this many seconds without an answer, at most', 0.1, 3600.0),
-    Option('depth', 5, 'images that the publisher keeps for a slow reliable subscriber', 1, 100),
-    Option('reliable', True, 'offer reliable delivery (best effort subscribers are served either way)'),
-    Option('seed', 0, "varies the camera motion over the photographs", 0, 2**31 - 1),
 )
 
 
@@ -64,9 +58,7 @@ class VideoSource(Node):
         self._slowest_s = 0.0    # of the answers so far
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self)
-        self._images = self.create_publisher(Image, 'image', QoSProfile(
-            depth=self.depth,
-            reliability=ReliabilityPolicy.RELIABLE if self.reliable else ReliabilityPolicy.BEST_EFFORT))
+        self._images = self.create_publisher(Image, 'image', QoSProfile(depth=5))     # reliable
         self._start: Time | None = None
         if self.follow:
             from tar_vis_ros.msg import InstanceMaskArray
@@ -74,7 +66,7 @@ class VideoSource(Node):
 
     def run(self) -> int:
         """Open the source, send its frames and give their number; raises SourceError."""
-        with open_frames(self.source, self.rate, self.width, self.seed) as reader:
+        with open_frames(self.source, self.rate, self.width) as reader:
             self._wait_for_subscribers()
             length = f'{reader.count} frames, ' if reader.count else ''
             self.get_logger().info(f'publishing {reader.name} ({length}{self.rate or reader.fps:.4g} per second) '
@@ -95,8 +87,6 @@ class VideoSource(Node):
             if self.follow and last is not None:
                 self._wait_for_answer(last)
             message = self._message(frame)
-            if not self.context.ok():
-                raise ExternalShutdownException
             self._images.publish(message)
             sent += 1
             last = message.header.stamp
@@ -139,13 +129,13 @@ class VideoSource(Node):
             if left <= 0:
                 self.get_logger().warning(f'no answer on {self.follow} within {patience:.1f} s: going on')
                 return
-            self._executor.spin_once(timeout_sec=left)
+            self._executor.spin_once(timeout_sec=min(left, TURN_S))
         self._slowest_s = max(self._slowest_s, time.monotonic() - began)
 
     def _spin_until(self, due: float) -> None:
         self._executor.spin_once(timeout_sec=0)
         while (left := due - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left)
+            self._executor.spin_once(timeout_sec=min(left, TURN_S))
 
     def _on_answer(self, answer: Any) -> None:
         self._stamp_answered = (answer.header.stamp.sec, answer.header.stamp.nanosec)
@@ -162,7 +152,6 @@ def command_line(arguments: list[str]) -> dict[str, Any]:
         flag = '--' + option.name.replace('_', '-')
         if option.name == 'source':
             parser.add_argument('source', nargs='?', metavar='SOURCE', help=text)
-            parser.add_argument('--camera', dest='source', metavar='N', help='the same as the source N, a camera')
         elif isinstance(option.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         else:
@@ -176,29 +165,12 @@ def command_line(arguments: list[str]) -> dict[str, Any]:
     return values
 
 
-def main(args: list[str] | None = None) -> int:
-    """Send all frames; gives 0, or 1 with one line on stderr."""
-    arguments = list(sys.argv if args is None else ['tar-vis-video', *args])
-    node = None
-    try:
-        values = command_line(remove_ros_args(arguments)[1:])
-        use_shared_memory_profile()
-        rclpy.init(args=arguments)
-        node = VideoSource(values)
-        node.run()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except Exception as error:
-        if node is not None and not rclpy.ok():
-            return 0            # the context ended under a call, as SIGTERM makes it: no error
-        if not isinstance(error, (OptionError, SourceError, RCLError, UnknownROSArgsError)):
-            raise
-        what = 'unknown ROS arguments: ' if isinstance(error, UnknownROSArgsError) else ''
-        print(f'tar-vis-video: {what}{" ".join(str(error).split())}', file=sys.stderr)
-        return 1
-    finally:
-        shut_down(node)
-    return 0
+def main(args: Sequence[str] | None = None) -> int:
+    """Send all frames. Return 0, or 1 after one line on stderr about what is wrong.
+
+    ``args`` is the whole command line, program name included.
+    """
+    return run_node('tar-vis-video', command_line, VideoSource, args, run=VideoSource.run, bad_input=1)
 
 
 if __name__ == '__main__':

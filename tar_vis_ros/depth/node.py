@@ -23,7 +23,7 @@ from tar_vis_ros.depth.lifting import LiftError, lift
 from tar_vis_ros.depth.markers import markers
 from tar_vis_ros.msg import Instance3DArray, InstanceMaskArray
 from tar_vis_ros.process.options import Option, declare, table
-from tar_vis_ros.process.spinning import run_node
+from tar_vis_ros.process.run import no_arguments, run_node
 
 SILENT_S = 5    # seconds without a message, or without a match, after which the node complains
 INPUT_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -161,7 +161,7 @@ def _text(stamp: Stamp) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM; gives the exit code."""
-    return run_node('tar-vis-depth', USAGE, DepthLifter, args)
+    return run_node('tar-vis-depth', no_arguments('tar-vis-depth', USAGE), lambda _: DepthLifter(), args)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from tar_vis_ros.client import InstanceClient
 from tar_vis_ros.msg import Instance3D, Instance3DArray
 from tar_vis_ros.process.options import Option, declare, table
-from tar_vis_ros.process.spinning import run_node
+from tar_vis_ros.process.run import no_arguments, run_node
 
 WATCH_S = 0.1    # how often the age of what was last seen is looked at
 
@@ -95,7 +95,7 @@ class FollowPerson(Node):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM; gives the exit code."""
-    return run_node('tar-vis-follow', USAGE, FollowPerson, args)
+    return run_node('tar-vis-follow', no_arguments('tar-vis-follow', USAGE), lambda _: FollowPerson(), args)
 
 
 if __name__ == '__main__':

@@ -111,9 +111,8 @@ def test_an_interrupt_while_the_model_is_loaded_ends_it_quietly(tmp_path):
 
 
 def test_an_interrupt_that_went_through_exec_is_no_failure():
-    code = ('import sys; from tar_vis_ros.node import __main__ as node; '
-            'node._run = lambda arguments: exec("raise KeyboardInterrupt"); '
-            'sys.exit(node.main([]))')
+    code = ('import sys; from tar_vis_ros.process.run import run_node; '
+            'sys.exit(run_node("program", lambda arguments: exec("raise KeyboardInterrupt"), None, ["program"]))')
     assert subprocess.run([sys.executable, '-c', code], env=dict(os.environ), check=False).returncode == 0
 
 

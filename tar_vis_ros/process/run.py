@@ -1,0 +1,111 @@
+"""How a node of this package starts and ends: one line for a mistake, a quiet end for SIGINT and SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from tar_vis_core.errors import TarVisError
+
+TURN_S = 0.2    # a signal is answered at the end of a turn
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def spin(node: Any) -> None:
+    """Answer the node's callbacks for ever."""
+    from rclpy.executors import SingleThreadedExecutor
+
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while True:
+        executor.spin_once(timeout_sec=TURN_S)
+
+
+def run_node(command: str, parse: Callable[[list[str]], Any], make: Callable[[Any], Any],
+             args: Sequence[str] | None = None, *, run: Callable[[Any], object] = spin, bad_input: int = 2) -> int:
+    """Run one node until it ends, or SIGINT or SIGTERM comes. Return the exit code.
+
+    The signals are answered from the first line on: ``parse`` and ``make`` are the place for imports that take long.
+    If a signal comes, the node's ``finish()`` is called, if it has one, while ROS still works.
+
+    Args:
+        command: name of the program, for its errors.
+        parse: reads the arguments that are not ROS's; raises SystemExit after ``--help`` and for wrong ones.
+        make: makes the node from what ``parse`` returned.
+        args: the whole command line, program name included; None: that of the process.
+        run: what the node does.
+        bad_input: exit code after one line about a wrong argument or input.
+    """
+    # Not rclpy's handlers: they end the context at once, and a node that has to say stop could not. Not Python's for
+    # SIGINT either: what a shell starts in the background has none.
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        return _run(command, parse, make, list(sys.argv if args is None else args), run, bad_input)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _ignore_signals()
+        # CPython remembers an interrupt that went through an exec of text, as making a dataclass is one, and ends
+        # with the signal's code although the interrupt was caught. The next exec of text makes it forget.
+        exec('')
+
+
+def no_arguments(command: str, description: str) -> Callable[[list[str]], None]:
+    """Return a ``parse`` for :func:`run_node` that takes nothing but ``--help``, which prints ``description``."""
+    def parse(arguments: list[str]) -> None:
+        argparse.ArgumentParser(
+            command, usage=f'{command} [--help] [--ros-args ...]', description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(arguments)
+    return parse
+
+
+def _run(command: str, parse: Callable, make: Callable, arguments: list[str], run: Callable, bad_input: int) -> int:
+    import rclpy
+    from rclpy._rclpy_pybind11 import RCLError, RCLInvalidROSArgsError, UnknownROSArgsError
+    from rclpy.signals import SignalHandlerOptions
+    from rclpy.utilities import remove_ros_args
+
+    from tar_vis_ros.process.dds import use_shared_memory_profile
+
+    node = None
+    try:
+        try:
+            parsed = parse(remove_ros_args(arguments)[1:])
+            use_shared_memory_profile()
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            node = make(parsed)
+        except (RCLError, RCLInvalidROSArgsError, UnknownROSArgsError) as error:
+            # A YAML file that is none, for example.
+            text = re.sub(r', at [^ ]+:[0-9]+', '', str(error))     # without lines of rcl's source
+            raise TarVisError(f'ROS arguments: {" ".join(text.split())}') from error
+        run(node)
+    except TarVisError as error:
+        print(f'{command}: {" ".join(str(error).split())}', file=sys.stderr)
+        return bad_input
+    except KeyboardInterrupt:
+        if hasattr(node, 'finish'):
+            node.finish()
+        raise
+    finally:
+        # Undisturbed: launch repeats SIGINT and soon sends SIGTERM.
+        _ignore_signals()
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _ignore_signals()    # launch repeats the signal
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
