@@ -121,18 +121,20 @@ class VideoSegmenter:
             self._options = options
 
     @torch.inference_mode()
-    def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None) -> FrameResult:
+    def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None,
+             stream_break: str | None = None) -> FrameResult:
         """Segments and tracks the next frame of a stream; changes ``state``.
 
         ``image`` is uint8 RGB ``(H, W, 3)``, ``stamp_s`` its time in seconds where known. Raises ValueError for
-        another image or a stamp that is not finite, before ``state`` is touched.
+        another image or a stamp that is not finite, before ``state`` is touched. ``stream_break`` is for callers that
+        leave frames out: what their own ``StampWatch`` says of all frames, '' or the reason to begin new tracks.
         """
         image = check_image(image)
         if stamp_s is not None:
             STAMP.check('stamp_s', stamp_s)
         options, size = self._options, image.shape[:2]
         clock = StageClock(self.device)
-        reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s)
+        reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s, stream_break)
         with compute_context(self.device, self.dtype):
             encoded, small = self._encode(image, state.encoded, clock)
             features = encoded.features

@@ -9,10 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from tar_vis_core.encoder_reuse import EncodedFrame
+from tar_vis_core.stamps import NOMINAL_INTERVAL_S, StampWatch
 from tar_vis_core.tracking.identity import IdentityTracker
-
-# Time between frames that come without stamps; it only gives velocities a unit.
-NOMINAL_INTERVAL_S = 1 / 15
 
 
 @dataclass
@@ -38,6 +36,8 @@ class TemporalState:
     image_size: tuple[int, int] | None = None
     # Stamp of the last frame in seconds, None where it came without one.
     last_stamp_s: float | None = None
+    # What the stamps so far say of the next one.
+    stamps: StampWatch = field(default_factory=StampWatch)
     # Why the state was reset since the last frame; the next frame reports it.
     reset_reason: str = ''
 
@@ -45,19 +45,29 @@ class TemporalState:
         """Forgets everything but the epoch, which rises."""
         self.__init__(epoch=self.epoch + 1, reset_reason=reason)  # type: ignore[misc]
 
-    def begin_frame(self, size: tuple[int, int], stamp_s: float | None, reset_gap_s: float) -> tuple[str, float]:
-        """Resets where the stream has a break; gives the reset's reason ('' for none) and the seconds since the last
-        frame."""
+    def begin_frame(self, size: tuple[int, int], stamp_s: float | None, reset_gap_s: float,
+                    stream_break: str | None = None) -> tuple[str, float]:
+        """Reset if the stream has a break; return the reset's reason ('' for none) and the seconds since the last
+        frame.
+
+        Without stamps those are a nominal interval, and below 0 for a frame that comes a little late.
+        ``stream_break`` is what a ``StampWatch`` says that has seen frames that did not come here, too; None: the
+        stamps that came here decide.
+        """
         elapsed = NOMINAL_INTERVAL_S
         if stamp_s is not None and self.last_stamp_s is not None:
             elapsed = stamp_s - self.last_stamp_s
+        if stamp_s is None:
+            self.stamps = StampWatch()
+        elif stream_break is None:
+            stream_break = self.stamps.add(stamp_s, reset_gap_s)
         if self.image_size not in (None, size):
             (h0, w0), (h, w) = self.image_size, size
-            self.reset(f'image size changed from {w0}x{h0} to {w}x{h}')
-        elif elapsed < 0:
-            self.reset(f'stamp went back by {-elapsed:.3f} s')
-        elif elapsed > reset_gap_s > 0:
-            self.reset(f'gap of {elapsed:.3f} s')
+            stream_break = f'image size changed from {w0}x{h0} to {w}x{h}'
+        if stream_break:
+            stamps = self.stamps
+            self.reset(stream_break)
+            self.stamps = stamps
         reason, self.reset_reason = self.reset_reason, ''
         self.image_size, self.last_stamp_s = size, stamp_s
         return reason, elapsed
