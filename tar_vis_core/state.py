@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tar_vis_core.encoder_reuse import EncodedFrame
-from tar_vis_core.stamps import NOMINAL_INTERVAL_S, StampWatch
+from tar_vis_core.stamp_watch import NOMINAL_INTERVAL_S, StampWatch
 from tar_vis_core.tracking.identity import IdentityTracker
 
 

@@ -1,13 +1,20 @@
 """Decode and write compressed pictures, whatever strangers put into them.
 
 What a header declares is checked before anything is allocated: 2 kB of JPEG may say that they hold a gigapixel.
+What a codec writes to stderr is read here: it is the only sign of a JPEG whose middle or end is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import struct
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -23,6 +30,14 @@ DEFLATE = 1032                                      # bytes that one byte of def
 # markers without a length; frame headers of Huffman coding, and of arithmetic coding (which has no least size)
 BARE = {0x01, *range(0xD0, 0xD8)}
 HUFFMAN, ARITHMETIC = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7}, {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+
+# What libjpeg and libpng say of a picture of which something is missing. Bytes between the last block and the end
+# marker are none of it: some cameras write them into every frame.
+DAMAGE = re.compile(r'Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0xd9)|Premature end of JPEG|'
+                    r'Inconsistent progression|Invalid SOS|libpng error: ')
+CHATTER = re.compile(DAMAGE.pattern + r'|Corrupt JPEG data: |Warning: unknown JFIF|Unknown Adobe|libpng warning: |'
+                     r'\[ *(WARN|ERROR|INFO):\d')     # the last one: OpenCV's own lines
+STDERR = threading.Lock()
 
 
 class PictureError(DataError):
@@ -83,7 +98,8 @@ def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
     """
     check_declared_size(data)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        with codec_messages() as said:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as error:
         if 'CV_IO_MAX_IMAGE' in str(error):
             raise PictureError(f'the picture declares more than {max_pixels()} pixels, which are not read '
@@ -93,7 +109,40 @@ def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
         known = what_it_is(data[:512])
         raise PictureError(f'not a readable picture, but {known}' if known else
                            'not a readable picture: damaged, or of a format that OpenCV does not know')
+    if damage := next((line for line in said if DAMAGE.match(line)), None):
+        raise PictureError(f'the picture is damaged, a part of it is missing: {damage.rpartition(": ")[2]}')
     return image
+
+
+@contextlib.contextmanager
+def codec_messages() -> Iterator[list[str]]:
+    """Collect what codecs write to stderr in here; the list is filled at the end. Other lines come out afterwards."""
+    said: list[str] = []
+    with STDERR, contextlib.ExitStack() as stack:
+        try:
+            stderr = os.dup(2)
+        except OSError:     # no stderr at all
+            yield said
+            return
+        stack.callback(os.close, stderr)
+        kept = stack.enter_context(_scratch_file())
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(stderr, 2)
+            kept.seek(0)
+            for line in kept.read().splitlines(keepends=True):
+                text = line.decode(errors='replace').strip()
+                if CHATTER.match(text):
+                    said.append(text)
+                else:
+                    os.write(2, line)
+
+
+def _scratch_file() -> IO[bytes]:
+    """Return a file in memory where the system has such files: a robot's disk may be full or read-only."""
+    return os.fdopen(os.memfd_create('codec'), 'r+b') if hasattr(os, 'memfd_create') else tempfile.TemporaryFile()
 
 
 def read_picture(path: str | Path, flags: int = RGB_AS_STORED) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Image messages to RGB arrays and back: :func:`to_rgb` takes sensor_msgs/Image and CompressedImage.
 
 Encodings are those of sensor_msgs/image_encodings.hpp; their bytes are described in REP-118, in the comments of
-Image.msg and, for yuv422, in V4L2's "packed YUV formats". What is not listed in ENCODINGS is refused, never guessed.
+Image.msg and, for the yuv ones, in V4L2's "YUV formats". What is not listed in ENCODINGS is refused, never guessed.
 
 This is the one converter, also where cv_bridge is installed. cv_bridge 3.4 from Python skews rows whose padding is no
 whole number of pixels and yuv422 of odd width, knows neither uyvy nor yuyv, cannot read big endian with NumPy 2, and
@@ -13,12 +13,14 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+
+from tar_vis_core.media.pictures import PictureError, decode_picture
 
 
 class ImageError(ValueError):
@@ -38,6 +40,8 @@ class Encoding:
     to_rgb: int | None   # an OpenCV colour conversion; None where the pixels are RGB already
     group: int = 1       # neighbours in a row that share their bytes: a row holds whole groups
     least: int = 1       # smallest width and height
+    chroma: bool = False  # below the rows of the picture half as many of pairs of colour: width and height are even
+    taken_for: str = ''  # the encoding that is meant where the name tells no colours
 
 
 BAYER = {   # OpenCV names a pattern by the second and third pixel of its second row
@@ -46,6 +50,7 @@ BAYER = {   # OpenCV names a pattern by the second and third pixel of its second
     'gbrg': cv2.COLOR_BayerGR2RGB,
     'grbg': cv2.COLOR_BayerGB2RGB,
 }
+UNNAMED = {'8UC1': 'mono8', '8UC3': 'bgr8', '8UC4': 'bgra8'}    # OpenCV's own types, in the order that it has them
 ENCODINGS = {
     'rgb8': Encoding(3, np.uint8, None),
     'bgr8': Encoding(3, np.uint8, cv2.COLOR_BGR2RGB),
@@ -53,6 +58,12 @@ ENCODINGS = {
     'bgra8': Encoding(4, np.uint8, cv2.COLOR_BGRA2RGB),
     'mono8': Encoding(1, np.uint8, cv2.COLOR_GRAY2RGB),
     'mono16': Encoding(1, np.uint16, cv2.COLOR_GRAY2RGB),
+    'rgb16': Encoding(3, np.uint16, None),
+    'bgr16': Encoding(3, np.uint16, cv2.COLOR_BGR2RGB),
+    'rgba16': Encoding(4, np.uint16, cv2.COLOR_RGBA2RGB),
+    'bgra16': Encoding(4, np.uint16, cv2.COLOR_BGRA2RGB),
+    'nv12': Encoding(1, np.uint8, cv2.COLOR_YUV2RGB_NV12, least=2, chroma=True),
+    'nv21': Encoding(1, np.uint8, cv2.COLOR_YUV2RGB_NV21, least=2, chroma=True),
     'yuv422': Encoding(2, np.uint8, cv2.COLOR_YUV2RGB_UYVY, group=2),
     'uyvy': Encoding(2, np.uint8, cv2.COLOR_YUV2RGB_UYVY, group=2),        # the new name of yuv422
     'yuv422_yuy2': Encoding(2, np.uint8, cv2.COLOR_YUV2RGB_YUYV, group=2),
@@ -60,6 +71,7 @@ ENCODINGS = {
     **{f'bayer_{pattern}8': Encoding(1, np.uint8, to_rgb, least=3) for pattern, to_rgb in BAYER.items()},
     **{f'bayer_{pattern}16': Encoding(1, np.uint16, to_rgb, least=3) for pattern, to_rgb in BAYER.items()},
 }
+ENCODINGS |= {name: replace(ENCODINGS[meant], taken_for=meant) for name, meant in UNNAMED.items()}
 STORED = {   # channel order and number of a decoded picture
     ('BGR', 3): cv2.COLOR_BGR2RGB, ('BGR', 4): cv2.COLOR_BGRA2RGB,
     ('RGB', 3): None, ('RGB', 4): cv2.COLOR_RGBA2RGB,
@@ -81,7 +93,8 @@ def image_to_array(image: Image, encodings: Mapping[str, Encoding] = ENCODINGS) 
 
     Gives ``(height, width, channels)``, or ``(height, width)`` for one channel; a view of the
     message's data where its bytes allow that, so do not write into it. yuv422 of an odd width has one column more,
-    for two pixels share their bytes. Bytes after ``height * step`` are ignored. Raises :class:`ImageError`.
+    for two pixels share their bytes; nv12 and nv21 have half as many rows again. Bytes after the last row are ignored.
+    Raises :class:`ImageError`.
     """
     height, width, step = image.height, image.width, image.step
     encoding = encodings.get(image.encoding)
@@ -98,18 +111,22 @@ def image_to_array(image: Image, encodings: Mapping[str, Encoding] = ENCODINGS) 
         raise ImageError('step', f'image step of {step} bytes is shorter than a row: {width} pixels of '
                                  f'{image.encoding} need {row} bytes')
     data = np.frombuffer(image.data, np.uint8)
-    if data.size < height * step:
-        raise ImageError('data', f'image data of {data.size} bytes is too short: {height} rows of step {step} '
-                                 f'need {height * step} bytes')
-    rows = data[:height * step].reshape(height, step)[:, :row]
+    if encoding.chroma and (height % 2 or width % 2):
+        raise ImageError('size', f'image of {width}x{height} pixels: expected an even width and height of '
+                                 f'{image.encoding}')
+    lines = height * 3 // 2 if encoding.chroma else height
+    if data.size < lines * step:
+        raise ImageError('data', f'image data of {data.size} bytes is too short: {lines} rows of step {step} '
+                                 f'need {lines * step} bytes')
+    rows = data[:lines * step].reshape(lines, step)[:, :row]
     if dtype.itemsize > 1:
         rows = rows.view(dtype.newbyteorder('>' if image.is_bigendian else '<'))
         rows = np.require(rows, dtype, ['ALIGNED'])   # an odd step starts rows at odd addresses; OpenCV misreads those
-    return rows.reshape(height, columns, encoding.channels) if encoding.channels > 1 else rows
+    return rows.reshape(lines, columns, encoding.channels) if encoding.channels > 1 else rows
 
 
 def image_to_rgb(image: Image) -> np.ndarray:
-    """:func:`to_rgb` of an Image: mono is repeated, Bayer is interpolated, yuv422 is BT.601 of limited range.
+    """:func:`to_rgb` of an Image: mono is repeated, Bayer is interpolated, yuv is BT.601 of limited range.
 
     An rgb8 message without padding comes back as a view of its data. Raises :class:`ImageError`.
     """
@@ -122,20 +139,21 @@ def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
 
     ``format`` is read as image_transport writes it, 'ENCODING; CODEC compressed [ENCODING]': it tells a Bayer mosaic
     (PNG only, for JPEG carries no mosaic) and colours that were stored as RGB where the codec expects BGR. A bare
-    'jpeg', 'png' or empty one says nothing. Orientation tags are ignored: camera_info knows nothing of them. Changed
-    bytes within a JPEG cannot always be noticed, for it carries no checksum.
+    'jpeg', 'png' or empty one says nothing. Orientation tags are ignored: camera_info knows nothing of them. A picture
+    whose middle or end is missing is damaged; single changed bytes of a JPEG cannot always be noticed, for it carries
+    no checksum.
     """
     data = bytes(message.data)
     png = data.startswith(PNG_START)
     # Older OpenCV gives the upper part of a JPEG that was cut off.
     whole = png or (data.startswith(JPEG_START) and data.rfind(JPEG_END) > data.rfind(JPEG_SCAN))
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
-    except cv2.error:   # too large
-        pixels = None
-    if pixels is None:
+        if not whole:
+            raise PictureError('its begin or end is missing')
+        pixels = decode_picture(data, cv2.IMREAD_UNCHANGED)
+    except PictureError as error:
         raise ImageError('data', f"compressed image of {len(data)} bytes, format '{message.format}', cannot be "
-                                 'decoded: expected a whole JPEG or PNG')
+                                 f'decoded: expected a whole JPEG or PNG; {error}') from None
     if pixels.ndim == 3:
         stored = 'RGB' if 'compressed rgb' in message.format else 'BGR'
         return _converted(pixels, STORED[stored, pixels.shape[2]])
@@ -165,8 +183,12 @@ def array_to_image(pixels: np.ndarray, encoding: str, header: Header | None = No
                          f'got shape {pixels.shape} of {pixels.dtype}')
     if channels > 1 and pixels.shape[1] % expected.group:
         raise ValueError(f'{encoding} holds {expected.group} pixels together: the width of {pixels.shape[1]} is odd')
+    if expected.chroma and (pixels.shape[0] % 3 or pixels.shape[1] % 2):
+        raise ValueError(f'{encoding} has half as many rows of colour as of grey, and pairs of columns: '
+                         f'got shape {pixels.shape}')
     pixels = np.ascontiguousarray(pixels)
-    image = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
+    image = Image(height=pixels.shape[0] * 2 // 3 if expected.chroma else pixels.shape[0], width=pixels.shape[1],
+                  encoding=encoding,
                   step=pixels.shape[1] * channels * pixels.itemsize,
                   is_bigendian=int(pixels.itemsize > 1 and sys.byteorder == 'big'))
     if header is not None:

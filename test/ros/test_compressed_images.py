@@ -1,6 +1,8 @@
 """CompressedImage messages become the same RGB as the image that was compressed; damaged ones are refused."""
 
+import os
 import struct
+import zlib
 from array import array
 
 import cv2
@@ -10,6 +12,7 @@ import pytest
 pytest.importorskip('sensor_msgs.msg')
 from sensor_msgs.msg import CompressedImage
 
+from tar_vis_core.media.pictures import codec_messages
 from tar_vis_ros.conversions.images import ImageError, array_to_image, to_rgb
 
 rows, columns = np.mgrid[:48, :65]
@@ -106,12 +109,49 @@ def flipped(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 0xff]) + data[middle + 1:]
 
 
+def end_lost(data: bytes) -> bytes:
+    """Half of it, closed by whoever sends it on."""
+    return cut(data) + data[-2:]
+
+
+def hole(data: bytes) -> bytes:
+    """Packets lost in the middle."""
+    third = len(data) // 3
+    return data[:2 * third] + data[2 * third + 100:]
+
+
+def with_restarts(damage):
+    def damaged(data: bytes) -> bytes:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        return damage(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2])[1].tobytes())
+    return damaged
+
+
+def progressive(damage):
+    def damaged(data: bytes) -> bytes:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        return damage(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes())
+    return damaged
+
+
+def shorter_stream(data: bytes) -> bytes:
+    """A PNG whose chunks are in order, and whose rows are not all there."""
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+    place = data.index(b'IDAT')
+    length = struct.unpack('>I', data[place - 4:place])[0]
+    rows = zlib.decompress(data[place + 4:place + 4 + length])
+    return data[:place - 4] + chunk(b'IDAT', zlib.compress(rows[:len(rows) // 2])) + chunk(b'IEND', b'')
+
+
 @pytest.mark.parametrize(('extension', 'damage'), [
+    ('.jpg', end_lost), ('.jpg', hole), ('.jpg', with_restarts(end_lost)), ('.jpg', with_restarts(hole)),
+    ('.jpg', progressive(end_lost)), ('.png', shorter_stream), ('.png', hole), ('.png', end_lost),
     ('.jpg', cut), ('.jpg', without_end), ('.jpg', thumbnail_then_cut), ('.jpg', lambda data: data[:30]),
     ('.png', cut), ('.png', flipped), ('.bmp', bytes), ('.tiff', bytes),
     ('.jpg', lambda data: b''), ('.jpg', lambda data: bytes(500)), ('.png', lambda data: data[:8]),
 ])
-def test_what_is_no_whole_jpeg_or_png_is_refused_with_one_line(extension, damage):
+def test_what_is_no_whole_jpeg_or_png_is_refused_with_one_line(extension, damage, capfd):
     message = compressed(BGR, extension, 'bgr8; jpeg compressed bgr8')
     message.data = array('B', damage(message.data.tobytes()))
     with pytest.raises(ImageError) as error:
@@ -119,6 +159,23 @@ def test_what_is_no_whole_jpeg_or_png_is_refused_with_one_line(extension, damage
     assert error.value.kind == 'data' and '\n' not in str(error.value)
     for word in (f'{len(message.data)} bytes', "'bgr8; jpeg compressed bgr8'", 'JPEG or PNG'):
         assert word in str(error.value)
+    assert capfd.readouterr().err == '', 'the codec is quiet'
+
+
+def test_bytes_that_some_cameras_leave_before_the_end_are_no_damage(capfd):
+    message = compressed(BGR, '.jpg', 'jpeg')
+    data = message.data.tobytes()
+    message.data = array('B', data[:-2] + b'\x17\x18' + data[-2:])
+    assert_rgb(message, SMOOTH, 6)
+    assert capfd.readouterr().err == ''
+
+
+def test_what_others_say_meanwhile_is_not_lost(capfd):
+    """The codec's lines are caught where the whole process writes its own."""
+    with codec_messages() as said:
+        os.write(2, b'Corrupt JPEG data: premature end of data segment\n[ERROR] of somebody else\n')
+    assert said == ['Corrupt JPEG data: premature end of data segment']
+    assert capfd.readouterr().err == '[ERROR] of somebody else\n'
 
 
 def test_a_picture_too_large_to_be_one_is_refused():

@@ -31,6 +31,16 @@ def yuv422(order: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.uint8), rgb.round().clip(0, 255).astype(np.uint8)
 
 
+def semi_planar(order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two rows of four pixels of one colour for every 2x2, and below them its pairs; their RGB (BT.601)."""
+    y = np.array([[16, 235, 100, 40], [81, 145, 41, 200]], float)
+    u, v = np.array([110.0, 54.0]), np.array([140.0, 34.0])
+    luma, blue, red = 255 / 219 * (y - 16), (np.repeat(u, 2) - 128) * 255 / 224, (np.repeat(v, 2) - 128) * 255 / 224
+    rgb = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], 2)
+    pairs = np.stack([u, v] if order == 'UV' else [v, u], 1).reshape(1, 4)
+    return np.concatenate([y, pairs]).astype(np.uint8), rgb.round().clip(0, 255).astype(np.uint8)
+
+
 def sixteen(pixels: np.ndarray) -> np.ndarray:
     """16-bit values of 8-bit ones, with two different bytes each: a wrong byte order shows."""
     return np.minimum(pixels.astype(np.uint32) * 257 + 60, 65535).astype(np.uint16)
@@ -52,6 +62,15 @@ VECTORS = {   # encoding: (pixels as they lie in the message, the RGB they mean)
     'bgra8': (np.concatenate([RGB[..., ::-1], ALPHA], 2), RGB),
     'mono8': (GREY, np.repeat(GREY[..., None], 3, 2)),
     'mono16': (sixteen(GREY), np.repeat(GREY[..., None], 3, 2)),
+    '8UC1': (GREY, np.repeat(GREY[..., None], 3, 2)),
+    '8UC3': (RGB[..., ::-1], RGB),
+    '8UC4': (np.concatenate([RGB[..., ::-1], ALPHA], 2), RGB),
+    'rgb16': (sixteen(RGB), RGB),
+    'bgr16': (sixteen(RGB[..., ::-1]), RGB),
+    'rgba16': (sixteen(np.concatenate([RGB, ALPHA], 2)), RGB),
+    'bgra16': (sixteen(np.concatenate([RGB[..., ::-1], ALPHA], 2)), RGB),
+    'nv12': semi_planar('UV'),
+    'nv21': semi_planar('VU'),
     'yuv422': yuv422('UYVY'),
     'uyvy': yuv422('UYVY'),
     'yuv422_yuy2': yuv422('YUYV'),
@@ -76,7 +95,7 @@ def message(encoding: str, padding: int = 0, big_endian: bool = False) -> Image:
 
 def tolerance(encoding: str) -> int:
     """OpenCV rounds the YUV constants."""
-    return 1 if 'yuv' in encoding or 'yv' in encoding else 0
+    return 1 if 'yuv' in encoding or 'yv' in encoding or 'nv' in encoding else 0
 
 
 def test_every_encoding_has_a_vector():
@@ -94,7 +113,7 @@ def test_cv_bridge_reads_the_same():
     """All vectors but those that the Python half of cv_bridge cannot read."""
     bridge = pytest.importorskip('cv_bridge').CvBridge()
     for encoding, padding, big_endian in CASES:
-        unknown = encoding in ('uyvy', 'yuyv')
+        unknown = encoding in ('uyvy', 'yuyv', 'nv12', '8UC1', '8UC3', '8UC4')   # the last three: no colours
         skewed = padding % VECTORS[encoding][0][0, 0].nbytes != 0   # it counts padding in pixels
         fails = big_endian and not hasattr(np.ndarray, 'newbyteorder')   # NumPy 2
         if not (unknown or skewed or fails):
@@ -110,7 +129,7 @@ def test_round_trip(encoding):
     image = array_to_image(pixels, encoding, header)
     assert image.header == header and image.is_bigendian == (pixels.itemsize == 2 and sys.byteorder == 'big')
     np.testing.assert_array_equal(image_to_array(image), pixels)
-    assert isinstance(image.data, array) and len(image.data) == image.height * image.step
+    assert isinstance(image.data, array) and len(image.data) == len(pixels) * image.step
 
 
 @pytest.mark.parametrize('encoding', ['yuv422', 'yuyv'])
@@ -121,6 +140,21 @@ def test_an_odd_width_of_yuv422_ends_within_a_pair(encoding):
     got = to_rgb(image)
     assert got.flags['C_CONTIGUOUS'] and got.shape == (2, 3, 3)
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(('encoding', 'size'), [('nv12', (2, 3)), ('nv21', (1, 4)), ('nv12', (3, 4))])
+def test_an_odd_size_of_colour_that_is_halved_is_refused(encoding, size):
+    image = message(encoding)
+    image.height, image.width = size
+    with pytest.raises(ImageError, match=r'even|at least'):
+        to_rgb(image)
+
+
+def test_the_rows_of_colour_must_be_there():
+    image = message('nv12')
+    image.data = array('B', image.data.tobytes()[:-1])
+    with pytest.raises(ImageError, match='11 bytes is too short: 3 rows of step 4 need 12 bytes'):
+        to_rgb(image)
 
 
 def test_mono16_is_scaled_not_cut():
@@ -166,6 +200,7 @@ def test_refuses_with_one_line(changes, kind, words):
 @pytest.mark.parametrize(('pixels', 'encoding'), [
     (RGB, 'mono8'), (RGB, 'bgra8'), (GREY, 'rgb8'), (GREY, 'mono16'), (RGB.astype(np.float32), 'rgb8'),
     (RGB[0, 0], 'rgb8'), (RGB, '32FC3'), (RGB[..., :2], 'yuv422'),
+    (np.zeros((4, 4), np.uint8), 'nv12'), (np.zeros((3, 3), np.uint8), 'nv21'),
 ])
 def test_does_not_write_what_does_not_fit(pixels, encoding):
     with pytest.raises(ValueError, match=encoding):

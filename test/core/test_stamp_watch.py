@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('torch')
-from tar_vis_core.stamps import UNCHANGED, StampWatch
+from tar_vis_core.stamp_watch import UNCHANGED, StampWatch
 from tar_vis_core.state import TemporalState
 
 
