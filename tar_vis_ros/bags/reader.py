@@ -6,8 +6,8 @@ sends them, OMG CDR behind a header of four bytes, the second of which tells the
 
 from __future__ import annotations
 
-import contextlib
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,10 @@ from pathlib import Path
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_ros.bags.stored import BagError, open_bag
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 SHOWN_TOPICS = 8
-
-
-class BagError(TarVisError):
-    """A bag cannot be read, or does not hold what is asked of it; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +34,28 @@ class RecordedMessage:
 class ImageBag:
     """One image topic of a bag; a context manager. Raises BagError, now and while reading.
 
-    ``topic`` may be empty where the bag holds one image topic only.
+    ``topic`` may be empty if only one image topic of the bag has messages. A bag without metadata or without an index,
+    or one that breaks off, is read as far as it goes; what is missing is told at the end of :meth:`images`.
     """
 
     def __init__(self, path: str | Path, topic: str = '') -> None:
         self.path = Path(path)
         self.name = self.path.stem if self.path.is_file() else self.path.absolute().name
-        self._reader = _open(self.path)
+        self._stored = open_bag(self.path)
         try:
-            self._connections = _choose(self._reader.connections, self.path, topic)
-        except BagError:
+            try:
+                chosen = _choose(self._stored.connections, self.path, topic)
+            except BagError:    # an index that knows of nothing may be wrong
+                if not self._stored.look_inside():
+                    raise
+                chosen = _choose(self._stored.connections, self.path, topic)
+        except BagError as error:
+            damage = self._stored.damage
             self.close()
-            raise
-        self.topic = self._connections[0].topic
-        self.compressed = self._connections[0].msgtype == COMPRESSED
-        self.count = sum(connection.msgcount for connection in self._connections)
+            raise BagError(f'{error}; {damage}' if damage else str(error)) from None
+        self.topic, self._kind = chosen[0].topic, chosen[0].msgtype
+        self.compressed = self._kind == COMPRESSED
+        self.count = sum(connection.msgcount for connection in chosen)
 
     @property
     def files(self) -> list[Path]:
@@ -62,17 +65,26 @@ class ImageBag:
     @property
     def storage(self) -> str:
         """``sqlite3`` or ``mcap``."""
-        return 'mcap' if any(path.suffix == '.mcap' for path in self.files) else 'sqlite3'
+        return 'mcap' if any('.mcap' in path.suffixes for path in self._stored.files) else 'sqlite3'
 
     def images(self) -> Iterator[RecordedMessage]:
-        """The topic's messages in the order of the bag's time."""
-        with _said_of(self.path):
-            for index, (_, recorded_ns, cdr) in enumerate(self._reader.messages(self._connections)):
-                yield RecordedMessage(index, header_stamp_ns(cdr), recorded_ns, bytes(cdr))
+        """Yield the topic's messages in the order of the bag's time. Raises BagError at the end if some are missing."""
+        index = 0
+        for recorded_ns, cdr in self._stored.messages(self.topic, self._kind, self.count):
+            try:
+                stamp_ns = header_stamp_ns(cdr)
+            except (struct.error, IndexError):      # too short for a header: missing
+                continue
+            yield RecordedMessage(index, stamp_ns, recorded_ns, bytes(cdr))
+            index += 1
+        if index < self.count or self._stored.broken:
+            missing = f'{self.count - index} of {self.count} images are missing' if index < self.count else \
+                'nobody can tell how many images are missing'
+            raise BagError(f'{self.path}: cannot be read to its end: {index} images are there, {missing}'
+                           + (f' ({self._stored.broken})' if self._stored.broken else ''))
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):     # of a damaged file
-            self._reader.close()
+        self._stored.close()
 
     def __enter__(self) -> ImageBag:
         return self
@@ -82,10 +94,13 @@ class ImageBag:
 
 
 def read_topics(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Topic and CDR of every message of a bag, in its order. Raises BagError."""
-    with contextlib.closing(_open(path)) as reader, _said_of(path):
-        for connection, _, cdr in reader.messages():
-            yield connection.topic, bytes(cdr)
+    """Yield topic and CDR of every message of a bag that was closed in order. Raises BagError."""
+    try:
+        with Reader(path) as reader:
+            for connection, _, cdr in reader.messages():
+                yield connection.topic, bytes(cdr)
+    except Exception as error:      # whatever rosbags raises
+        raise BagError(f'{path}: cannot be read: {" ".join(str(error).split())}') from error
 
 
 def header_stamp_ns(cdr: bytes) -> int:
@@ -94,38 +109,9 @@ def header_stamp_ns(cdr: bytes) -> int:
     return seconds * 10**9 + nanoseconds
 
 
-def _open(path: Path) -> Reader:
-    if not path.exists():
-        raise BagError(f'{path}: no such bag; expected a rosbag2 folder, a .db3 or a .mcap file')
-    if path.is_dir() and not (path / 'metadata.yaml').is_file():
-        inside = next((p for p in sorted(path.iterdir()) if p.suffix in ('.db3', '.mcap')), None)
-        raise BagError(f'{path}: no metadata.yaml in this folder; ' + (
-            f'try the file itself: {inside}' if inside else 'expected a rosbag2 folder, a .db3 or a .mcap file'))
-    if path.is_file() and path.suffix not in ('.db3', '.mcap'):
-        raise BagError(f'{path}: not a rosbag2 bag; expected a folder, a .db3 or a .mcap file'
-                       + (', which rosbags-convert makes of a ROS 1 bag' if path.suffix == '.bag' else ''))
-    with _said_of(path):
-        reader = Reader(path)
-        reader.open()
-    return reader
-
-
-@contextlib.contextmanager
-def _said_of(path: Path) -> Iterator[None]:
-    """What rosbags raises for a damaged bag, which may be anything, in one line."""
-    try:
-        yield
-    except BagError:
-        raise
-    except Exception as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise BagError(f'{path}: cannot be read: {reason.removesuffix(".")}; it may be cut off, damaged, or of another '
-                       'storage than its name says') from error
-
-
 def _choose(connections: list[Connection], path: Path, topic: str) -> list[Connection]:
-    """The connections of the image topic that is asked for, or of the only one."""
-    held = [f'{c.topic} ({c.msgtype})' for c in connections]
+    """Return the connections of the image topic that is asked for, or of the only one that has messages."""
+    held = [f'{c.topic} ({c.msgtype}, {c.msgcount} messages)' for c in connections]
     listed = ', '.join(held[:SHOWN_TOPICS]) + (', ...' if len(held) > SHOWN_TOPICS else '') or 'nothing'
     chosen = [c for c in connections if c.topic.strip('/') == topic.strip('/')] if topic else [
         c for c in connections if c.msgtype in (IMAGE, COMPRESSED)]
@@ -135,9 +121,13 @@ def _choose(connections: list[Connection], path: Path, topic: str) -> list[Conne
     kinds = {c.msgtype for c in chosen}
     if topic and (len(kinds) > 1 or not kinds <= {IMAGE, COMPRESSED}):
         raise BagError(f'{path}: {topic} is of type {" and ".join(sorted(kinds))}; expected {IMAGE} or {COMPRESSED}')
-    topics = sorted({c.topic for c in chosen})
-    if len(topics) > 1:
-        raise BagError(f'{path}: {len(topics)} topics with images in it ({", ".join(topics)}); choose one with --topic')
-    if not sum(c.msgcount for c in chosen):
-        raise BagError(f'{path}: it is empty: no message on {topics[0]}')
-    return chosen
+    counts = Counter()
+    for connection in chosen:
+        counts[connection.topic] += connection.msgcount
+    full = sorted(name for name, count in counts.items() if count)
+    if len(full) > 1:
+        images = ', '.join(f'{name}: {counts[name]} images' for name in full)
+        raise BagError(f'{path}: {len(full)} topics with images in it ({images}); choose one with --topic')
+    if not full:
+        raise BagError(f'{path}: it is empty: no message on {" or ".join(sorted(counts))}')
+    return [c for c in chosen if c.topic == full[0]]

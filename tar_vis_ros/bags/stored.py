@@ -1,0 +1,214 @@
+"""How a bag is opened: by its index and metadata, or by looking into its files where those are missing or wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+
+import yaml
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader
+
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.input_files import what_it_is
+from tar_vis_ros.bags.scan import Channel, McapScan, SqliteScan, has_journal, storage_of
+
+SUFFIXES = ('.db3', '.mcap')
+EXPECTED = 'expected a rosbag2 folder, a .db3 or a .mcap file'
+
+
+class BagError(TarVisError):
+    """A bag cannot be read, or does not hold what is asked of it; the message is one line."""
+
+
+class StoredBag:
+    """The messages of a bag: by its index as long as that serves, then by a scan of its files one by one."""
+
+    def __init__(self, files: Sequence[Path], reader: Reader | None, counts: Mapping[str, int], lost: Sequence[str]
+                 ) -> None:
+        """``counts`` are messages by topic as the metadata has them, ``lost`` says which files are missing."""
+        self.files, self.broken = list(files), ''   # the latter: why not all could be read
+        self._reader, self._counts, self._lost = reader, counts, lost
+        self._scans: list[McapScan | SqliteScan] = []
+        if reader is None:
+            self.look_inside()
+
+    @property
+    def connections(self) -> list[Connection | Channel]:
+        """Return the topics, with the number of messages that each is said to have."""
+        if self._reader:
+            return self._reader.connections
+        found: dict[tuple[str, str], Channel] = {}
+        for channel in (channel for scan in self._scans for channel in scan.connections):
+            known = found.setdefault((channel.topic, channel.msgtype), Channel(channel.topic, channel.msgtype))
+            known.msgcount += channel.msgcount
+        for channel in found.values():
+            channel.msgcount = max(channel.msgcount, self._counts.get(channel.topic, 0))
+        return list(found.values())
+
+    def look_inside(self) -> bool:
+        """Give up the index; return False if there was none any more. Raises BagError if no file can be read."""
+        if self._scans:
+            return False
+        problems = []
+        for file in self.files:
+            try:
+                self._scans.append(_scan(file))
+            except BagError as error:
+                problems.append(error)
+        if not self._scans:
+            raise problems[0]
+        self._lost = [*self._lost, *map(str, problems)]
+        self._close_reader()
+        return True
+
+    def messages(self, topic: str, kind: str, count: int) -> Iterator[tuple[int, bytes]]:
+        """Yield time and CDR of a topic's messages, of which there should be ``count``; then see ``broken``."""
+        seen, failed, self.broken = 0, '', ''
+        if self._reader:
+            try:
+                for _, time_ns, cdr in self._reader.messages(_of(self._reader.connections, topic, kind)):
+                    seen += 1
+                    yield time_ns, cdr
+            except Exception as error:      # whatever rosbags raises for a damaged bag
+                failed = _words(error)
+            if not failed and seen >= count:
+                return
+            try:    # as before and further, for both go by time
+                self.look_inside()
+            except BagError as error:
+                self.broken = failed or str(error)
+                return
+        passed = 0
+        for scan in self._scans:
+            try:
+                for _, time_ns, cdr in scan.messages(_of(scan.connections, topic, kind)):
+                    passed += 1
+                    if passed > seen:
+                        yield time_ns, cdr
+            except Exception as error:
+                failed = _words(error)
+        if passed < count or not count or not self._counts:
+            self.broken = '; '.join(filter(None, [self.damage, failed]))
+
+    @property
+    def damage(self) -> str:
+        """Return what is known to be wrong with the files; '' for nothing."""
+        return '; '.join([*self._lost, *(scan.broken for scan in self._scans if scan.broken)])
+
+    def close(self) -> None:
+        """Close the files."""
+        self._close_reader()
+        for scan in self._scans:
+            scan.close()
+
+    def _close_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        with contextlib.suppress(Exception):     # of a damaged file
+            if reader:
+                reader.close()
+
+
+def open_bag(path: Path) -> StoredBag:
+    """Open a rosbag2 folder or a single file of one. Raises BagError."""
+    if not path.exists():
+        raise BagError(f'{path}: no such bag; {EXPECTED}')
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix not in SUFFIXES:
+        raise BagError(f'{path}: not a rosbag2 bag; expected a folder, a .db3 or a .mcap file'
+                       + (', which rosbags-convert makes of a ROS 1 bag' if path.suffix == '.bag' else ''))
+    return StoredBag([path], _indexed(path, [path])[0], {}, [])
+
+
+def _open_folder(path: Path) -> StoredBag:
+    present = sorted((file for file in path.iterdir() if file.suffix in SUFFIXES), key=_number)
+    metadata, problem = _metadata(path)
+    if not metadata:
+        if not present:
+            raise BagError(f'{path}: {problem}, and no data; {EXPECTED}')
+        return StoredBag(present, None, {}, _gaps(path, present, problem))
+    names = [PurePath(str(name)).name for name in metadata.get('relative_file_paths') or ()]
+    files = [path / name for name in names if (path / name).is_file()]
+    if not files:
+        raise BagError(f'{path}: its files are missing: metadata.yaml names {", ".join(names) or "none"}')
+    reader, reason = _indexed(path, files)
+    if reader is None and str(metadata.get('compression_mode') or 'none').lower() != 'none':
+        raise BagError(f'{path}: cannot be read: {reason}')     # scans know nothing of rosbag2's own compression
+    return StoredBag(files, reader, _counts(metadata),
+                     [f'{name} is missing' for name in names if path / name not in files])
+
+
+def _counts(metadata: Mapping) -> dict[str, int]:
+    """Return the messages by topic; {} if the metadata, which others write too, does not tell."""
+    try:
+        return {topic['topic_metadata']['name']: int(topic['message_count'])
+                for topic in metadata['topics_with_message_count']}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _metadata(path: Path) -> tuple[Mapping | None, str]:
+    """Return what metadata.yaml says, or None and what is wrong with it."""
+    file = path / 'metadata.yaml'
+    if not file.is_file():
+        return None, 'no metadata.yaml in this folder'
+    try:
+        content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))['rosbag2_bagfile_information']
+        return (content, '') if isinstance(content, Mapping) else (None, 'metadata.yaml says nothing')
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        return None, 'metadata.yaml cannot be read'
+
+
+def _gaps(path: Path, files: Sequence[Path], problem: str) -> list[str]:
+    """Return which parts of a split recording are missing. Raises BagError if the files are not of one recording."""
+    if len(files) > 1 and (len({_recording(file) for file in files}) > 1 or _number(files[0])[0] < 0):
+        raise BagError(f'{path}: {problem}, and {len(files)} files that are not parts of one recording '
+                       f'({", ".join(file.name for file in files)}): give them one by one, or run ros2 bag reindex')
+    numbers = {_number(file)[0] for file in files} if len(files) > 1 else set()
+    return [f'file {number} of the recording is missing' for number in range(max(numbers, default=0))
+            if number not in numbers]
+
+
+def _recording(file: Path) -> tuple[str, str]:
+    return re.sub(r'_\d+$', '', file.stem), file.suffix
+
+
+def _number(file: Path) -> tuple[int, str]:
+    """Return the number that rosbag2 gives a part of a split recording, -1 for none; 10 comes after 9."""
+    found = re.search(r'_(\d+)$', file.stem)
+    return (int(found[1]) if found else -1), file.name
+
+
+def _indexed(path: Path, files: Sequence[Path]) -> tuple[Reader | None, str]:
+    """Return a reader by index and metadata; None and the reason if those do not serve."""
+    if any(file.suffix == '.db3' and has_journal(file) for file in files):
+        return None, 'a journal lies beside the database'
+    try:
+        reader = Reader(path)
+        reader.open()
+        return reader, ''
+    except Exception as error:      # whatever rosbags raises
+        return None, _words(error)
+
+
+def _scan(file: Path) -> McapScan | SqliteScan:
+    storage = storage_of(file)
+    try:
+        if storage:
+            return (McapScan if storage == 'mcap' else SqliteScan)(file)
+    except Exception as error:
+        raise BagError(f'{file}: cannot be read: {_words(error)}; it may be cut off or damaged') from error
+    with file.open('rb') as start:
+        known = what_it_is(start.read(512))
+    raise BagError(f'{file}: cannot be read: ' + (f'it is {known}' if known else 'neither MCAP nor sqlite3 data'))
+
+
+def _of(connections: Sequence[Connection | Channel], topic: str, kind: str) -> list:
+    return [c for c in connections if (c.topic, c.msgtype) == (topic, kind)]
+
+
+def _words(error: Exception) -> str:
+    return ' '.join(str(error).split()).removesuffix('.') or type(error).__name__

@@ -1,0 +1,235 @@
+"""Bags of recorders that were killed, of full disks and of converters: what is there is read, what is not is told."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip('rclpy')
+from rclpy.serialization import serialize_message
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header, String
+from tiny_model import picture
+
+from tar_vis_ros.bags.maker import BagOptions, write_images
+from tar_vis_ros.bags.reader import BagError, ImageBag
+from tar_vis_ros.bags.scan import CHUNK, DATA_END, RECORD
+from tar_vis_ros.bags.writer import BagWriter, known_types
+from tar_vis_ros.conversions.images import array_to_image
+
+IMAGES = 9
+STORAGES = ('mcap', 'sqlite3')
+
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory) -> Path:
+    """A folder with a good bag of each storage."""
+    folder = tmp_path_factory.mktemp('good')
+    for storage in STORAGES:
+        write_images(folder / storage, [picture(seed, 96, 128) for seed in range(IMAGES)], BagOptions(storage=storage))
+    return folder
+
+
+def read(path: Path) -> tuple[list[int], str]:
+    """Stamps in tenths of a second after the start, and what is said in the end."""
+    stamps = []
+    try:
+        with ImageBag(path) as bag:
+            for image in bag.images():
+                assert image.index == len(stamps)
+                stamps.append(round((image.stamp_ns - 10**9) / 10**8))
+    except BagError as error:
+        assert '\n' not in str(error) and str(path) in str(error)
+        return stamps, str(error)
+    return stamps, ''
+
+
+def change_metadata(bag: Path, change) -> None:
+    file = bag / 'metadata.yaml'
+    content = yaml.safe_load(file.read_text())
+    change(content['rosbag2_bagfile_information'])
+    file.write_text(yaml.safe_dump(content))
+
+
+def packed(path: Path, compression: CompressionFormat | None) -> Path:
+    """An MCAP file, its chunks compressed or not."""
+    writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
+    if compression:
+        writer.set_compression(CompressionMode.STORAGE, compression)
+    with writer as bag:
+        connection = bag.add_connection('/image', 'sensor_msgs/msg/Image', typestore=known_types())
+        for number in range(IMAGES):
+            header = Header()
+            header.stamp.sec, header.stamp.nanosec = 1, number * 10**8
+            bag.write(connection, 10**9 + number * 10**8,
+                      serialize_message(array_to_image(picture(number, 96, 128), 'rgb8', header)))
+    file, = path.glob('*.mcap')
+    return file
+
+
+@pytest.mark.parametrize('compression', [None, CompressionFormat.ZSTD])
+def test_an_mcap_file_may_break_off_anywhere(tmp_path, compression):
+    whole = packed(tmp_path / 'whole', compression).read_bytes()
+    counts, cut = [], tmp_path / 'cut.mcap'
+    for share in np.linspace(0.02, 1, 40):
+        cut.write_bytes(whole[:int(share * len(whole)) - 1])
+        stamps, said = read(cut)
+        assert stamps == list(range(len(stamps)))
+        assert 'cut.mcap' in said or len(stamps) == IMAGES, said
+        if stamps and len(stamps) < IMAGES:
+            assert re.search(r'breaks off at byte \d+ of \d+', said) and f'{len(stamps)} images are there' in said
+        counts.append(len(stamps))
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == IMAGES
+    assert len(set(counts)) > IMAGES / 2, 'image by image, not chunk by chunk'
+
+
+def test_zeros_in_place_of_the_end_are_a_break(tmp_path):
+    whole = packed(tmp_path / 'whole', None).read_bytes()
+    half = tmp_path / 'half.mcap'
+    half.write_bytes(whole[:len(whole) // 2] + bytes(len(whole) // 2))
+    stamps, said = read(half)
+    assert 0 < len(stamps) < IMAGES and 'breaks off' in said
+
+
+def test_an_mcap_file_without_an_index_of_its_messages_is_read(tmp_path):
+    """Summary and statistics stay; the records that find messages go, as converters leave them out."""
+    data = packed(tmp_path / 'whole', None).read_bytes()
+    kept, offset = bytearray(data[:8]), 8
+    while True:
+        kind, length = RECORD.unpack_from(data, offset)
+        if kind == DATA_END:
+            break
+        if kind != 0x07:        # message index
+            kept += data[offset:offset + RECORD.size + length]
+        offset += RECORD.size + length
+    bare = tmp_path / 'bare.mcap'
+    bare.write_bytes(kept + data[offset:offset + RECORD.size + length] +
+                     RECORD.pack(0x02, 20) + struct.pack('<QQI', 0, 0, 0) + data[:8])
+    assert read(bare) == (list(range(IMAGES)), '')
+
+
+def test_a_chunk_whose_checksum_is_wrong_ends_what_can_be_trusted(tmp_path):
+    data = bytearray(packed(tmp_path / 'whole', None).read_bytes())
+    offsets, offset = [], 8
+    while True:
+        kind, length = RECORD.unpack_from(data, offset)
+        if kind == DATA_END:
+            break
+        offsets += [offset] if kind == CHUNK else []
+        offset += RECORD.size + length
+    data[offsets[-1] + 500] ^= 0xff
+    path = tmp_path / 'changed.mcap'
+    path.write_bytes(data)
+    stamps, said = read(path)
+    assert len(stamps) < IMAGES and f'{IMAGES - len(stamps)} of {IMAGES} images are missing' in said
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+def test_metadata_that_counts_more_than_there_is(good, tmp_path, storage):
+    bag = shutil.copytree(good / storage, tmp_path / 'bag')
+    change_metadata(bag, lambda info: info['topics_with_message_count'][0].update(message_count=70))
+    stamps, said = read(bag)
+    assert stamps == list(range(IMAGES)) and f'{70 - IMAGES} of 70 images are missing' in said
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+@pytest.mark.parametrize('change', [
+    {'storage_identifier': ''}, {'storage_identifier': 'my_plugin'}, {'version': 99}, {'starting_time': None},
+    {'topics_with_message_count': []}, {'topics_with_message_count': None},
+])
+def test_metadata_that_is_wrong_hides_nothing(good, tmp_path, storage, change):
+    bag = shutil.copytree(good / storage, tmp_path / 'bag')
+    change_metadata(bag, lambda info: info.update(change))
+    assert read(bag) == (list(range(IMAGES)), '')
+
+
+def split(folder: Path, storage: str, parts: int, each: int = 2, name: str = 'street') -> Path:
+    """The parts of one recording without their metadata."""
+    folder.mkdir()
+    for part in range(parts):
+        options = BagOptions(storage=storage, start_s=1 + part * each / 10)
+        write_images(folder / 'part', [picture(seed) for seed in range(each)], options)
+        file, = (folder / 'part').glob('part.*')
+        file.rename(folder / f'{name}_{part}{file.suffix}')
+        shutil.rmtree(folder / 'part')
+    return folder
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+def test_the_parts_of_a_recording_without_metadata_are_one_bag(tmp_path, storage):
+    bag = split(tmp_path / 'bag', storage, 12, each=1)     # 10 comes after 9
+    assert read(bag) == (list(range(12)), '')
+    next(bag.glob('*_7.*')).unlink()
+    stamps, said = read(bag)
+    assert len(stamps) == 11 and 'file 7 of the recording is missing' in said
+    last = next(bag.glob('*_11.*'))
+    last.write_bytes(last.read_bytes()[:last.stat().st_size // 4])
+    stamps, said = read(bag)
+    assert len(stamps) == 10 and 'street_11' in said and 'file 7' in said
+
+
+def test_files_of_several_recordings_are_not_one(tmp_path):
+    bag = split(tmp_path / 'bag', 'mcap', 2)
+    (bag / 'street_1.mcap').rename(bag / 'park_0.mcap')
+    stamps, said = read(bag)
+    assert not stamps and 'not parts of one recording (park_0.mcap, street_0.mcap): give them one by one' in said
+
+
+def test_a_part_that_metadata_names_and_nobody_has(good, tmp_path):
+    bag = shutil.copytree(good / 'mcap', tmp_path / 'bag')
+    change_metadata(bag, lambda info: (info['relative_file_paths'].append('bag_1.mcap'),
+                                       info['topics_with_message_count'][0].update(message_count=2 * IMAGES)))
+    stamps, said = read(bag)
+    assert stamps == list(range(IMAGES)) and 'bag_1.mcap is missing' in said and '9 of 18 images' in said
+
+
+def test_what_a_killed_recorder_left_in_its_journal_is_read(good, tmp_path):
+    source, = (good / 'sqlite3').glob('*.db3')
+    running, killed = tmp_path / 'running.db3', tmp_path / 'killed.db3'
+    shutil.copy(source, running)
+    recorder = sqlite3.connect(running)
+    recorder.execute('PRAGMA journal_mode=WAL')
+    recorder.execute('INSERT INTO messages SELECT id + 100, topic_id, timestamp + 900000000, data FROM messages '
+                     'ORDER BY id DESC LIMIT 1')
+    recorder.commit()
+    for ending in ('', '-wal'):     # as they lie there at this moment
+        shutil.copy(f'{running}{ending}', f'{killed}{ending}')
+    recorder.close()
+    stamps, said = read(killed)
+    assert (stamps, said) == ([*range(IMAGES), IMAGES - 1], '')
+
+
+def test_a_database_that_is_cut_gives_what_comes_before(good, tmp_path):
+    source, = (good / 'sqlite3').glob('*.db3')
+    data = source.read_bytes()
+    for missing in (4096, len(data) // 2, len(data) - 40000):    # what points to the messages comes last
+        (tmp_path / 'cut.db3').write_bytes(data[:-missing])
+        stamps, said = read(tmp_path / 'cut.db3')
+        assert stamps == list(range(len(stamps))) and f'cut.db3 is cut off, {missing} bytes are missing' in said
+        assert len(stamps) < IMAGES and bool(stamps) == (missing == 4096)
+
+
+def test_a_message_too_short_for_a_header_is_missing(tmp_path):
+    with BagWriter(tmp_path / 'bag', 'mcap', {'/image': Image}) as bag:
+        bag.write('/image', 1, serialize_message(Image()))
+        bag.write('/image', 2, b'\0\1\0')
+    stamps, said = read(tmp_path / 'bag')
+    assert len(stamps) == 1 and '1 of 2 images are missing' in said
+
+
+def test_topics_without_messages_are_no_choice(tmp_path):
+    topics = {'/front/image': Image, '/rear/image': Image, '/chatter': String}
+    with BagWriter(tmp_path / 'bag', 'sqlite3', topics) as bag:
+        bag.write('/rear/image', 10**9, serialize_message(Image(header=Header())))
+    with ImageBag(tmp_path / 'bag') as bag:
+        assert bag.topic == '/rear/image'
+    with pytest.raises(BagError, match='no message on /front/image'):
+        ImageBag(tmp_path / 'bag', '/front/image')
