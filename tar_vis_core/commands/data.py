@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
-from tar_vis_core.errors import DataError
+from tar_vis_core.data.label_fields import by_id, entries, holds_videos, read_labels
+from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.media.pictures import write_picture
 
 
 def synth(args: argparse.Namespace) -> None:
@@ -49,19 +50,21 @@ def move(args: argparse.Namespace) -> None:
 
 def split(args: argparse.Namespace) -> None:
     """Writes two files beside an annotation file: every N-th picture or video to choose by, the others to fit."""
-    try:
-        content = json.loads(args.path.read_text())
-        listed, key = ('videos', 'video_id') if 'videos' in content else ('images', 'image_id')
-        held = {entry['id'] for entry in content[listed][::args.every]}
-        for name, wanted in (('fit', False), ('held', True)):
-            part = content | {listed: [e for e in content[listed] if (e['id'] in held) == wanted],
-                              'annotations': [a for a in content['annotations'] if (a[key] in held) == wanted]}
-            path = args.path.with_name(f'{args.path.stem}_{name}.json')
-            path.write_text(json.dumps(part))
-            print(f'{path}: {len(part[listed])} {listed}, {len(part["annotations"])} annotations')
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{args.path}: no COCO or YouTube-VIS file that can be split '
-                        f'({type(error).__name__}: {error})') from error
+    content = read_labels(args.path)
+    listed, noun = ('videos', 'video') if holds_videos(content) else ('images', 'image')
+    kind = 'COCO or YouTube-VIS file that can be split'
+    listing = by_id(entries(args.path, content, listed, noun, kind), lambda entry: repr(entry.values.get('file_name')))
+    marks = entries(args.path, content | {'annotations': content.get('annotations') or []}, 'annotations', 'annotation',
+                    kind)
+    held = set(list(listing)[::args.every])
+    if unknown := next((mark for mark in marks if mark.id(f'{noun}_id') not in listing), None):
+        raise unknown.error(f" names {noun} {unknown.values[f'{noun}_id']!r}, which the file does not list")
+    for name, wanted in (('fit', False), ('held', True)):
+        part = content | {listed: [entry.values for own, entry in listing.items() if (own in held) == wanted],
+                          'annotations': [m.values for m in marks if (m.id(f'{noun}_id') in held) == wanted]}
+        path = args.path.with_name(f'{args.path.stem}_{name}.json')
+        write_text(path, json.dumps(part))
+        print(f'{path}: {len(part[listed])} {listed}, {len(part["annotations"])} annotations')
 
 
 def check(args: argparse.Namespace) -> None:
@@ -71,9 +74,7 @@ def check(args: argparse.Namespace) -> None:
     data = open_set(args.path)
     print('\n'.join(describe(data)))
     if args.sheet:
-        sheet = cv2.cvtColor(contact_sheet(data, args.seed), cv2.COLOR_RGB2BGR)
-        if args.sheet.suffix.lower() not in ('.png', '.jpg') or not cv2.imwrite(str(args.sheet), sheet):
-            raise DataError(f'{args.sheet} could not be written; give a .png or .jpg in a folder that is there')
+        write_picture(args.sheet, contact_sheet(data, args.seed))
         print(f'\nsamples: {args.sheet}')
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.terminal import one_line, say_anything
 
 # A command: the module with its ``main(argv)``, one line of help.
 COMMANDS = {
@@ -34,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Return the exit code: 0, or 1 after one line about what went wrong; end with 2 for wrong words."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser().parse_known_args(words[:1])
+    say_anything()
     try:
         return import_module(COMMANDS[words[0]][0]).main(words[1:])
-    except (TarVisError, ValueError, OSError) as error:
-        print(f'tar-vis: {error}', file=sys.stderr)
+    except (TarVisError, ValueError, OSError, MemoryError) as error:
+        print(f'tar-vis: {one_line(error)}', file=sys.stderr)
         return 1
 
 

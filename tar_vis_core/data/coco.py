@@ -6,7 +6,6 @@ or ``person``: only the persons of that image are labelled. ``annotation.pseudo`
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -20,13 +19,15 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
-from tar_vis_core.data.folders import picture_folder
+from tar_vis_core.data.folders import check_pictures, find_pictures
+from tar_vis_core.data.label_fields import Id, LeftOut, by_id, category_names, entries, read_labels
 from tar_vis_core.data.mosaic import random_mosaic
-from tar_vis_core.data.rle import to_rle
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.errors import DataError
+from tar_vis_core.media.pictures import sized_picture
 from tar_vis_core.models.class_sets import VOC, plain_name
 
+KIND = 'COCO annotation'
 PRELOAD_BYTES = 1 << 30     # image files of a smaller set are kept in memory
 
 
@@ -34,7 +35,7 @@ PRELOAD_BYTES = 1 << 30     # image files of a smaller set are kept in memory
 class Annotation:
     """One labelled instance or crowd of an image."""
 
-    id: int
+    id: Id | None             # as the file has it, which need not have one
     category: str
     crowd: bool
     pseudo: bool
@@ -47,7 +48,7 @@ class Annotation:
 class ImageRecord:
     """One image of a COCO file with its annotations; the picture stays compressed."""
 
-    id: int
+    id: Id
     path: Path
     height: int
     width: int
@@ -57,14 +58,7 @@ class ImageRecord:
 
     def image(self) -> np.ndarray:
         """The picture, ``(h, w, 3)`` uint8 RGB."""
-        data = self.encoded or self.path.read_bytes()
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is None:
-            raise DataError(f'{self.path}: not a readable image; expected JPEG or PNG')
-        if image.shape[:2] != (self.height, self.width):
-            raise DataError(f'{self.path}: the image is {image.shape[1]}x{image.shape[0]}, '
-                            f'its annotation file says {self.width}x{self.height}')
-        return image
+        return sized_picture(self.path, self.height, self.width, self.encoded)
 
     def scene(self) -> Scene:
         """Picture and decoded masks; crowds become the ignored region, less what trusted instances cover."""
@@ -97,38 +91,36 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
     it persons are told from objects. Raises DataError naming the file, image or annotation that is wrong.
     """
     json_path = Path(json_path)
-    if not json_path.is_file():
-        raise DataError(f'{json_path}: no such annotation file; give the path of a COCO JSON')
-    try:
-        content = json.loads(json_path.read_text())
-        categories = {c['id']: c['name'] for c in content['categories']}
-        images, annotations = content['images'], content['annotations']
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{json_path}: not a COCO annotation file ({type(error).__name__}: {error})') from error
-    records, folder, known = {}, None, labels and {plain_name(name): label for name, label in labels.items()}
-    for entry in images:
-        annotated = entry.get('annotated', 'all')
-        if annotated not in ('all', 'person'):
-            raise DataError(f"{json_path}: image {entry['id']}: annotated is {annotated!r}, expected 'all' or 'person'")
-        folder = folder or picture_folder(json_path, entry['file_name'], '')
-        path = folder / entry['file_name']
-        if not path.is_file():
-            raise DataError(f"{json_path}: image {entry['id']}: {path} is missing; extract the whole archive")
-        records[entry['id']] = ImageRecord(entry['id'], path, entry['height'], entry['width'], annotated == 'all')
-    for entry in annotations:
-        record, name = records.get(entry['image_id']), categories.get(entry['category_id'])
+    content = read_labels(json_path)
+    categories = category_names(json_path, content, KIND)
+    images = by_id(entries(json_path, content, 'images', 'image', KIND), lambda image: image.text('file_name'))
+    names = [image.text('file_name') for image in images.values()]
+    paths = find_pictures(json_path, names, '')
+    check_pictures(json_path, names, paths)
+    known = labels and {plain_name(name): label for name, label in labels.items()}
+    records = {}
+    for (own, image), path in zip(images.items(), paths, strict=True):
+        height, width = image.size()
+        records[own] = ImageRecord(own, path, height, width, image.choice('annotated', ('all', 'person')) == 'all')
+    marked = entries(json_path, content, 'annotations', 'annotation', KIND)
+    left_out = LeftOut(json_path, len(marked))
+    for entry in marked:
+        image_id, category_id = entry.id('image_id'), entry.id('category_id')
+        record, name = records.get(image_id), categories.get(category_id)
         if record is None or name is None:
-            raise DataError(f"{json_path}: annotation {entry['id']} names image {entry['image_id']} and category "
-                            f"{entry['category_id']}, which the file does not list")
+            raise entry.error(f' names image {image_id!r} and category {category_id!r}, of which the file does not '
+                              f'list the {"image" if record is None else "category"}')
         label = int(name != 'person') if known is None else known.get(plain_name(name))
         if label is None:
             continue
-        try:
-            rle = to_rle(entry['segmentation'], record.height, record.width)
-        except Exception as error:                           # pycocotools raises bare Exception, too
-            raise DataError(f"{json_path}: annotation {entry['id']}: bad segmentation: {error}") from error
-        record.annotations.append(Annotation(entry['id'], name, bool(entry.get('iscrowd', 0)),
-                                             bool(entry.get('pseudo', 0)), rle, float(coco_mask.area(rle)), label))
+        rle = entry.mask('segmentation', record.height, record.width)
+        own = entry.id() if entry.values.get('id') is not None else None
+        if not (area := float(coco_mask.area(rle))):
+            left_out.add('with an empty mask', own)
+            continue
+        record.annotations.append(Annotation(own, name, entry.flag('iscrowd', False), entry.flag('pseudo', False), rle,
+                                             area, label))
+    left_out.tell()
     kept = [record for record in records.values()
             if record.id not in skip_image_ids and (labels is None or record.annotations)]
     for record in kept if preload else ():

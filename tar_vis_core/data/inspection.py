@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from tar_vis_core.data.coco import load_coco
-from tar_vis_core.data.folders import picture_folder
+from tar_vis_core.data.label_fields import category_names, holds_videos, read_labels
 from tar_vis_core.data.ytvis import Track, VideoRecord, load_ytvis
 from tar_vis_core.errors import DataError
 from tar_vis_core.media.overlay import track_colour
+from tar_vis_core.media.pictures import picture_header
 
 CELL = 192, 288                 # height, width of a picture on a contact sheet
 COLUMNS = 4
@@ -40,33 +41,44 @@ def open_set(path: Path) -> LabelledSet:
         if len(found) != 1:
             raise DataError(f'{path} holds {len(found)} JSON files; give the path of one')
         path = found[0]
-    if not path.is_file():
-        raise DataError(f'{path}: no such annotation file')
-    try:
-        content = json.loads(path.read_text())
-        classes = tuple(c['name'] for c in content['categories'])
-        if 'videos' in content:
-            names, usual = [name for video in content['videos'] for name in video['file_names']], 'JPEGImages'
-        else:
-            names, usual = [image['file_name'] for image in content['images']], ''
-        folder = picture_folder(path, names[0], usual) if names else path.parent
-        files = [folder / name for name in names]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{path}: neither a YouTube-VIS nor a COCO file ({type(error).__name__}: {error})') from error
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise DataError(f'{path}: {len(missing)} of {len(files)} pictures are missing, the first is {missing[0]}; '
-                        'extract the whole archive')
-    if 'videos' in content:
-        return LabelledSet(path, 'YouTube-VIS', classes, load_ytvis(path), [])
-    images = load_coco(path, preload=False)
-    labels = [annotation for image in images for annotation in image.annotations]
-    counts = {'crowds': sum(a.crowd for a in labels), 'machine-made masks': sum(a.pseudo for a in labels)}
-    notes = [f'{number} {name}' for name, number in counts.items() if number]
-    records = [VideoRecord(image.id, image.path.name, image.height, image.width, [image.path], image.exhaustive,
-                           [Track(a.id, a.category, [a.rle]) for a in image.annotations if not a.crowd])
-               for image in images]
-    return LabelledSet(path, 'COCO', classes, records, notes)
+    content = read_labels(path)
+    if holds_videos(content):
+        data = LabelledSet(path, 'YouTube-VIS', _classes(path, content), load_ytvis(path), [])
+    else:
+        images = load_coco(path, preload=False)
+        labels = [annotation for image in images for annotation in image.annotations]
+        counts = {'crowds': sum(a.crowd for a in labels), 'machine-made masks': sum(a.pseudo for a in labels)}
+        notes = [f'{number} {name}' for name, number in counts.items() if number]
+        records = [VideoRecord(image.id, image.path.name, image.height, image.width, [image.path], image.exhaustive,
+                               [Track(a.id, a.category, [a.rle]) for a in image.annotations if not a.crowd])
+                   for image in images]
+        data = LabelledSet(path, 'COCO', _classes(path, content), records, notes)
+    data.notes += check_sizes(data.records)
+    return data
+
+
+def _classes(path: Path, content: dict) -> tuple[str, ...]:
+    return tuple(category_names(path, content, 'COCO or YouTube-VIS').values())
+
+
+def check_sizes(records: Sequence[VideoRecord]) -> list[str]:
+    """Compare the pictures' headers with the sizes in the file; return notes on EXIF orientations.
+
+    Raises DataError for a picture of another size, or one that cannot be read.
+    """
+    turned, ignored = [], []
+    pictures = [(record, index) for record in records for index in range(len(record.paths))]
+    for record, index in tqdm(pictures, desc='pictures', unit='picture', leave=False, delay=2):
+        path, size = record.paths[index], (record.height, record.width)
+        height, width, orientation = picture_header(path) or (0, 0, 1)
+        if (height, width) != size:
+            record.frame(index)     # follows the orientation, or raises
+            turned.append(path)
+        elif orientation in range(2, 9):
+            ignored.append(path)
+    return [f'{len(paths)} pictures have an EXIF orientation that {what}, such as {paths[0]}' for paths, what in (
+        (turned, 'is followed, for their labels are of the upright picture'),
+        (ignored, 'is not followed, for the size in the file fits the stored picture')) if paths]
 
 
 def describe(data: LabelledSet) -> list[str]:

@@ -9,25 +9,28 @@ frame, where they are to be found among the images of a bag.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tar_vis_core.data.folders import picture_folder
-from tar_vis_core.data.rle import to_rle
-from tar_vis_core.errors import DataError
+from tar_vis_core.data.folders import check_pictures, find_pictures
+from tar_vis_core.data.label_fields import Entry, Id, by_id, category_names, entries, read_labels
+from tar_vis_core.media.pictures import sized_picture
+
+KIND, USUAL, ANNOTATED = 'YouTube-VIS', 'JPEGImages', ('all', 'person')
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Track:
     """One labelled object of a video."""
 
-    id: int
+    id: Id
     category: str
     rles: list[dict | None]        # one a frame, None where it is not seen
     crowd: bool = False            # several objects in one: neither found nor missed
@@ -42,7 +45,7 @@ class Track:
 class VideoRecord:
     """One video of a YouTube-VIS file."""
 
-    id: int
+    id: Id
     name: str
     height: int
     width: int
@@ -58,14 +61,7 @@ class VideoRecord:
 
     def frame(self, index: int) -> np.ndarray:
         """One picture, ``(h, w, 3)`` uint8 RGB. Raises DataError where it is unreadable or of another size."""
-        path = self.paths[index]
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is None:
-            raise DataError(f'{path}: not a readable image; expected JPEG or PNG')
-        if image.shape[:2] != (self.height, self.width):
-            raise DataError(f'{path}: the image is {image.shape[1]}x{image.shape[0]}, '
-                            f'its annotation file says {self.width}x{self.height}')
-        return image
+        return sized_picture(self.paths[index], self.height, self.width)
 
 
 def load_ytvis(json_path: str | Path, pictures: bool = True) -> list[VideoRecord]:
@@ -74,39 +70,56 @@ def load_ytvis(json_path: str | Path, pictures: bool = True) -> list[VideoRecord
     Raises DataError naming the file, video or annotation that is wrong.
     """
     json_path = Path(json_path)
-    if not json_path.is_file():
-        raise DataError(f'{json_path}: no such annotation file; give the path of a YouTube-VIS JSON')
-    try:
-        content = json.loads(json_path.read_text())
-        categories = {c['id']: c['name'] for c in content['categories']}
-        videos, annotations = content['videos'], content['annotations'] or []
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{json_path}: not a YouTube-VIS file ({type(error).__name__}: {error})') from error
-    records, folder = {}, None
-    for entry in videos:
-        folder = folder or picture_folder(json_path, entry['file_names'][0], 'JPEGImages')
-        paths = [folder / name for name in entry['file_names']]
-        missing = next((path for path in paths if not path.is_file()), None) if pictures else None
-        if missing:
-            raise DataError(f"{json_path}: video {entry['id']}: {missing} is missing; extract the whole archive")
-        annotated = entry.get('annotated', 'all')
-        if annotated not in ('all', 'person'):
-            raise DataError(f"{json_path}: video {entry['id']}: annotated is {annotated!r}, expected 'all' or 'person'")
-        stamps = tuple(entry.get('stamps', ()))
-        if stamps and len(set(stamps)) != len(paths):
-            raise DataError(f"{json_path}: video {entry['id']}: {len(set(stamps))} different stamps for {len(paths)} "
-                            'frames')
-        name = entry.get('name') or Path(entry['file_names'][0]).parent.name
-        records[entry['id']] = VideoRecord(entry['id'], name, entry['height'], entry['width'], paths,
-                                           bool(entry.get('exhaustive', 1)), annotated=annotated, stamps_ns=stamps)
-    for entry in annotations:
-        record, name = records.get(entry['video_id']), categories.get(entry['category_id'])
-        if record is None or name is None or len(entry['segmentations']) != len(record.paths):
-            raise DataError(f"{json_path}: annotation {entry['id']} does not fit: it names video {entry['video_id']}, "
-                            f"category {entry['category_id']} and has {len(entry['segmentations'])} frames")
-        try:
-            rles = [None if s is None else to_rle(s, record.height, record.width) for s in entry['segmentations']]
-        except Exception as error:                           # pycocotools raises bare Exception, too
-            raise DataError(f"{json_path}: annotation {entry['id']}: bad segmentation: {error}") from error
-        record.tracks.append(Track(entry['id'], name, rles, bool(entry.get('iscrowd', 0))))
+    content = read_labels(json_path)
+    categories = category_names(json_path, content, KIND)
+    videos = by_id(entries(json_path, content, 'videos', 'video', KIND), lambda video: repr(video.values.get('name')))
+    names = {own: _file_names(video) for own, video in videos.items()}
+    every = [name for own in names for name in names[own]]
+    paths = find_pictures(json_path, every, USUAL)
+    if pictures:
+        check_pictures(json_path, every, paths)
+    rest, records = iter(paths), {}
+    for own, video in videos.items():
+        height, width = video.size()
+        stamps = tuple(video.list('stamps')) if video.values.get('stamps') is not None else ()
+        if stamps and (not all(type(stamp) is int for stamp in stamps) or len(set(stamps)) != len(names[own])):
+            raise video.error(f': {len(set(map(str, stamps)))} different stamps for {len(names[own])} frames; expected '
+                              'nanoseconds, one a frame')
+        name = video.text('name') if video.values.get('name') else Path(_slashes(names[own][0])).parent.name
+        records[own] = VideoRecord(own, name, height, width, list(islice(rest, len(names[own]))),
+                                   video.flag('exhaustive', True), annotated=video.choice('annotated', ANNOTATED),
+                                   stamps_ns=stamps)
+    marked = [] if 'annotations' in content and content['annotations'] is None else entries(
+        json_path, content, 'annotations', 'annotation', KIND)      # null in test sets
+    emptied = []
+    for entry in marked:
+        own, segmentations = entry.id(), entry.list('segmentations')
+        record, name = records.get(entry.id('video_id')), categories.get(entry.id('category_id'))
+        if record is None or name is None or len(segmentations) != len(record.paths):
+            raise entry.error(f" does not fit: it names video {entry.id('video_id')!r}, category "
+                              f"{entry.id('category_id')!r} and has {len(segmentations)} frames")
+        if any(track.id == own for track in record.tracks):
+            raise entry.error(f' occurs twice in video {record.id}; ids must be unique: were two files put together?')
+        rles = [None if s is None else entry.rle(s, record.height, record.width) for s in segmentations]
+        seen = [rle if rle is not None and coco_mask.area(rle) else None for rle in rles]
+        emptied += [own] * (seen.count(None) - rles.count(None))
+        record.tracks.append(Track(own, name, seen, entry.flag('iscrowd', False)))
+    if emptied:
+        logger.warning('%s: %d empty masks are taken for "not seen" (annotations %s)', json_path, len(emptied),
+                       ', '.join(map(str, dict.fromkeys(emptied))))
     return list(records.values())
+
+
+def _file_names(video: Entry) -> list[str]:
+    """The names of a video's frames, in order."""
+    if 'file_names' not in video.values:
+        raise video.error(": field 'file_names' is missing: no YouTube-VIS, which lists the frames of a video there "
+                          "(CocoVID has them as 'images' with 'video_id')")
+    names = video.list('file_names')
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise video.error(": field 'file_names' is not a list of at least one file name")
+    return names
+
+
+def _slashes(name: str) -> str:
+    return name.replace('\\', '/')

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from tar_vis_core.data.transforms import Sample
 from tar_vis_core.errors import DataError
+from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.media.pictures import write_picture
 
 
 def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[str, ...], description: str) -> Path:
@@ -30,9 +30,7 @@ def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[
         names = [f'{number:05d}/{frame:05d}.jpg' for frame in range(len(clip))]
         (folder / 'JPEGImages' / f'{number:05d}').mkdir(parents=True, exist_ok=True)
         for name, sample in zip(names, clip, strict=True):
-            picture = cv2.cvtColor(sample.image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR)
-            if not cv2.imwrite(str(folder / 'JPEGImages' / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-                raise DataError(f'{folder / "JPEGImages" / name} could not be written')
+            write_picture(folder / 'JPEGImages' / name, sample.image.permute(1, 2, 0).numpy())
         videos.append({'id': number, 'file_names': names, 'height': height, 'width': width, 'length': len(clip),
                        'annotated': 'all' if all(sample.exhaustive for sample in clip) else 'person'})
         for index, label in enumerate(clip[0].labels.tolist()):
@@ -44,9 +42,7 @@ def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[
                 'bboxes': [rle and coco_mask.toBbox(rle).tolist() for rle in rles]})
     content = {'info': {'description': description}, 'videos': videos, 'annotations': annotations,
                'categories': [{'id': i, 'name': name} for i, name in enumerate(class_names, 1)]}
-    half = path.with_suffix('.tmp')
-    half.write_text(json.dumps(content))
-    os.replace(half, path)
+    write_text(path, json.dumps(content))
     return path
 
 

@@ -14,22 +14,23 @@ from pathlib import Path
 
 from pycocotools import mask as coco_mask
 
+from tar_vis_core.data.label_fields import category_names, read_labels
 from tar_vis_core.data.rle import to_rle
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.tubes import Rles, TubePrediction
+from tar_vis_core.io.json_files import parse_json, read_json
+from tar_vis_core.io.whole_files import replacing
 
 MEMBER = 'results.json'     # the name inside a zip file
+MAX_MEMBER = 1 << 30        # bytes, unpacked
 KEYS = {'video_id', 'score', 'category_id', 'segmentations'}
 
 
 def categories_of(json_path: str | Path) -> dict[int, str]:
     """Names by id of a data set's categories. Raises DataError where the file has none."""
-    try:
-        return {c['id']: c['name'] for c in json.loads(Path(json_path).read_text())['categories']}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{json_path}: no categories in it ({type(error).__name__}: {error}); expected a YouTube-VIS '
-                        'annotation file') from error
+    path = Path(json_path)
+    return category_names(path, read_labels(path), 'YouTube-VIS')
 
 
 def write_results(path: str | Path, predictions: Sequence[TubePrediction], categories: Mapping[int, str]) -> None:
@@ -46,11 +47,12 @@ def write_results(path: str | Path, predictions: Sequence[TubePrediction], categ
         rows.append({'video_id': tube.video_id, 'score': float(tube.score), 'category_id': ids[tube.category],
                      'segmentations': [_as_text(rle) for rle in tube.rles]})
     text = json.dumps(rows)
-    if path.suffix == '.zip':
-        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(MEMBER, text)
-    else:
-        path.write_text(text)
+    with replacing(path) as half:
+        if path.suffix == '.zip':
+            with zipfile.ZipFile(half, 'w', zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(MEMBER, text)
+        else:
+            half.write_text(text)
 
 
 def _as_text(rle: dict | None) -> dict | None:
@@ -65,12 +67,8 @@ def read_results(path: str | Path, records: Sequence[VideoRecord],
     """Predictions for the videos of a data set, checked. Raises DataError naming the entry that is wrong."""
     path, videos = Path(path), {record.id: record for record in records}
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                rows = json.loads(archive.read(MEMBER))
-        else:
-            rows = json.loads(path.read_text())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        rows = parse_json(_member(path), f'{path}: {MEMBER}') if zipfile.is_zipfile(path) else read_json(path)
+    except (OSError, DataError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f'{path}: not a file of predictions ({error}); expected a JSON list, or a zip file with '
                         f'{MEMBER}') from error
     if not isinstance(rows, list):
@@ -82,6 +80,14 @@ def read_results(path: str | Path, records: Sequence[VideoRecord],
         except Exception as error:      # pycocotools raises bare Exception, too
             raise DataError(f'{path}: prediction {number}: {error}') from error
     return tubes
+
+
+def _member(path: Path) -> bytes:
+    """The JSON in a zip file; what a few bytes of deflate blow up to without end is not taken for results."""
+    with zipfile.ZipFile(path) as archive:
+        if (size := archive.getinfo(MEMBER).file_size) > MAX_MEMBER:
+            raise ValueError(f'{MEMBER} says that it has {size} bytes, at most {MAX_MEMBER} are read')
+        return archive.read(MEMBER)
 
 
 def _prediction(row: dict, videos: Mapping[int, VideoRecord], categories: Mapping[int, str]) -> TubePrediction:

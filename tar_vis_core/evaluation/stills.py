@@ -11,7 +11,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,13 +21,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tar_vis_core.data.coco import load_coco
+from tar_vis_core.data.coco import ImageRecord, load_coco
+from tar_vis_core.data.label_fields import holds_videos, read_labels
 from tar_vis_core.detection import detect
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.evaluation import videos
-from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate
+from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate, expand_categories
 from tar_vis_core.instances import place_runs
+from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.preprocess import mask_geometry, network_input
@@ -145,6 +149,17 @@ def ways_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict
             'TAR, random gates': random_gates}
 
 
+def labelled_categories(path: Path, records: Sequence[ImageRecord], asked: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the categories to evaluate. Raises DataError for one that is labelled nowhere."""
+    names = expand_categories(asked, records)
+    there = Counter(a.category for record in records for a in record.annotations if not a.crowd)
+    if missing := [name for name in names if name not in there] or ([] if names else list(asked)):
+        held = ', '.join(f'{name} ({number})' for name, number in there.most_common(20)) or 'no object at all'
+        raise DataError(f'{path}: no {" and no ".join(missing)} is labelled here, so there is nothing to find; it has '
+                        f'{held}: choose with --categories')
+    return tuple(names)
+
+
 def prepare(args: argparse.Namespace) -> tuple[VideoInstanceModel, dict[str, Callable]]:
     """The model of the command line, on its device, and its ways of decoding."""
     model = load_model(args.preset, args.weights or packaged_weights(args.preset), args.adapter)
@@ -175,12 +190,15 @@ def main(argv: list[str] | None = None) -> int:
     """``tar-vis eval --data FILE.json``."""
     args = parser().parse_args(argv)
     try:
-        if videos.holds_videos(args.data):
+        if holds_videos(read_labels(args.data)):
             return videos.run(args, prepare)
         records = load_coco(args.data, preload=False)
+        names = labelled_categories(args.data, records, args.categories or ['person'])
         model, ways = prepare(args)
-        rows = evaluate_routings(model, records, ways, args.short_side or model.config.short_side,
-                                 tuple(args.categories or ['person']))
+        if not set(names) & set(map(plain_name, model.config.class_names)):
+            raise ValueError(f'the model knows none of the categories to evaluate ({", ".join(names)}), only '
+                             f'{", ".join(model.config.class_names)}')
+        rows = evaluate_routings(model, records, ways, args.short_side or model.config.short_side, names)
     except (TarVisError, ValueError) as error:
         print(f'tar-vis eval: {error}', file=sys.stderr)
         return 1
@@ -197,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         for row in rows:
             print(f'\n{row.name}\n{row.result}')
     if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + '\n')
+        write_text(args.json, json.dumps([asdict(row) for row in rows], indent=1) + '\n')
         print(f'figures: {args.json}')
     return 0
 

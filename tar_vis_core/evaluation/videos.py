@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.identity_measures import MATCH, IdentityMeasures, identity_measures
 from tar_vis_core.evaluation.results_json import categories_of, read_results, write_results
 from tar_vis_core.evaluation.track_iou import TrackIoU, track_ious
@@ -28,6 +30,7 @@ from tar_vis_core.evaluation.track_iou import as_table as object_table
 from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction
 from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, cells, evaluate_tubes
+from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
@@ -224,14 +227,6 @@ def as_figures(row: VideoRow) -> dict:
             'objects': [asdict(o) for o in row.objects]}
 
 
-def holds_videos(path: Path) -> bool:
-    """Whether a file is YouTube-VIS JSON."""
-    try:
-        return 'videos' in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
-        return False
-
-
 def add_options(group: argparse._ArgumentGroup) -> None:
     """The part of the command line that is for videos."""
     group.add_argument('--tubes', default='auto', help="slots (whole videos), tracks (the segmenter's); auto: by model")
@@ -252,6 +247,12 @@ def run(args: argparse.Namespace, prepare: Callable) -> int:
     names = list(categories.values()) if args.categories is None else args.categories
     if unknown := set(names) - set(categories.values()):
         raise ValueError(f'--categories {", ".join(sorted(unknown))}: the data has {", ".join(categories.values())}')
+    counts = Counter(track.category for record in records for track in record.tracks if not track.crowd)
+    labelled = any(counts[name] for name in names)
+    if not labelled and (args.results or not args.out):
+        held = ', '.join(f'{name} ({number})' for name, number in counts.most_common(20)) or 'no object at all'
+        raise DataError(f'{args.data}: nothing of {", ".join(names) or "no category"} is labelled here, so there is '
+                        f'nothing to find; it has {held}. --out FOLDER writes predictions without figures')
     if args.results:
         predictions = read_results(args.results, records, categories)
         rows = [score_row(args.results.name, records, predictions, [],
@@ -262,13 +263,13 @@ def run(args: argparse.Namespace, prepare: Callable) -> int:
                                short_side=args.short_side, max_instances=args.max_instances,
                                options=SegmenterOptions(score_threshold=args.score_threshold), min_score=args.min_score)
     print(f'\n{args.data.name}: {len(records)} videos, {sum(len(r.tracks) for r in records)} labelled objects; percent')
-    print(as_table(rows))
-    for row in rows:
+    print(as_table(rows) if labelled else 'nothing is labelled: no figures')
+    for row in rows if labelled else ():
         print(f'\n{row.name}\n{row.ap}\n{row.identities}')
         if len(row.objects) <= OBJECT_LINES:
             print(object_table(row.objects))
     if args.json:
-        args.json.write_text(json.dumps([as_figures(row) for row in rows], indent=1) + '\n')
+        write_text(args.json, json.dumps([as_figures(row) for row in rows], indent=1) + '\n')
         print(f'figures: {args.json}')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,14 @@ import re
 import struct
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from tar_vis_core.errors import DataError
 from tar_vis_core.io.input_files import problem_of, what_it_is
@@ -26,6 +28,7 @@ from tar_vis_core.io.whole_files import write_bytes
 RGB_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 JPEG_START, PNG_START = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}      # by colour type
+ORIENTATION = 0x0112                                # EXIF's tag
 DEFLATE = 1032                                      # bytes that one byte of deflate holds at most
 # markers without a length; frame headers of Huffman coding, and of arithmetic coding (which has no least size)
 BARE = {0x01, *range(0xD0, 0xD8)}
@@ -107,8 +110,8 @@ def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
         image = None
     if image is None:
         known = what_it_is(data[:512])
-        raise PictureError(f'not a readable picture, but {known}' if known else
-                           'not a readable picture: damaged, or of a format that OpenCV does not know')
+        raise PictureError(f'not a readable image, but {known}' if known else
+                           'not a readable image: damaged, or of a format that OpenCV does not know')
     if damage := next((line for line in said if DAMAGE.match(line)), None):
         raise PictureError(f'the picture is damaged, a part of it is missing: {damage.rpartition(": ")[2]}')
     return image
@@ -156,6 +159,37 @@ def read_picture(path: str | Path, flags: int = RGB_AS_STORED) -> np.ndarray:
         raise PictureError(f'{path}: {error}') from error
     except OSError as error:
         raise PictureError(f'{path}: cannot be read: {error.strerror or error}') from error
+
+
+def picture_header(path: Path) -> tuple[int, int, int] | None:
+    """Return height, width and EXIF orientation (1: upright) without decoding; None if the header cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')     # of large pictures, which have a limit of their own here
+        try:
+            with Image.open(path) as picture:
+                return picture.height, picture.width, picture.getexif().get(ORIENTATION, 1)
+        except Exception:       # damaged files raise anything inside a parser
+            return None
+
+
+def sized_picture(path: Path, height: int, width: int, data: bytes = b'') -> np.ndarray:
+    """Read a labelled picture, whose file (or its content ``data``) must be of the size that its labels say.
+
+    An EXIF orientation is followed only if the labels' size fits the upright picture and not the stored one: then they
+    were made on the upright one. Raises PictureError.
+    """
+    def read(flags: int) -> np.ndarray:
+        return decode_picture(data, flags) if data else read_picture(path, flags)
+    try:
+        image = read(RGB_AS_STORED)
+        if image.shape[:2] == (height, width):
+            return image
+        if (upright := read(cv2.IMREAD_COLOR_RGB)).shape[:2] == (height, width):
+            return upright
+    except PictureError as error:
+        raise (PictureError(f'{path}: {error}') if data else error) from error
+    raise PictureError(f'{path}: the image is {image.shape[1]}x{image.shape[0]}, its annotation file says '
+                       f'{width}x{height}')
 
 
 def write_picture(path: str | Path, rgb: np.ndarray, quality: int = 95) -> None:

@@ -11,7 +11,7 @@ from tubes import rle, square
 from tar_vis_core.data.category_maps import FROM_COCO
 from tar_vis_core.data.clips import VideoClips, to_and_fro
 from tar_vis_core.data.coco import CocoDataset, load_coco
-from tar_vis_core.data.folders import picture_folder
+from tar_vis_core.data.folders import find_pictures
 from tar_vis_core.data.inspection import open_set
 from tar_vis_core.data.pseudo_video import PseudoVideoDataset
 from tar_vis_core.data.ytvis import load_ytvis
@@ -168,8 +168,8 @@ def test_pictures_are_found_where_the_publishers_put_them(tmp_path, annotations,
     path.parent.mkdir(exist_ok=True)
     (tmp_path / pictures / 'a').mkdir(parents=True)
     (tmp_path / pictures / 'a' / '0.jpg').touch()
-    assert picture_folder(path, 'a/0.jpg', 'JPEGImages') == tmp_path / pictures
-    assert picture_folder(path, 'b/0.jpg', 'JPEGImages') == path.parent / 'JPEGImages'
+    assert find_pictures(path, ['a/0.jpg'], 'JPEGImages') == [tmp_path / pictures / 'a' / '0.jpg']
+    assert find_pictures(path, ['b/7.jpg'], 'JPEGImages') == [path.parent / 'JPEGImages' / 'b' / '7.jpg']
 
 
 def test_videos_are_read_from_another_layout(tmp_path):

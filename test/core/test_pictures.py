@@ -25,7 +25,7 @@ from tar_vis_core.media.pictures import (
     write_picture,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def encoded(suffix: str, image: np.ndarray, *params: int) -> bytes:

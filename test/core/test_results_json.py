@@ -80,5 +80,5 @@ def test_categories_come_from_the_data_sets_file(tmp_path):
     path.write_text(json.dumps({'categories': [{'id': 3, 'name': 'cat'}]}))
     assert categories_of(path) == {3: 'cat'}
     path.write_text('{}')
-    with pytest.raises(DataError, match=r'data\.json: no categories'):
+    with pytest.raises(DataError, match=r"data\.json: .*'categories' is missing"):
         categories_of(path)

@@ -102,7 +102,7 @@ def test_faulty_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r'3\.jpg: not a readable image'):
         list(load_ytvis(path)[0].frames())
     frame.unlink()
-    with pytest.raises(DataError, match=r'video 1: .*3\.jpg is missing'):
+    with pytest.raises(DataError, match=r'1 of 6 pictures are missing, the first is .*3\.jpg'):
         load_ytvis(path)
     path.write_text('{}')
     with pytest.raises(DataError, match='not a YouTube-VIS file'):

@@ -90,7 +90,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path.write_text('old')
     program = ('import os, sys\nfrom tar_vis_core.io.whole_files import replacing\n'
                'with replacing(sys.argv[1]) as half:\n    half.write_text("new"); os.kill(os.getpid(), 9)')
-    done = subprocess.run([sys.executable, '-c', program, str(path)], cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, '-c', program, str(path)], cwd=Path(__file__).parents[2])
     assert done.returncode == -9
     assert path.read_text() == 'old'
 
@@ -100,5 +100,5 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
                'write_text(sys.argv[1], "Fu\\u00dfg\\u00e4nger")')
     environment = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
     subprocess.run([sys.executable, '-c', program, str(tmp_path / 'a.txt')], env=environment, check=True,
-                   cwd=Path(__file__).parents[1])
+                   cwd=Path(__file__).parents[2])
     assert (tmp_path / 'a.txt').read_bytes() == 'Fußgänger'.encode()
