@@ -22,7 +22,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 from tar_vis_ros.node.cameras import camera_topics
-from tar_vis_ros.node.parameters import FIELDS, expected, specification
+from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.dds import profile_environment
 from tar_vis_ros.process.resources import config_file
 
@@ -36,7 +36,7 @@ OVERRIDES = ('model', 'backbone', 'weights', 'adapter', 'device', 'routing', 'la
 
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The lifecycle node, and with autostart the events that bring it to the active state."""
-    parameters = {name: ParameterValue(LaunchConfiguration(name), value_type=type(FIELDS[name].default))
+    parameters = {name: ParameterValue(LaunchConfiguration(name), value_type=type(TABLE.options[name].default))
                   for name in OVERRIDES if LaunchConfiguration(name).perform(context)}
     if topics := _topics(context):
         parameters['image_topics'] = topics
@@ -96,7 +96,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('params_file', default_value=str(config_file('tar_vis.yaml')), description=(
             'YAML file with the parameters of the node')),
         *(DeclareLaunchArgument(name, default_value='', description=(
-            f'{specification(name).description}; {expected(name)}; empty: as params_file says'))
+            f'{TABLE.options[name].description}; {TABLE.options[name].expected}; empty: as params_file says'))
           for name in OVERRIDES),
         DeclareLaunchArgument('namespace', default_value='', description='namespace of the nodes'),
         DeclareLaunchArgument('name', default_value='tar_vis', description='name of the node, and of its topics'),

@@ -45,7 +45,8 @@ class Option:
         if isinstance(self.default, str):
             return 'a text'
         kind = 'a whole number' if isinstance(self.default, int) else 'a number'
-        limits = [f'from {self.low:g}'] * math.isfinite(self.low) + [f'to {self.high:g}'] * math.isfinite(self.high)
+        limits = [f'{word} {bound:{"d" if isinstance(bound, int) else "g"}}'
+                  for word, bound in (('from', self.low), ('to', self.high)) if math.isfinite(bound)]
         return ('0 or ' if self.or_zero else '') + ' '.join([kind, *(limits or ['that is finite'])])
 
     def check(self, name: str, value: Any) -> Value:

@@ -29,7 +29,7 @@ from tar_vis_core.errors import TarVisError
 from tar_vis_core.media.frames import PHOTOGRAPHS, open_frames
 from tar_vis_core.media.readers import camera_path
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
-from tar_vis_ros.node.parameters import specification
+from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.children import Caller, Child, Interrupt, ProcessError, free_domain
 from tar_vis_ros.process.dds import use_shared_memory_profile
 
@@ -239,7 +239,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="frames per second at most (default: the file's own)")
     parser.add_argument('--live', action='store_true', help='send at the full rate and let the node drop what is late')
     for name in NODE_OPTIONS:
-        parser.add_argument(f'--{name}', help=f"the node's parameter: {specification(name).description}")
+        parser.add_argument(f'--{name}', help=f"the node's parameter: {TABLE.options[name].description}")
     parser.add_argument('--set', action='append', default=[], metavar='NAME:=VALUE', help='any parameter of the node')
     parser.add_argument('--domain-id', type=int, default=0, metavar='N',
                         help='ROS domain to run in, to watch with other tools (default: one that is free)')

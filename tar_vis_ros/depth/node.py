@@ -11,31 +11,37 @@ from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 from visualization_msgs.msg import MarkerArray
 
+from tar_vis_core.options import option
 from tar_vis_ros.conversions.stamps import ExactStamps, Stamp
 from tar_vis_ros.depth.geometry import Rules
 from tar_vis_ros.depth.lifting import LiftError, lift
 from tar_vis_ros.depth.markers import markers
 from tar_vis_ros.msg import Instance3DArray, InstanceMaskArray
-from tar_vis_ros.process.options import Option, declare, table
+from tar_vis_ros.process.parameters import ParameterNode, Table
 from tar_vis_ros.process.run import no_arguments, run_node
 
 SILENT_S = 5    # seconds without a message, or without a match, after which the node complains
 INPUT_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 OUTPUT_QOS = QoSProfile(depth=5)   # reliable
 
-OPTIONS = (
-    Option('border_px', 3, "width of a mask's border that its distance is not taken from, pixels", 0, 100, live=True),
-    Option('rejection', 3.0, 'depth pixels so many standard deviations from the distance are background', 0.5, 100.0,
-           live=True),
-    Option('min_points', 30, 'depth pixels that an instance needs to be placed', 1, 100000, live=True),
-    Option('images_kept', 30, 'depth images that wait for their masks; each takes its size in memory', 1, 1000),
-)
+@dataclass(frozen=True)
+class DepthSettings:
+    """The parameters of the node."""
+
+    border_px: int = option(3, "width of a mask's border that its distance is not taken from, pixels", low=0, high=100)
+    rejection: float = option(3.0, 'depth pixels so many standard deviations from the distance are background',
+                              low=0.5, high=100)
+    min_points: int = option(30, 'depth pixels that an instance needs to be placed', low=1, high=100000)
+    images_kept: int = option(30, 'depth images that wait for their masks; each takes its size in memory',
+                              low=1, high=1000)
+
+
+TABLE = Table(DepthSettings, at_start=frozenset({'images_kept'}))
 USAGE = f"""Positions and sizes of the instances in 3-D, from masks, a depth image and camera_info with equal stamps.
 
   tar-vis-depth --ros-args -r depth:=/camera/aligned_depth_to_color/image_raw \\
@@ -54,7 +60,7 @@ published:
   /diagnostics   diagnostic_msgs/DiagnosticArray  once a second
 
 parameters (name, default, meaning):
-{table(OPTIONS)}
+{TABLE.text()}
 """
 
 
@@ -66,13 +72,14 @@ class _Counts:
     matched: int
 
 
-class DepthLifter(Node):
+class DepthLifter(ParameterNode):
     """Joins the three topics by their stamps and publishes every match in 3-D."""
+
+    TABLE = TABLE
 
     def __init__(self, **kwargs) -> None:
         super().__init__('depth_lifter', namespace='tar_vis', **kwargs)
-        declare(self, OPTIONS)
-        self._stamps = ExactStamps(dict.fromkeys(('instances', 'depth', 'camera_info'), self.images_kept))
+        self._stamps = ExactStamps(dict.fromkeys(('instances', 'depth', 'camera_info'), self.options.images_kept))
         self._counts: deque[_Counts] = deque(maxlen=SILENT_S + 1)     # one a second
         self._refused = self._drawn = 0
         self._refusal = self._said = (-math.inf, '')     # when, what; the latter of what keeps answers from coming
@@ -98,7 +105,9 @@ class DepthLifter(Node):
 
     def _lift(self, instances: InstanceMaskArray, depth: Image, camera_info: CameraInfo) -> None:
         try:
-            answer = lift(instances, depth, camera_info, Rules(self.border_px, self.rejection, self.min_points))
+            options = self.options
+            rules = Rules(options.border_px, options.rejection, options.min_points)
+            answer = lift(instances, depth, camera_info, rules)
         except (LiftError, ValueError) as error:
             self._refused += 1
             self._refusal = (time.monotonic(), str(error))
@@ -148,7 +157,7 @@ class DepthLifter(Node):
         newest = ', '.join(f'{topic} {_text(stamps.newest[name])}' for name, topic in self._topics.items())
         oldest = stamps.oldest('depth')
         if oldest is not None and stamps.newest['instances'] < oldest:
-            hint = (f'the masks come when their depth image is gone (the oldest of {self.images_kept} kept is '
+            hint = (f'the masks come when their depth image is gone (the oldest of {self.options.images_kept} kept is '
                     f'{_text(oldest)}): raise images_kept, or give both the same clock')
         else:
             hint = 'depth and camera_info must carry the stamp of the image that the masks are of'

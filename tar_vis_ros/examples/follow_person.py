@@ -8,28 +8,34 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from geometry_msgs.msg import Twist
 from rclpy.duration import Duration
-from rclpy.node import Node
 
+from tar_vis_core.options import option
 from tar_vis_ros.client import InstanceClient
 from tar_vis_ros.msg import Instance3D, Instance3DArray
-from tar_vis_ros.process.options import Option, declare, table
+from tar_vis_ros.process.parameters import ParameterNode, Table
 from tar_vis_ros.process.run import no_arguments, run_node
 
 WATCH_S = 0.1    # how often the age of what was last seen is looked at
 
-OPTIONS = (
-    Option('source', 'tar_vis', 'namespace of instances_3d: tar_vis, or tar_vis/CAMERA'),
-    Option('class_name', 'person', 'what to follow', live=True),
-    Option('distance', 1.5, 'metres to keep from it', 0.3, 20.0, live=True),
-    Option('max_speed', 0.5, 'metres per second forward at most; it never drives back', 0.0, 5.0, live=True),
-    Option('max_turn', 1.0, 'radians per second at most', 0.0, 6.0, live=True),
-    Option('speed_gain', 0.8, 'metres per second for each metre too far', 0.0, 10.0, live=True),
-    Option('turn_gain', 1.5, 'radians per second for each radian off', 0.0, 10.0, live=True),
-    Option('timeout_s', 0.5, 'age of the last image, seconds, at which it stops', 0.05, 10.0, live=True),
-)
+@dataclass(frozen=True)
+class FollowSettings:
+    """The parameters of the node."""
+
+    source: str = option('tar_vis', 'namespace of instances_3d: tar_vis, or tar_vis/CAMERA')
+    class_name: str = option('person', 'what to follow')
+    distance: float = option(1.5, 'metres to keep from it', low=0.3, high=20)
+    max_speed: float = option(0.5, 'metres per second forward at most; it never drives back', low=0, high=5)
+    max_turn: float = option(1.0, 'radians per second at most', low=0, high=6)
+    speed_gain: float = option(0.8, 'metres per second for each metre too far', low=0, high=10)
+    turn_gain: float = option(1.5, 'radians per second for each radian off', low=0, high=10)
+    timeout_s: float = option(0.5, 'age of the last image, seconds, at which it stops', low=0.05, high=10)
+
+
+TABLE = Table(FollowSettings, at_start=frozenset({'source'}))
 USAGE = f"""Drives after the nearest person, and stops when nobody is seen or the images are old.
 
   tar-vis-follow --ros-args -r cmd_vel:=/robot/cmd_vel
@@ -42,19 +48,20 @@ published:
   cmd_vel                geometry_msgs/Twist   for every 3-D image, and stops while there is none
 
 parameters (name, default, meaning):
-{table(OPTIONS)}
+{TABLE.text()}
 """
 
 
-class FollowPerson(Node):
+class FollowPerson(ParameterNode):
     """Answers every 3-D image with a velocity."""
+
+    TABLE = TABLE
 
     def __init__(self, **kwargs) -> None:
         super().__init__('follow_person', **kwargs)
-        declare(self, OPTIONS)
         self._track: tuple[int, int] | None = None    # epoch and id of whom it follows
         self._commands = self.create_publisher(Twist, 'cmd_vel', 1)
-        self._client = InstanceClient(self, self.source, on_frame_3d=self._on_frame)
+        self._client = InstanceClient(self, self.options.source, on_frame_3d=self._on_frame)
         self.create_timer(WATCH_S, self._watch)
 
     def finish(self) -> None:
@@ -72,11 +79,11 @@ class FollowPerson(Node):
 
     def _old(self) -> bool:
         frame = self._client.frame_3d
-        return frame is None or abs(self._client.age_s(frame.header)) > self.timeout_s
+        return frame is None or abs(self._client.age_s(frame.header)) > self.options.timeout_s
 
     def _target(self, frame: Instance3DArray) -> Instance3D | None:
         """Whom it has followed, while in sight; else the nearest."""
-        candidates = [instance for instance in frame.instances if instance.class_name == self.class_name]
+        candidates = [instance for instance in frame.instances if instance.class_name == self.options.class_name]
         candidates.sort(key=lambda instance: (frame.track_epoch, instance.track_id) != self._track)   # nearest first
         if not candidates:
             return None
@@ -86,10 +93,10 @@ class FollowPerson(Node):
     def _towards(self, target: Instance3D) -> Twist:
         ahead, right = target.position.z, target.position.x    # optical frame: x right, z forward (REP-103)
         bearing = math.atan2(-right, ahead)                    # positive to the left, as angular.z is
-        too_far = math.hypot(ahead, right) - self.distance
+        too_far = math.hypot(ahead, right) - self.options.distance
         command = Twist()
-        command.linear.x = min(max(self.speed_gain * too_far * math.cos(bearing), 0.0), self.max_speed)
-        command.angular.z = min(max(self.turn_gain * bearing, -self.max_turn), self.max_turn)
+        command.linear.x = min(max(self.options.speed_gain * too_far * math.cos(bearing), 0.0), self.options.max_speed)
+        command.angular.z = min(max(self.options.turn_gain * bearing, -self.options.max_turn), self.options.max_turn)
         return command
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from tar_vis_core.runtime.allocator import keep_freed_memory
-from tar_vis_ros.process.run import run_node
+from tar_vis_ros.process.run import no_arguments, run_node
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -19,8 +19,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> None:
-    from tar_vis_ros.node.usage import parse_arguments
-    parse_arguments(arguments)
+    from tar_vis_ros.node.usage import description
+    no_arguments('tar-vis-node', description())(arguments)
 
 
 def _make(_: None) -> object:

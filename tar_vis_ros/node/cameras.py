@@ -12,7 +12,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.media.overlay import Trails
 from tar_vis_ros.node.health import Health
-from tar_vis_ros.node.parameters import ParameterError
+from tar_vis_ros.process.parameters import ParameterError
 
 DEFAULT_TOPIC = 'image'
 

@@ -15,7 +15,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 from tar_vis_ros.node.arrivals import Arrivals
-from tar_vis_ros.node.parameters import ParameterError
+from tar_vis_ros.process.parameters import ParameterError
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks

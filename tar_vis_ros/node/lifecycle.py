@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 
 import rclpy
 from lifecycle_msgs.msg import Transition
-from rcl_interfaces.msg import SetParametersResult
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.lifecycle import Node, State, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.parameter import Parameter
 
-from tar_vis_ros.node import parameters
-from tar_vis_ros.node.parameters import FIELDS, ParameterError, Settings
+from tar_vis_ros.node.settings import TABLE, Settings
+from tar_vis_ros.process.parameters import ParameterError, TableParameters
 
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ('SUCCESS', 'FAILURE', 'ERROR'))
 TRANSITIONS = {value: name.removeprefix('TRANSITION_').lower()
@@ -41,17 +40,19 @@ def logged(transition: Callable) -> Callable:
     return run
 
 
-class ManagedNode(Node):
-    """Transitions that cannot end the process, and parameters that are checked as one set, in our own words."""
+class ManagedNode(TableParameters, Node):
+    """A node whose transitions cannot end the process, with the parameters of :data:`tar_vis_ros.node.settings.TABLE`.
+
+    ``mistakes`` has a line for each parameter whose start-up value was wrong, until it is set.
+    """
+
+    TABLE = TABLE
 
     def __init__(self, name: str, **kwargs) -> None:
         super().__init__(name, **kwargs)
-        self.mistakes, remarks = parameters.declare(self)     # parameters whose start-up value is wrong, and how
+        self.mistakes = self.declare_table()
         for line in self.mistakes.values():
             self.get_logger().error(line)
-        for line in remarks:
-            self.get_logger().warning(line)
-        self.add_on_set_parameters_callback(self._check_change)
 
     @property
     def state(self) -> str:
@@ -69,40 +70,15 @@ class ManagedNode(Node):
                 self.get_logger().error(f"transition '{name}' is not possible while {self.state}")
             return FAILURE
 
-    def settings(self, changed: Sequence[Parameter] = ()) -> Settings:
-        """All parameters as they are, or as they would be with ``changed``. Raises ParameterError."""
-        values = {name: self.get_parameter(name).value for name in FIELDS}
-        values.update((p.name, p.value) for p in changed if p.name in FIELDS)
-        return parameters.from_ros(values)
-
     def apply(self, settings: Settings) -> None:
-        """Takes over settings of which the live ones have changed. Raises ValueError where they do not fit together;
-        then nothing has changed."""
+        """Take over settings of which the live ones have changed. Raise ValueError if they do not fit together; then
+        nothing has changed."""
 
-    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """As rclpy's, with our own words for what is wrong and a whole number taken for a double."""
-        try:
-            for parameter in parameter_list:
-                if not self.has_parameter(parameter.name):
-                    raise ParameterError(parameters.unknown(parameter.name))
-            checked = [parameters.to_ros(p.name, parameters.check(p.name, p.value)) if p.name in FIELDS else p
-                       for p in parameter_list]
-        except ParameterError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        return super().set_parameters_atomically(checked)
-
-    def _check_change(self, changed: Sequence[Parameter]) -> SetParametersResult:
-        try:
-            settings = self.settings(changed)
-            for parameter in changed:
-                name = parameter.name
-                if name in FIELDS and parameters.specification(name).needs_configure and self.state == 'active' \
-                        and getattr(settings, name) != self.get_parameter(name).value:
-                    raise ParameterError(f"parameter '{name}' needs a configure: deactivate the node, clean it up, "
-                                         'set the parameter, configure again')
-            self.apply(settings)
-        except ValueError as error:   # ParameterError is one
-            return SetParametersResult(successful=False, reason=one_line(error))
+    def accept(self, changed: Sequence[Parameter], settings: Settings) -> None:
+        for name in TABLE.at_configure.intersection(parameter.name for parameter in changed):
+            if self.state == 'active' and getattr(settings, name) != getattr(self.settings(), name):
+                raise ParameterError(f"parameter '{name}' needs a configure: deactivate the node, clean it up, set the "
+                                     'parameter, configure again')
+        self.apply(settings)
         for parameter in changed:
             self.mistakes.pop(parameter.name, None)
-        return SetParametersResult(successful=True)

@@ -23,9 +23,9 @@ from tar_vis_ros.node.cameras import Camera, Outputs, camera_topics
 from tar_vis_ros.node.health import Health
 from tar_vis_ros.node.image_input import ImageInput
 from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logged, one_line
-from tar_vis_ros.node.parameters import ParameterError, Settings
 from tar_vis_ros.node.pipeline import Pipeline
-from tar_vis_ros.node.segmenter_options import live_options, load_segmenter
+from tar_vis_ros.node.settings import Settings, live_options, load_segmenter
+from tar_vis_ros.process.parameters import ParameterError
 
 OUTPUT_QOS = QoSProfile(depth=5)   # reliable
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)

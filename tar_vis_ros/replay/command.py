@@ -11,8 +11,8 @@ import yaml
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_ros.bags.command import number
-from tar_vis_ros.bags.reader import BagError, ImageBag
-from tar_vis_ros.node import parameters
+from tar_vis_ros.bags.reader import ImageBag
+from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.children import Interrupt
 from tar_vis_ros.process.dds import use_shared_memory_profile
 from tar_vis_ros.replay import report
@@ -81,10 +81,10 @@ def check_options(args: argparse.Namespace) -> None:
             raise TarVisError(f'-p {text}: expected NAME:=VALUE')
         if name in OWN:
             raise TarVisError(f'-p {text}: the replay sets {", ".join(OWN)} itself')
-        if name in parameters.FIELDS:
-            parameters.check(name, yaml.safe_load(value))
+        if name in TABLE.options:
+            TABLE.check(name, yaml.safe_load(value))
         elif not name.startswith('qos_overrides.'):
-            raise TarVisError(f'-p {text}: {parameters.unknown(name)}')
+            raise TarVisError(f'-p {text}: {TABLE.unknown(name)}')
 
 
 def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command_line().parse_args(words)
     try:
         return run(args)
-    except (TarVisError, parameters.ParameterError, BagError, OSError) as error:
+    except (TarVisError, OSError) as error:
         print(f'tar-vis-replay: {error}', file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-from building import ROOT
 from builtin_interfaces.msg import Time
 from camera_graph import CameraGraph, values
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -23,9 +22,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from tar_vis_ros.conversions.images import array_to_image
 from tar_vis_ros.depth.lifting import DEPTHS
-from tar_vis_ros.depth.node import OPTIONS
 from tar_vis_ros.process.children import Child
-from tar_vis_ros.process.options import markdown
 
 PEOPLE = [Thing(4, 3.0, 0.4), Thing(6, 4.5, -0.8)]
 
@@ -166,7 +163,8 @@ def test_a_signal_ends_it_quietly(number, alone):
 
 
 @pytest.mark.parametrize(('argument', 'words'), [
-    ('rejection:=0.1', 'rejection: expected 0.5 to 100.0, got'), ('min_points:=many', 'min_points: expected a whole')])
+    ('rejection:=0.1', "parameter 'rejection' is 0.1, expected a number from 0.5 to 100"),
+    ('min_points:=many', "parameter 'min_points' is 'many', expected a whole number")])
 def test_a_wrong_parameter_is_one_line(argument, words, alone):
     lifter = alone('--ros-args', '-p', argument)
     wait_until(lambda: lifter.code is not None, 'end')
@@ -174,8 +172,3 @@ def test_a_wrong_parameter_is_one_line(argument, words, alone):
     lifter.end()
     line, = lifter.lines
     assert line.startswith(f'tar-vis-depth: {words}')
-
-
-def test_the_page_of_the_node_tells_its_parameters():
-    page = (ROOT / 'docs/nodes/depth_lifter.md').read_text()
-    assert page.endswith(f'|---|---|---|---|\n{markdown(OPTIONS)}\n')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ from builtin_interfaces.msg import Time
 from follow_world import DISTANCE, World
 from geometry_msgs.msg import Twist
 from simulated_camera import Thing, messages
-
-from tar_vis_ros.examples.follow_person import OPTIONS
-from tar_vis_ros.process.options import markdown
 
 
 @pytest.fixture
@@ -117,8 +113,3 @@ def test_it_stops_the_robot_when_it_ends(world):
     sim.until(lambda: sim.stands, 'stop')
     agent.end()
     assert agent.code == 0
-
-
-def test_the_page_of_the_node_tells_its_parameters():
-    page = (Path(__file__).parents[2] / 'docs/nodes/follow_person.md').read_text()
-    assert page.endswith(f'|---|---|---|---|\n{markdown(OPTIONS)}\n')

@@ -21,7 +21,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from tar_vis_ros.conversions.images import to_rgb
 from tar_vis_ros.node import image_input
 from tar_vis_ros.node.image_input import ImageInput
-from tar_vis_ros.node.parameters import ParameterError
+from tar_vis_ros.process.parameters import ParameterError
 
 BEST_EFFORT = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)

@@ -13,10 +13,10 @@ from launch_files import assigned, calls, declared, keywords, overrides, parse, 
 
 pytest.importorskip('rclpy')
 
-from tar_vis_ros.depth import node as depth_lifter
-from tar_vis_ros.node import parameters
+from tar_vis_ros.depth.node import DepthLifter
+from tar_vis_ros.node import settings
 from tar_vis_ros.replay.command import command_line
-from tar_vis_ros.video_source import OPTIONS
+from tar_vis_ros.video_source import VideoSource
 
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 MAY_IMPORT = {'launch', 'launch_ros', 'lifecycle_msgs', 'tar_vis_ros'}
@@ -104,16 +104,21 @@ def test_remapped_topics_are_those_of_the_programs(path):
 
 
 @by_file
-def test_parameters_that_are_set_exist(path):
+def test_parameters_that_are_set_are_those_of_the_tables(path):
     tree = parse(path)
-    known = {'tar-vis-node': set(parameters.FIELDS), 'tar-vis-video': {option.name for option in OPTIONS},
-             'tar-vis-depth': {option.name for option in depth_lifter.OPTIONS}}
-    assert set(overrides(tree)) <= known['tar-vis-node']
+    tables = {'tar-vis-node': settings.TABLE, 'tar-vis-video': VideoSource.TABLE, 'tar-vis-depth': DepthLifter.TABLE}
+    assert set(overrides(tree)) <= set(settings.TABLE.options)
+    defaults = {call.args[0].value: texts(keywords(call)['default_value'])
+                for call in calls(tree, 'DeclareLaunchArgument') if texts(call.args[0])}
     for call in calls(tree, 'Node', 'LifecycleNode'):
         given = keywords(call)
         for entry in getattr(given.get('parameters'), 'elts', []):
-            if isinstance(entry, ast.Dict):
-                assert {key.value for key in entry.keys} <= known[given['executable'].value]
+            for key, value in zip(entry.keys, entry.values, strict=True) if isinstance(entry, ast.Dict) else ():
+                default = tables[given['executable'].value].options[key.value].default
+                if isinstance(value, ast.Call):
+                    assert keywords(value)['value_type'].id == type(default).__name__
+                    for text in [text for name in texts(value) for text in defaults[name] if text]:
+                        assert yaml.safe_load(text) == default, f'{key.value} has another default in {path.name}'
 
 
 def test_options_of_the_replay_are_those_of_its_command():
@@ -126,11 +131,3 @@ def test_options_of_the_replay_are_those_of_its_command():
     choices = {call.args[0].value: texts(keywords(call)['choices']) for call in calls(tree, 'DeclareLaunchArgument')
                if 'choices' in keywords(call)}
     assert choices == {'mode': list(known['--mode'].choices)}
-
-
-def test_parameter_file_shows_every_parameter_with_its_default():
-    shown = yaml.safe_load((ROOT / 'config/tar_vis.yaml').read_text())['/**']['ros__parameters']
-    defaults = {name: field.default for name, field in parameters.FIELDS.items()
-                if not parameters.specification(name).read_only}
-    assert {name: parameters.check(name, value) for name, value in shown.items()} == defaults
-    assert list(shown) == list(defaults), 'in the order of the table'

@@ -1,6 +1,7 @@
 """The command tar-vis-node: its help, its start with right and wrong arguments, and its end by a signal."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import pytest
 
 pytest.importorskip('rclpy')
 pytest.importorskip('tar_vis_core.segmenter')
+from building import ROOT
 from node_process import PATIENCE_S, Client, NodeProcess, nano_weights, picture, wait_until
 
-from tar_vis_ros.node.parameters import FIELDS
+from tar_vis_ros.conversions.images import ENCODINGS
+from tar_vis_ros.node.settings import TABLE
+from tar_vis_ros.node.usage import description
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -22,9 +26,28 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_help_tells_topics_services_and_parameters():
     done = run('--help')
     assert done.returncode == 0 and not done.stderr
-    for word in ('image', '~/instances', '~/skip_diagnostics', '~/label_image', '~/overlay', '/diagnostics', '~/reset',
-                 *FIELDS):
+    for word in (*TABLE.options, *ENCODINGS, 'image_topics', '~/front/instances', 'image/compressed'):
         assert word in done.stdout
+    topics = dict(re.findall(r'^  (\S+) +(\w+/\w+)\b', done.stdout, re.MULTILINE))
+    page = re.findall(r'^\| `(\S+)` \| `(\w+/\w+)` \|', (ROOT / 'docs/nodes/tar_vis.md').read_text(), re.MULTILINE)
+    assert {name: kind for name, kind in page if 'CAMERA' not in name}.items() <= topics.items(), 'as on the page'
+
+
+def test_help_tells_the_topics_that_the_node_has(tmp_path):
+    told = dict(re.findall(r'^  (\S+) +(\w+/\w+)\b', description(), re.MULTILINE))
+    process = NodeProcess(tmp_path, 'told_node', weights=nano_weights(tmp_path) or "''", input_short_side=64, threads=1)
+    client = Client(process)
+    try:
+        assert client.transition('configure'), process.output
+        has = {name.replace('/told_node/', '~/'): kind.replace('/msg', '') for name, (kind,) in
+               client.node.get_publisher_names_and_types_by_node('told_node', '/')}
+        told = {name: kind for name, kind in told.items() if name.startswith(('~/', '/')) and 'Trigger' not in kind
+                and (name in has or not kind.startswith('vision_msgs/'))}
+        assert told == {name: kind for name, kind in has.items()
+                        if name not in ('/rosout', '/parameter_events', '~/transition_event')}
+    finally:
+        client.close()
+        process.end()
 
 
 def test_unknown_arguments_end_it_with_usage():

@@ -12,15 +12,25 @@ import rclpy
 from rclpy.lifecycle import Node
 from rclpy.parameter import Parameter
 
-from tar_vis_ros.node import parameters
-from tar_vis_ros.node.parameters import FIELDS, ParameterError, Settings, check
+from tar_vis_core.options import OPTIONS, SegmenterOptions
+from tar_vis_ros.depth import node as depth
+from tar_vis_ros.examples import follow_person
+from tar_vis_ros.node import settings
+from tar_vis_ros.node.settings import TABLE, Settings
+from tar_vis_ros.process.parameters import ParameterError, ParameterNode, to_ros
+from tar_vis_ros.video_source import VideoSource
 
-CONFIG = Path(__file__).resolve().parents[2] / 'config' / 'tar_vis.yaml'
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {'tar_vis': TABLE, 'depth_lifter': depth.TABLE, 'follow_person': follow_person.TABLE,
+         'tar_vis_video': VideoSource.TABLE}
+SMALL = [depth.DepthLifter, follow_person.FollowPerson, VideoSource]
+every_table = pytest.mark.parametrize('table', PAGES.values(), ids=PAGES)
 
 
-@pytest.mark.parametrize('name', FIELDS)
-def test_defaults_are_valid(name):
-    assert check(name, FIELDS[name].default) == FIELDS[name].default
+@every_table
+def test_defaults_are_valid(table):
+    assert table.read({name: option.default for name, option in table.options.items()}) == table.settings()
+    assert table.at_configure | table.at_start <= set(table.options)
 
 
 @pytest.mark.parametrize(('name', 'value', 'taken'), [
@@ -35,9 +45,10 @@ def test_defaults_are_valid(name):
     ('input_short_side', 32, 32),
     ('device', 'cuda:1', 'cuda:1'),
     ('fixed_layers', 9, 9),
+    ('weights', 5, '5'),
 ])
 def test_takes(name, value, taken):
-    got = check(name, value)
+    got = TABLE.check(name, value)
     assert got == taken and type(got) is type(taken)
 
 
@@ -60,13 +71,13 @@ def test_takes(name, value, taken):
     ('precision', 'float64', ['float32, float16, bfloat16']),
     ('device', 'gpu', ["'gpu'", 'cuda:N']),
     ('device', 'cuda:', ['cuda:N']),
-    ('weights', 5, ['5', 'a text']),
+    ('weights', 5.5, ['5.5', 'a text']),
     ('class_filter', [1, 2], ['[1, 2]', 'a list of texts']),
     ('autostart', 'perhaps', ["'perhaps'", 'true or false']),
 ])
 def test_refuses_in_one_line(name, value, words):
     with pytest.raises(ParameterError) as error:
-        check(name, value)
+        TABLE.check(name, value)
     text = str(error.value)
     assert text.startswith(f"parameter '{name}' is ") and '\n' not in text
     for word in [*words, 'expected']:
@@ -74,47 +85,43 @@ def test_refuses_in_one_line(name, value, words):
 
 
 def test_unknown_parameter_names_the_nearest():
-    assert "did you mean 'score_threshold'?" in parameters.unknown('score_treshold')
+    assert "did you mean 'score_threshold'?" in TABLE.unknown('score_treshold')
 
 
 def test_settings_are_complete_and_checked():
     values = {field.name: getattr(Settings(), field.name) for field in dataclasses.fields(Settings)}
-    assert parameters.from_ros(values) == Settings()
+    assert TABLE.read(values) == Settings()
     with pytest.raises(ParameterError, match='reset_gap_s'):
-        parameters.from_ros({**values, 'reset_gap_s': -1.0})
+        TABLE.read({**values, 'reset_gap_s': -1.0})
 
 
-def test_the_configuration_file_holds_every_parameter_with_its_default():
-    given = yaml.safe_load(CONFIG.read_text())['/**']['ros__parameters']
-    assert {name: check(name, value) for name, value in given.items()} == {
-        name: field.default for name, field in FIELDS.items() if name != 'autostart'}
+def test_every_option_of_the_segmenter_is_a_parameter_and_reaches_it():
+    assert {name: TABLE.options[name] for name in OPTIONS} == OPTIONS
+    changed = {name: option.choices[-1] if option.choices else ('dog',) if option.default == () else option.high
+               for name, option in OPTIONS.items()}
+    configured = Settings(**TABLE.read({**vars(Settings()), **changed}).__dict__)
+    assert settings.live_options(configured, configured) == SegmenterOptions(**changed)
 
 
-def test_defaults_and_choices_are_the_librarys():
-    segmenter = pytest.importorskip('tar_vis_core.segmenter')
-    options = segmenter.SegmenterOptions()
-    for field in dataclasses.fields(options):
-        assert getattr(Settings(), field.name) == getattr(options, field.name), field.name
-    from tar_vis_core.models.masked_decoder import ROUTINGS
-    from tar_vis_core.runtime.device import PRECISIONS
-    assert set(parameters.specification('routing').choices) == {'auto', *ROUTINGS}
-    assert set(parameters.specification('precision').choices) == set(PRECISIONS)
+def test_the_parameter_file_is_the_tables_own_and_holds_the_defaults():
+    text = (ROOT / 'config/tar_vis.yaml').read_text()
+    assert text == settings.parameter_file(), 'run python -m tar_vis_ros.node.settings > config/tar_vis.yaml'
+    given = yaml.safe_load(text)['/**']['ros__parameters']
+    assert {name: TABLE.check(name, value) for name, value in given.items()} == {
+        name: option.default for name, option in TABLE.options.items() if name != 'autostart'}
 
 
-@pytest.mark.parametrize('name', FIELDS)
-def test_every_limit_of_the_table_is_one_the_library_takes(name):
-    segmenter = pytest.importorskip('tar_vis_core.segmenter')
-    spec, options = parameters.specification(name), {f.name for f in dataclasses.fields(segmenter.SegmenterOptions)}
-    if name in options:
-        for value in [*spec.choices, *(v for v in (spec.low, spec.high) if math.isfinite(v))]:
-            segmenter.SegmenterOptions(**{name: check(name, type(FIELDS[name].default)(value))})
+@pytest.mark.parametrize('page', PAGES)
+def test_the_page_of_a_node_ends_with_its_table(page):
+    text, table = (ROOT / f'docs/nodes/{page}.md').read_text(), PAGES[page].markdown()
+    assert text.endswith(f'\n\n{table}\n'), f'put this at the end of the page:\n{table}'
 
 
-def test_help_tells_every_parameter():
-    table = parameters.table()
-    for name in FIELDS:
-        assert name in table and parameters.specification(name).description in table
-    assert max(map(len, table.splitlines())) <= 120
+@every_table
+def test_help_tells_every_parameter(table):
+    text = table.text()
+    for name, option in table.options.items():
+        assert name in text and option.description in text and option.expected in text
 
 
 @pytest.fixture
@@ -126,7 +133,7 @@ def declared():
              'score_treshold': 0.3}
     node = Node('half_right', context=context,
                 parameter_overrides=[Parameter(name, value=value) for name, value in given.items()])
-    yield node, *parameters.declare(node)
+    yield node, *TABLE.declare(node)
     node.destroy_node()
     context.try_shutdown()
 
@@ -135,18 +142,17 @@ def test_wrong_start_up_values_are_told_and_the_rest_stands(declared):
     node, mistakes, remarks = declared
     assert set(mistakes) == {'score_threshold', 'routing'}
     assert len(remarks) == 1 and "'score_treshold' (did you mean 'score_threshold'?)" in remarks[0]
-    settings = parameters.from_ros({name: node.get_parameter(name).value for name in FIELDS})
-    assert settings == Settings(skip_bias=2.0, max_instances=7, class_filter=('dog',))
+    values = TABLE.read({name: node.get_parameter(name).value for name in TABLE.options})
+    assert values == Settings(skip_bias=2.0, max_instances=7, class_filter=('dog',))
 
 
 def test_descriptors_carry_the_table(declared):
     node, _, _ = declared
-    for name in FIELDS:
+    for name, option in TABLE.options.items():
         descriptor = node.describe_parameter(name)
-        spec = parameters.specification(name)
-        assert descriptor.description == spec.description and descriptor.read_only == spec.read_only
-        assert parameters.expected(name) in descriptor.additional_constraints
-        assert ('configure' in descriptor.additional_constraints) == spec.needs_configure
+        assert descriptor.description == option.description and descriptor.read_only == (name == 'autostart')
+        assert option.expected in descriptor.additional_constraints
+        assert ('configure' in descriptor.additional_constraints) == (name in TABLE.at_configure)
     score = node.describe_parameter('score_threshold').floating_point_range[0]
     assert (score.from_value, score.to_value) == (0.0, 1.0)
     layers = node.describe_parameter('fixed_layers').integer_range[0]
@@ -155,5 +161,48 @@ def test_descriptors_carry_the_table(declared):
 
 def test_an_empty_list_keeps_its_type(declared):
     node, _, _ = declared
-    assert node.set_parameters([parameters.to_ros('class_filter', ())])[0].successful
+    assert node.set_parameters([to_ros('class_filter', ())])[0].successful
     assert node.get_parameter('class_filter').type_ == Parameter.Type.STRING_ARRAY
+
+
+@pytest.fixture
+def make():
+    """Function that makes a node with start-up values."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    made = []
+
+    def make(kind: type[ParameterNode], **given: object) -> ParameterNode:
+        values = [Parameter(name, value=value) for name, value in given.items()]
+        made.append(kind({}, context=context) if not given and kind is VideoSource else
+                    kind(given, context=context) if kind is VideoSource else
+                    kind(context=context, parameter_overrides=values))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.destroy_node()
+    context.try_shutdown()
+
+
+@pytest.mark.parametrize('kind', SMALL, ids=lambda kind: kind.__name__)
+def test_a_change_of_a_small_node_is_checked_and_taken_over(make, kind):
+    node, table = make(kind), kind.TABLE
+    for name, option in table.options.items():
+        before = node.options
+        if name in table.at_start:
+            assert not node.set_parameters_atomically([to_ros(name, option.default)]).successful
+        elif isinstance(option.default, int | float):
+            whole = math.ceil(option.high)      # a whole number is taken for a double
+            assert node.set_parameters_atomically([Parameter(name, value=whole)]).successful
+            value = getattr(node.options, name)
+            assert value == option.high and type(value) is type(option.default)
+            refused = node.set_parameters_atomically([Parameter(name, value=whole + 1)])
+            assert not refused.successful and refused.reason.startswith(f"parameter '{name}' is {whole + 1}")
+            assert node.options == dataclasses.replace(before, **{name: type(option.default)(option.high)})
+
+
+def test_a_wrong_value_at_start_ends_a_small_node_with_its_name(make):
+    with pytest.raises(ParameterError, match=r"^parameter 'rate' is 'fast', expected a number from 0 to 240$"):
+        make(VideoSource, rate='fast')
+    assert make(VideoSource, rate=10, source=0).options.source == '0'

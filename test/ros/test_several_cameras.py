@@ -9,7 +9,7 @@ from node_process import Client, NodeProcess, nano_weights, picture
 from std_srvs.srv import Trigger
 
 from tar_vis_ros.node.cameras import camera_topics
-from tar_vis_ros.node.parameters import ParameterError
+from tar_vis_ros.process.parameters import ParameterError
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,85 @@
+"""The parameters of the node tar_vis, and the segmenter that they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tar_vis_core.models.presets import PRESETS, TRACKERS, preset_of
+from tar_vis_core.options import OPTIONS, SegmenterOptions, option
+from tar_vis_ros.process.parameters import Table
+
+if TYPE_CHECKING:
+    from tar_vis_core.segmenter import VideoSegmenter
+
+WARM_UP_SIZE = (480, 640)
+
+
+@dataclass(frozen=True)
+class Settings(SegmenterOptions):
+    """All parameters of the node: its own, and the options of the segmenter."""
+
+    model: str = option('nano', 'model family to run', choices=tuple(dict.fromkeys(p.family for p in PRESETS.values())))
+    backbone: str = option('', "the model's image backbone; empty: its first",
+                           choices=('', *dict.fromkeys(p.backbone for p in PRESETS.values())))
+    weights: str = option('', 'safetensors file of that model; empty: the weights in this package')
+    adapter: str = option('', 'safetensors file with Synchronizer and Routers for weights without them; empty: none')
+    tracker: str = option('auto', "how objects keep their ids; auto: the model's own way", choices=('auto', *TRACKERS))
+    device: str = option('auto', 'where the model runs; auto: the first GPU, else the CPU',
+                         pattern=r'auto|cpu|cuda(:\d{1,3})?', example='auto, cpu, cuda or cuda:N')
+    precision: str = option('float32', 'arithmetic of the model', choices=('float32', 'float16', 'bfloat16'))
+    threads: int = option(0, 'CPU threads of the model; 0: as many as torch takes', low=0, high=1024)
+    image_topics: tuple[str, ...] = option(
+        (), 'topics of several cameras for the one model; empty: one camera, on topic image',
+        example="a list of topics such as ['/front/image_raw', '/rear/image_raw']")
+    image_transport: str = option(
+        'raw', 'raw: Image on the topic itself; compressed: CompressedImage on topic/compressed',
+        choices=('raw', 'compressed'))
+    image_reliability: str = option(
+        'best_effort', 'what is asked of the publishers of images; qos_overrides can say more',
+        choices=('best_effort', 'reliable'))
+    image_timeout_s: float = option(5.0, 'seconds without an image after which /diagnostics warns', low=0.1, high=86400)
+    latency_budget_ms: float = option(
+        0.0, 'with adaptive, skip_bias is moved so that 95 % of the steps take no longer; 0: off', low=0, high=100000)
+    autostart: bool = option(False, 'configure and activate at start, without a lifecycle manager')
+
+
+TABLE = Table(Settings, at_start=frozenset({'autostart'}), at_configure=frozenset({
+    'model', 'backbone', 'weights', 'adapter', 'tracker', 'device', 'precision', 'threads', 'input_short_side',
+    'image_topics', 'image_transport', 'image_reliability'}))
+
+
+def load_segmenter(settings: Settings) -> VideoSegmenter:
+    """Return the segmenter that the settings ask for, warm. Raise TarVisError or ValueError, each of one line."""
+    from tar_vis_core.segmenter import VideoSegmenter  # takes torch along: only a configure waits for it
+
+    segmenter = VideoSegmenter(
+        preset=preset_of(settings.model, settings.backbone), weights=settings.weights or None,
+        adapter=settings.adapter or None, tracker=settings.tracker, device=settings.device,
+        precision=settings.precision, threads=settings.threads)
+    segmenter.options = live_options(settings, settings)
+    segmenter.warm_up(*WARM_UP_SIZE)
+    return segmenter
+
+
+def live_options(configured: Settings, current: Settings) -> SegmenterOptions:
+    """Return the current options of the segmenter; what needs a configure is as it was configured."""
+    settings = replace(current, **{name: getattr(configured, name) for name in TABLE.at_configure})
+    return SegmenterOptions(**{name: getattr(settings, name) for name in OPTIONS})
+
+
+def parameter_file() -> str:
+    """Return the text of ``config/tar_vis.yaml``."""
+    return f'''\
+# Parameters of the node tar_vis with their defaults. Copy this file, change what you need, and start with
+#   ros2 launch tar_vis_ros camera.launch.py params_file:=/path/to/yours.yaml
+#   tar-vis-node --ros-args --params-file /path/to/yours.yaml
+# What does not need a configure may change while the node is active.
+# Made by `python -m tar_vis_ros.node.settings`.
+/**:
+  ros__parameters:
+{TABLE.yaml()}'''
+
+
+if __name__ == '__main__':
+    print(parameter_file(), end='')
