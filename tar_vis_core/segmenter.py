@@ -98,9 +98,9 @@ class VideoSegmenter:
         self._allowed = np.array([not options.class_filter or name in options.class_filter
                                   for name in self.class_names])
 
-    def new_state(self) -> TemporalState:
-        """The state of a stream that has not begun."""
-        return TemporalState()
+    def new_state(self, epoch: int = 0) -> TemporalState:
+        """Return the state of a stream that has not begun; its tracks are of ``epoch`` until the first reset."""
+        return TemporalState(epoch=epoch)
 
     def reset(self, state: TemporalState, reason: str) -> None:
         """Forgets a stream's past at once; its next result says ``requested: <reason>`` and has a new epoch."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rclpy.exceptions import InvalidTopicNameException
@@ -11,6 +12,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.media.overlay import Trails
+from tar_vis_core.stamp_watch import StampWatch
 from tar_vis_ros.node.health import Health
 from tar_vis_ros.process.parameters import ParameterError
 
@@ -44,18 +46,38 @@ class Camera:
     unreported: int = 0                             # images dropped since the last published frame
     budget: LatencyBudget | None = None             # where a step may take only so long
     trails: Trails = field(default_factory=Trails)  # of the frames whose overlay somebody saw
+    images: int = 0                                 # that arrived, dropped ones included
+    stamps: StampWatch = field(default_factory=StampWatch)      # of all of them
+    breaks: deque[tuple[int, str]] = field(default_factory=deque)   # before which image, and why; not yet reported
+    stamps_told: bool = False                       # what is wrong with the stamps has been logged
+    colours_told: bool = False
 
     @property
     def prefix(self) -> str:
         """What comes before its log lines."""
         return f'{self.name}: ' if self.name else ''
 
+    def break_before(self, number: int) -> str:
+        """Return why tracks begin anew at image ``number`` or at one that was dropped before it, '' if they go on."""
+        reason = ''
+        while self.breaks and self.breaks[0][0] <= number:
+            reason = self.breaks.popleft()[1]
+        return reason
 
-def camera_topics(topics: Sequence[str]) -> dict[str, str]:
+    @property
+    def stamp_problem(self) -> str:
+        """Return what is wrong with the stamps of the images, '' if nothing is."""
+        return self.stamps.problem and (
+            f'{self.stamps.problem} on {self.topic}: nothing can be joined by them, and gaps are not noticed; let the '
+            'driver fill header.stamp')
+
+
+def camera_topics(topics: Sequence[str], resolve: Callable[[str], str] = str) -> dict[str, str]:
     """Names and topics of the cameras: the default topic under the name '' where ``topics`` is empty.
 
     A name is the topic without its last part, where it has more than one: ``/front/image_raw`` is ``front``,
-    ``/robot/left/image`` is ``robot_left``. Where two would be the same, the whole topics are the names.
+    ``/robot/left/image`` is ``robot_left``. Where two would be the same, the whole topics are the names, with
+    a number where even those are the same (``/a_b/c`` and ``/a/b_c``). ``resolve`` gives a topic's full name.
     Raises ParameterError for a topic that ROS does not take, or that is named twice.
     """
     if not topics:
@@ -66,11 +88,15 @@ def camera_topics(topics: Sequence[str]) -> dict[str, str]:
         except InvalidTopicNameException as error:
             reason = str(error).partition(':\n')[0]
             raise ParameterError(f"parameter 'image_topics' has {topic!r}: {reason}") from error
-    if len(set(topics)) < len(topics):
-        twice = next(topic for topic in topics if topics.count(topic) > 1)
+    full = [resolve(topic) for topic in topics]
+    if len(set(full)) < len(full):
+        twice = next(topic for topic, name in zip(topics, full, strict=True) if full.count(name) > 1)
         raise ParameterError(f"parameter 'image_topics' has {twice!r} twice: expected every camera once")
     parts = [topic.strip('~/').split('/') for topic in topics]
     names = ['_'.join(p[:-1] or p) for p in parts]
     if len(set(names)) < len(names):
         names = ['_'.join(p) for p in parts]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            names[number] = next(new for k in range(2, len(names) + 2) if (new := f'{name}_{k}') not in names)
     return dict(zip(names, topics, strict=True))

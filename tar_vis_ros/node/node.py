@@ -25,6 +25,7 @@ from tar_vis_ros.node.image_input import ImageInput
 from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logged, one_line
 from tar_vis_ros.node.pipeline import Pipeline
 from tar_vis_ros.node.settings import Settings, live_options, load_segmenter
+from tar_vis_ros.process.namesakes import Namesakes
 from tar_vis_ros.process.parameters import ParameterError
 
 OUTPUT_QOS = QoSProfile(depth=5)   # reliable
@@ -42,6 +43,8 @@ class TarVisNode(ManagedNode):
         self._inputs: list[ImageInput] = []
         self._resets: list = []            # services of single cameras
         self._blocked = ''                 # why the node cannot be configured; empty when nothing is known
+        self._last_epoch = 0               # of the cameras that were
+        self._namesakes = Namesakes(self)
         self._idle = Health()              # what there is to tell before there are cameras
         self.create_service(Trigger, '~/reset', lambda request, response: self._on_reset(response))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -65,7 +68,7 @@ class TarVisNode(ManagedNode):
             if self.mistakes:
                 raise ParameterError(f'set {", ".join(self.mistakes)} first: the start-up value is wrong')
             settings = self.settings()
-            topics = camera_topics(settings.image_topics)
+            topics = camera_topics(settings.image_topics, self.resolve_topic_name)
             segmenter = load_segmenter(settings)
         except Exception as error:   # whatever the model's loading raises, for example for want of memory
             kind = '' if isinstance(error, TarVisError | ValueError) else f'{type(error).__name__}: '
@@ -73,7 +76,7 @@ class TarVisNode(ManagedNode):
             self.get_logger().error(self._blocked)
             return FAILURE
         self._configured, self._blocked = settings, ''
-        cameras = [Camera(name, topic, self._create_outputs(name), segmenter.new_state())
+        cameras = [Camera(name, topic, self._create_outputs(name), segmenter.new_state(self._new_epoch()))
                    for name, topic in topics.items()]
         self._pipeline = Pipeline(segmenter, cameras, self.get_logger())
         self.apply(settings)
@@ -140,6 +143,10 @@ class TarVisNode(ManagedNode):
         return self.create_service(Trigger, f'~/{camera.name}/reset',
                                    lambda request, response: self._on_reset(response, [camera]))
 
+    def _new_epoch(self) -> int:
+        """Return an epoch that no track of this node's name ever had: the clock's seconds go on over restarts."""
+        return max(int(time.time()) % 2**32, self._last_epoch + 1)
+
     def _listen(self, number: int, camera: Camera) -> ImageInput:
         def on_image(image, arrived: float, missed: int) -> None:
             self._pipeline.put(number, image, arrived, missed)
@@ -161,6 +168,7 @@ class TarVisNode(ManagedNode):
         while self._resets:
             self.destroy_service(self._resets.pop())
         if self._pipeline is not None:
+            self._last_epoch = max(camera.state.epoch for camera in self._pipeline.cameras)
             for camera in self._pipeline.cameras:
                 for publisher in camera.outputs.all():
                     self.destroy_lifecycle_publisher(publisher)
@@ -193,13 +201,15 @@ class TarVisNode(ManagedNode):
         node, timeout_s = self.get_fully_qualified_name().lstrip('/'), self.get_parameter('image_timeout_s').value
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
+        twins = self._namesakes.look()
         if self._pipeline is None:
             message.status.append(self._idle.status(
-                f'{node}: segmentation', self.state, self.resolve_topic_name('image'), '', blocked=self._blocked))
+                f'{node}: segmentation', self.state, self.resolve_topic_name('image'), '',
+                blocked=self._blocked or twins))
         else:
             for number, camera in enumerate(self._pipeline.cameras):
                 source = self._inputs[number] if self._inputs else None
-                problems = source.problems() if source else []
+                problems = [*filter(None, [twins, camera.stamp_problem]), *(source.problems() if source else [])]
                 if camera.budget and camera.budget.report:
                     problems.append(camera.budget.report)
                 message.status.append(camera.health.status(

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.latency_budget import LatencyBudget
-from tar_vis_core.media.overlay import draw_overlay
 from tar_vis_ros.conversions.detections import encode_detections, label_info
-from tar_vis_ros.conversions.images import ImageError, array_to_image, to_rgb
+from tar_vis_ros.conversions.images import UNNAMED, ImageError, array_to_image, to_rgb
 from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instances, label_image
 from tar_vis_ros.node.cameras import Camera
 from tar_vis_ros.node.lifecycle import one_line
 from tar_vis_ros.node.mailbox import Worker
+from tar_vis_ros.node.pictures import AnsweredImage, Pictures
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """An image that waits for its turn."""
+
+    image: Image | CompressedImage
+    at: float       # on the clock of time.perf_counter
+    number: int     # among those of its camera
 
 
 class Pipeline:
@@ -38,12 +47,16 @@ class Pipeline:
         self._options, self._bias = segmenter.options, 0.0      # as they were set, and what a budget adds right now
         self._budget_ms = 0.0
         self._logger = logger
-        self._worker: Worker[tuple[Image | CompressedImage, float]] | None = None
-        self._between_frames = threading.Lock()   # held during a step: who changes the segmenter waits for its end
+        self._worker: Worker[Arrived] | None = None
+        self._pictures: Pictures | None = None
+        # The segmenter is for one at a time. Who waits for it holds the other lock, so that the thread, which takes
+        # both again at once, cannot go before: a change waits for the step at hand and no longer.
+        self._segmenter_lock, self._turn = threading.Lock(), threading.Lock()
 
     def start(self) -> None:
         for camera in self.cameras:
             camera.unreported = 0
+        self._pictures = Pictures(self.cameras, self._failed)
         self._worker = Worker(self._process, 'tar_vis', len(self.cameras))
 
     def stop(self) -> None:
@@ -52,22 +65,40 @@ class Pipeline:
             left, self._worker = self._worker.stop(), None
             for camera, count in zip(self.cameras, left, strict=True):
                 camera.health.dropped(count)
+            self._pictures.stop()
 
-    def put(self, camera: int, image: Image | CompressedImage, arrived: float, missed: int) -> None:
-        """Leaves an image of a camera for the thread; one of it that waits still is dropped.
+    @contextlib.contextmanager
+    def _between_frames(self) -> Iterator[None]:
+        """Have the segmenter alone."""
+        with self._turn:
+            self._segmenter_lock.acquire()
+        try:
+            yield
+        finally:
+            self._segmenter_lock.release()
+
+    def put(self, number: int, image: Image | CompressedImage, arrived: float, missed: int) -> None:
+        """Leave an image of camera ``number`` for the thread; one of it that waits still is dropped.
 
         ``arrived`` is on the clock of ``time.perf_counter``; ``missed`` images before it were lost on the way.
         """
-        self.cameras[camera].health.image_arrived()
+        camera = self.cameras[number]
+        camera.health.image_arrived()
+        camera.images += 1
+        if reason := camera.stamps.add(seconds(image), self._options.reset_gap_s, missed):
+            camera.breaks.append((camera.images, reason))
+        told, camera.stamps_told = camera.stamps_told, bool(camera.stamps.problem)
+        if camera.stamps.problem and not told:
+            self._logger.warning(f'{camera.prefix}{camera.stamp_problem}')
         if self._worker is not None:
-            self._worker.put((image, arrived), missed, camera)
+            self._worker.put(Arrived(image, arrived, camera.images), missed, number)
 
     def set_options(self, options, budget_ms: float) -> None:
         """``options`` (SegmenterOptions) and the latency budget (0: none) hold from the next frame on.
 
         ValueError where the options do not fit the model.
         """
-        with self._between_frames:
+        with self._between_frames():
             self._segmenter.options = options
             self._options, self._bias = options, 0.0
             if budget_ms != self._budget_ms:
@@ -84,36 +115,48 @@ class Pipeline:
 
     def reset(self, cameras: Sequence[Camera], reason: str) -> None:
         """The next frame of each of them begins new tracks and says why."""
-        with self._between_frames:
+        with self._between_frames():
             for camera in cameras:
                 self._segmenter.reset(camera.state, reason)
 
-    def _process(self, slot: int, item: tuple[Image | CompressedImage, float], dropped: int) -> None:
-        camera, (image, arrived) = self.cameras[slot], item
+    def _process(self, number: int, arrived: Arrived, dropped: int) -> None:
+        camera, image = self.cameras[number], arrived.image
         camera.unreported += dropped
         camera.health.dropped(dropped)
         try:
             rgb = to_rgb(image)
+            self._remark_on_colours(camera, image)
         except ImageError as error:
             self._complain(camera, error.kind, f'image refused: {error}', DiagnosticStatus.WARN)
             return
         try:
-            result = self._step(camera, rgb, image)
-            self._publish(camera, result, image, rgb, arrived)
+            result = self._step(camera, rgb, arrived)
+            self._publish(camera, result, image.header, arrived.at)
+            self._pictures.put(number, AnsweredImage(image.header, rgb, result))
         except Exception as error:   # whatever one frame does, the next one gets its chance
-            if rclpy.ok():           # else the process is ending, and publishers with it
-                camera.state.reset(f'the frame before failed: {type(error).__name__}')
-                self._complain(camera, type(error).__name__, f'frame failed: {type(error).__name__}: {one_line(error)}',
-                               DiagnosticStatus.ERROR)
+            camera.state.reset(f'the frame before failed: {type(error).__name__}')
+            self._failed(camera, error)
 
-    def _step(self, camera: Camera, rgb: np.ndarray, image: Image | CompressedImage) -> FrameResult:
-        stamp = image.header.stamp
-        with self._between_frames:
+    def _remark_on_colours(self, camera: Camera, image: Image | CompressedImage) -> None:
+        meant = UNNAMED.get(getattr(image, 'encoding', ''))
+        if meant and not camera.colours_told:
+            camera.colours_told = True
+            self._logger.warning(f'{camera.prefix}{image.encoding} tells no colours: taken for {meant}, the order that '
+                                 'OpenCV has; let the driver say rgb8 if red and blue are exchanged')
+
+    def _failed(self, camera: Camera, error: Exception) -> None:
+        if rclpy.ok():           # else the process is ending, and publishers with it
+            self._complain(camera, type(error).__name__, f'frame failed: {type(error).__name__}: {one_line(error)}',
+                           DiagnosticStatus.ERROR)
+
+    def _step(self, camera: Camera, rgb: np.ndarray, arrived: Arrived) -> FrameResult:
+        with self._between_frames():
             bias = camera.budget.bias if camera.budget else 0.0
             if bias != self._bias:
                 self._segmenter.options = replace(self._options, skip_bias=self._options.skip_bias + bias)
                 self._bias = bias
-            result = self._segmenter.step(rgb, camera.state, stamp.sec + stamp.nanosec * 1e-9)
+            result = self._segmenter.step(rgb, camera.state, seconds(arrived.image),
+                                          camera.break_before(arrived.number))
             if camera.budget:
                 trace = result.routing
                 camera.budget.update(result.times.total, trace.executed_layers, len(trace.executed),
@@ -122,9 +165,8 @@ class Pipeline:
             self._logger.info(f'{camera.prefix}tracks start anew (epoch {result.track_epoch}): {result.reset_reason}')
         return result
 
-    def _publish(self, camera: Camera, result: FrameResult, image: Image | CompressedImage, rgb: np.ndarray,
-                 arrived: float) -> None:
-        header, outputs = image.header, camera.outputs
+    def _publish(self, camera: Camera, result: FrameResult, header: Header, arrived: float) -> None:
+        outputs = camera.outputs
         outputs.instances.publish(encode_instances(result, header))
         latency_ms = (time.perf_counter() - arrived) * 1e3
         outputs.diagnostics.publish(encode_diagnostics(result, header, latency_ms, camera.unreported))
@@ -132,19 +174,17 @@ class Pipeline:
         camera.unreported = 0
         if outputs.detections is not None and outputs.detections.get_subscription_count() > 0:
             outputs.detections.publish(encode_detections(result, header))
-        self._publish_image(camera, outputs.label_image, 'label images', 'mono16', image,
-                            lambda: label_image(result.instances, result.height, result.width))
-        self._publish_image(camera, outputs.overlay, 'overlays', 'rgb8', image,
-                            lambda: draw_overlay(rgb, result.instances, trails=camera.trails.follow(result)))
-
-    def _publish_image(self, camera: Camera, publisher: LifecyclePublisher, kind: str, encoding: str,
-                       image: Image | CompressedImage, draw: Callable[[], np.ndarray]) -> None:
-        """Draws and publishes only while somebody listens."""
-        if publisher.get_subscription_count() > 0:
-            publisher.publish(array_to_image(draw(), encoding, image.header))
-            camera.health.picture_published(kind)
+        if outputs.label_image.get_subscription_count() > 0:
+            labels = label_image(result.instances, result.height, result.width)
+            outputs.label_image.publish(array_to_image(labels, 'mono16', header))
+            camera.health.picture_published('label images')
 
     def _complain(self, camera: Camera, kind: str, text: str, level: bytes) -> None:
         line = camera.health.fault(kind, text, level)
         if line is not None:
             self._logger.error(camera.prefix + line)
+
+
+def seconds(image: Image | CompressedImage) -> float:
+    """Return the stamp of an image."""
+    return image.header.stamp.sec + image.header.stamp.nanosec * 1e-9

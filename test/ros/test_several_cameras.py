@@ -96,9 +96,16 @@ def test_a_topic_twice_or_a_bad_one_is_refused_at_configure(cameras):
     (('camera',), ['camera']),
     (('/robot/left/image', '~/right'), ['robot_left', 'right']),
     (('/a/image_raw', '/a/image_rect'), ['a_image_raw', 'a_image_rect']),
+    (('/a/b_c/image', '/a_b/c/image', '/a/b/c_image'), ['a_b_c_image', 'a_b_c_image_2', 'a_b_c_image_3']),
+    (('/a/b/c', '/a_b/c', '/x/a_b_c_2', '/a/b_c'), ['a_b_c', 'a_b_c_2', 'x_a_b_c_2', 'a_b_c_3']),
 ])
 def test_names_come_from_the_topics(topics, names):
     assert list(camera_topics(topics)) == names
+
+
+def test_two_names_of_one_topic_are_one_camera_twice():
+    with pytest.raises(ParameterError, match="has 'front/image' twice"):
+        camera_topics(('front/image', '/robot/front/image'), lambda topic: f'/robot/{topic}'.replace('/robot//', '/'))
 
 
 @pytest.mark.parametrize('topics', [('/a', '/a'), ('/a//b',), ('9a',), ('/a b',), ('',)])

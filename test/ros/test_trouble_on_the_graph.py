@@ -126,3 +126,59 @@ def test_a_signal_in_the_middle_of_a_frame_ends_the_node_quietly(folder, number)
     finally:
         client.close()
         process.end(signal.SIGKILL)
+
+
+def test_a_gap_is_one_of_the_camera_and_not_of_a_slow_model(client):
+    """Images closer than reset_gap_s, of which the node takes only some."""
+    assert client.set(reset_gap_s=0.25) == ''
+    client.ask(client.image(picture()))
+    client.diagnostics.clear()
+    for _ in range(40):
+        client.send(client.image(picture(240, 320)))
+    client.ask(client.image(picture(240, 320)))
+    assert any(d.frames_dropped >= 5 for d in client.diagnostics.values()), 'the test needs images that are dropped'
+    resets = {d.reset_reason for d in client.diagnostics.values()} - {''}
+    assert all(reason.startswith('image size changed') for reason in resets)
+    assert client.ask(client.image(picture(240, 320), step_s=0.5)).reset_reason == 'gap of 0.500 s'
+    assert client.set(reset_gap_s=2.0) == ''
+
+
+def test_a_corrected_clock_keeps_the_tracks(client):
+    first = client.ask(client.image(picture()))
+    for step_s in (0.1, 0.1, -0.002, 0.1, 0.2, -0.1, 0.2):
+        assert not client.ask(client.image(picture(), step_s=step_s)).reset_reason
+    assert client.ask(client.image(picture())).track_epoch == first.track_epoch
+
+
+def test_stamps_that_do_not_change_are_told(client):
+    said = client.process.output
+    for _ in range(8):
+        client.send(client.image(picture(), step_s=0))
+        client.spin(0.1)
+    assert 'header.stamp' in client.process.wait_for_line('the stamps do not change', said)
+    client.until(lambda: 'the stamps do not change' in client.status.message, 'warning in /diagnostics')
+    client.ask(client.image(picture()))
+
+
+def test_an_epoch_never_comes_again_and_a_second_node_of_the_name_is_told(client, folder):
+    epochs = [client.ask(client.image(picture())).track_epoch]
+    for label in ('deactivate', 'cleanup', 'configure', 'activate'):
+        assert client.transition(label)
+    epochs.append(client.ask(client.image(picture())).track_epoch)
+    said = client.process.output
+    (folder / 'twin').mkdir()
+    twin = NodeProcess(folder / 'twin', 'troubled', '-r', 'image:=/twin/image', weights=nano_weights(folder) or "''",
+                       input_short_side=64, threads=1, autostart='true')
+    try:
+        assert '__node' in client.process.wait_for_line('2 nodes have the name /troubled', said)
+        twin.wait_for_line('2 nodes have the name /troubled')
+        twin.wait_for_line('waiting for images on /twin/image')
+        images = client.node.create_publisher(Image, '/twin/image', 1)
+        client.until(images.get_subscription_count, 'twin')
+        stamp = client.image(picture())
+        client.until(lambda: images.publish(stamp) or key(stamp.header.stamp) in client.instances, 'answer of the twin')
+        epochs.append(client.instances[key(stamp.header.stamp)].track_epoch)
+        client.node.destroy_publisher(images)
+    finally:
+        assert twin.end() == 0
+    assert epochs == sorted(set(epochs)), 'a new configure and a new process begin later epochs'
