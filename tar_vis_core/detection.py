@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.errors import NotFiniteError
 from tar_vis_core.instances import encode_runs
-from tar_vis_core.masks import MaskGeometry, Placed, full_size_mask, full_size_masks, packed_bits
-from tar_vis_core.models.class_sets import VOC
-from tar_vis_core.nano_detection import absorb_pieces, distinct, shared_out, without_claimed_parts, without_far_parts
+from tar_vis_core.masks import MaskGeometry, Placed, full_size_mask, full_size_masks, intersections, packed_bits
+from tar_vis_core.models.tracked import Tracked, masks_of
+from tar_vis_core.models.video_model import Features
 from tar_vis_core.runtime.device import to_host
 
 MAX_CANDIDATES = 64        # masks evaluated per frame at most, best first
 MIN_CELLS = 3              # a mask of fewer stride-4 pixels is noise
-# Pascal VOC channels (0 is background) of the classes that follow 'person' in a semantic model's class names
-PERSON_CHANNEL = VOC.index('person')
-PERSON = 0                 # its place among those class names
-OBJECT_CHANNELS = [c for c in range(1, len(VOC)) if c != PERSON_CHANNEL]
-# A person's score is scaled by 1 - PERSON_SEMANTICS where the semantic head sees no person at all, and not at all
-# where it sees nothing else.
-PERSON_SEMANTICS = 0.35
-NEAR = 0.6                 # of the least score: what a mask with all its parts must reach to be looked at further
+# Of two masks that overlap more, in one class or in two, the surer one stays.
+SAME_CLASS_IOU, ANY_CLASS_IOU = 0.5, 0.7
+CONTAINED = 0.75           # a mask of the same class that lies inside another to this part is a piece of it
 
 
 @dataclass
@@ -56,27 +49,6 @@ def mask_quality(logits: Tensor) -> Tensor:
     """Mean probability over the positive pixels of each mask ``(K, h, w)``, ``(K,)``; 0 for an empty one."""
     positive = logits > 0
     return (logits.sigmoid() * positive).sum((1, 2)) / positive.sum((1, 2)).clamp(min=1)
-
-
-def name_objects(probabilities: Tensor, logits: Tensor, semantic: Tensor) -> Tensor:
-    """Class scores ``(K, 20)`` of a model that tells person from object and names objects by its semantic head.
-
-    ``probabilities (K, 3)`` are person, object, no-object; ``logits (K, h, w)`` the masks; ``semantic`` the VOC
-    logits ``(21, h', w')`` of the same padded frame, pooled inside each mask. A person's score is the decoder's own,
-    lowered where the semantic head disagrees; any other class gets the probability of being something (the decoder
-    gives 'person' to animals, too) times its semantic probability.
-    """
-    inside = F.interpolate(logits.sigmoid()[:, None], semantic.shape[-2:], mode='area')[:, 0].flatten(1)
-    pooled = inside @ semantic.softmax(0).flatten(1).t() / inside.sum(1, keepdim=True).clamp(min=1e-6)
-    agreed = 1 - PERSON_SEMANTICS * (1 - pooled[:, [PERSON_CHANNEL]])
-    something = 1 - probabilities[:, -1:]
-    return torch.cat((probabilities[:, :1] * agreed, something * pooled[:, OBJECT_CHANNELS]), 1)
-
-
-def scores_of(probabilities: Tensor, logits: Tensor, semantic: Tensor | None) -> Tensor:
-    """Class scores ``(K, classes)`` of queries with masks ``(K, h, w)``: class probability times mask quality."""
-    named = probabilities[:, :-1] if semantic is None else name_objects(probabilities, logits, semantic)
-    return named * mask_quality(logits)[:, None]
 
 
 def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -121,6 +93,17 @@ def by_host(tensor: Tensor) -> bool:
     return tensor.device.type == 'cpu'
 
 
+def class_probabilities(tracked: Tracked) -> Tensor:
+    """Return the class probabilities ``(R, classes + 1)`` of a frame's rows; a row without a slot shows nothing."""
+    probabilities = tracked.logits[0].float().softmax(-1)
+    nobody = np.flatnonzero(tracked.slots[0] < 0)
+    if nobody.size:     # what is not finite stays so
+        rows = torch.from_numpy(nobody).to(probabilities.device)
+        nothing = torch.eye(probabilities.shape[1], device=probabilities.device)[-1]
+        probabilities[rows] = 0 * probabilities[rows] + nothing
+    return probabilities
+
+
 def likeliest(probabilities: Tensor, min_score: float) -> Tensor:
     """The queries ``(K,)`` that are surest to be something, or those of them that may reach ``min_score``."""
     # no score exceeds the probability of being anything at all, so this loses nothing
@@ -129,87 +112,55 @@ def likeliest(probabilities: Tensor, min_score: float) -> Tensor:
     return queries[something[queries] >= min_score] if by_host(queries) else queries
 
 
-def plain_candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor,
-                     min_score: float) -> Candidates:
-    """Masks are as the network gives them. From a GPU comes what decides, in one transfer; the masks stay there.
+def candidates(tracked: Tracked, mask_features: Tensor, min_score: float) -> Candidates:
+    """Return what the likeliest queries show. From a GPU comes what decides, in one transfer; the masks stay there.
 
-    Raises NotFiniteError as :func:`detect` does.
+    Raise NotFiniteError as :func:`detect` does.
     """
+    probabilities = class_probabilities(tracked)
     queries = likeliest(probabilities, min_score)
-    logits = masks_of(queries)
-    scores = scores_of(probabilities[queries], logits, None)
+    logits = masks_of(tracked, 0, queries, mask_features).float()
+    scores = probabilities[queries, :-1] * mask_quality(logits)[:, None]
     finite = torch.isfinite(probabilities).all() & torch.isfinite(scores).all()
     bits = [] if by_host(logits) else [packed_bits(logits > 0)]
-    found = [t.numpy() for t in to_host(queries, scores, embeddings[queries], finite[None], *bits)]
+    embeddings = tracked.embeddings[0, queries].float()
+    found = [t.numpy() for t in to_host(queries, scores, embeddings, finite[None], *bits)]
     if not found[3]:
         raise NotFiniteError
     return Candidates(*found[:3], logits, found[4] if bits else None)
 
 
-def cleaned_candidates(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor,
-                       semantic: Tensor, min_score: float) -> Candidates:
-    """A small model's masks come in their near and unclaimed parts. All tensors are on the CPU.
-
-    Raises NotFiniteError as :func:`detect` does.
-    """
-    if not torch.isfinite(probabilities).all():
-        raise NotFiniteError
-    queries = likeliest(probabilities, min_score)
-    logits = masks_of(queries)
-
-    def scores() -> Tensor:
-        found = scores_of(probabilities[queries], logits, semantic)
-        if not torch.isfinite(found).all():
-            raise NotFiniteError
-        return found
-
-    # looking for parts takes longer than scoring: only where the mask as it is comes near
-    near = scores().amax(1) >= NEAR * min_score
-    queries, logits = queries[near], logits[near]
-    if len(queries):
-        logits = torch.stack([without_far_parts(mask) for mask in logits])
-        found = scores().numpy()
-        logits = without_claimed_parts(logits, found.max(1), found.argmax(1))
-    return Candidates(queries.numpy(), scores().numpy(), embeddings[queries].numpy(), logits, None)
-
-
-def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddings: Tensor, semantic: Tensor | None,
-           image: np.ndarray, geometry: MaskGeometry, min_score: float, allowed: np.ndarray,
-           ) -> list[Detection]:
-    """The distinct objects of a frame whose score reaches ``min_score``, by falling score.
-
-    Masks are as the network gives them. A small model, one with ``semantic`` logits, needs help: its masks lose far
-    and claimed parts and pieces of others, and share out the pixels that several claim.
-    ``probabilities (Q, classes + 1)`` end with no-object; ``masks_of`` gives the mask logits ``(K, h, w)`` of a
-    vector of query indices; ``embeddings (Q, D)``; ``semantic (21, h', w')`` where the model has it; ``image`` is
-    the source, uint8 RGB; ``allowed`` a boolean per user-visible class. Tensors are float32, on the CPU where there
-    are ``semantic`` logits. Raises NotFiniteError where they hold what is not a finite number.
-    """
-    if semantic is None:
-        found = plain_candidates(probabilities, masks_of, embeddings, min_score)
-    else:
-        found = cleaned_candidates(probabilities, masks_of, embeddings, semantic, min_score)
-    class_scores = found.class_scores * allowed
+def large_enough(found: Candidates, class_scores: np.ndarray, geometry: MaskGeometry, min_score: float,
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return the candidates ``(k,)`` that reach the score with a mask that is no speck, and their masks of cells."""
     good = np.flatnonzero(class_scores.max(1) >= min_score)
-    if not good.size:
-        return []
     rows, columns = geometry.content_cells
     positive = found.positive(good)
     large = positive[:, :rows, :columns].sum((1, 2)) >= MIN_CELLS
-    good, positive = good[large], positive[large]
-    if semantic is not None:
-        classes = class_scores.argmax(1)
-        of_objects = classes[good] != PERSON
-        objects = good[of_objects]
-        class_scores[objects, classes[objects]] = absorb_pieces(
-            positive[of_objects, :rows, :columns], class_scores[objects].max(1), classes[objects])
-        still = class_scores[good].max(1) >= min_score
-        good, positive = good[still], positive[still]
-    alone = distinct(positive[:, :rows, :columns], class_scores[good].max(1), class_scores[good].argmax(1))
-    good, positive = good[alone], positive[alone]
-    if semantic is not None:
-        found.logits[good] = shared_out(found.logits[good], class_scores[good].max(1), class_scores[good].argmax(1))
-        positive = found.positive(good)
+    return good[large], positive[large]
+
+
+def distinct(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[int]:
+    """Return the indices of the masks ``(K, h, w)`` that stay if every object keeps its best one, by falling score."""
+    common = intersections(masks, masks)
+    areas = common.diagonal()
+    iou = common / np.maximum(areas[:, None] + areas[None] - common, 1)
+    inside = common / np.maximum(np.minimum(areas[:, None], areas[None]), 1)
+    same = classes[:, None] == classes[None]
+    duplicate = (iou > ANY_CLASS_IOU) | (same & ((iou > SAME_CLASS_IOU) | (inside > CONTAINED)))
+    kept: list[int] = []
+    for k in np.argsort(-scores, kind='stable'):
+        if not duplicate[k, kept].any():
+            kept.append(int(k))
+    return kept
+
+
+def described(found: Candidates, class_scores: np.ndarray, good: np.ndarray, positive: np.ndarray, image: np.ndarray,
+              geometry: MaskGeometry) -> list[Detection]:
+    """Return the detections of the candidates ``good (k,)``, whose masks of cells are ``positive (k, h, w)``."""
+    if not good.size:
+        return []
+    rows, columns = geometry.content_cells
     small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     detections = []
     for k, own, full in zip(good, positive, found.masks(good, positive, geometry), strict=True):
@@ -221,3 +172,18 @@ def detect(probabilities: Tensor, masks_of: Callable[[Tensor], Tensor], embeddin
             int(found.queries[k]), class_scores[k], cells, found.embeddings[k], colour_signature(small, cells), box,
             int(np.count_nonzero(mask)), encode_runs(mask)))
     return detections
+
+
+def detect(tracked: Tracked, features: Features, image: np.ndarray, geometry: MaskGeometry, min_score: float,
+           allowed: np.ndarray) -> list[Detection]:
+    """Return the distinct objects of a frame whose score reaches ``min_score``, by falling score.
+
+    Masks are as the network gives them. ``tracked`` is of one frame; ``image`` is the source, uint8 RGB; ``allowed`` a
+    boolean for each class that users see. Raise NotFiniteError if the network's numbers are not finite.
+    """
+    found = candidates(tracked, features.mask_features, min_score)
+    class_scores = found.class_scores * allowed
+    good, positive = large_enough(found, class_scores, geometry, min_score)
+    rows, columns = geometry.content_cells
+    alone = distinct(positive[:, :rows, :columns], class_scores[good].max(1), class_scores[good].argmax(1))
+    return described(found, class_scores, good[alone], positive[alone], image, geometry)

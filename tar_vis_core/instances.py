@@ -88,6 +88,11 @@ class RoutingTrace:
     def executed_layers(self) -> int:
         return sum(self.executed)
 
+    @property
+    def routed(self) -> bool:
+        """Whether routers were asked."""
+        return bool(np.isfinite(self.execute_probability).any())
+
 
 @dataclass(frozen=True)
 class StageTimes:

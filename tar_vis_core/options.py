@@ -101,6 +101,8 @@ class SegmenterOptions:
                                    low=32, high=1333, or_zero=True)
     skip_bias: float = option(0.0, "added to the routers' skip score: above 0 skips more layers, below 0 fewer",
                               low=-100, high=100)
+    latency_budget_ms: float = option(
+        0.0, 'with adaptive, skip_bias is moved so that 95 % of the steps take no longer; 0: off', low=0, high=100000)
     refresh_frames: int = option(
         10, 'with adaptive, every so many frames a plain pass of all layers; 0: only at first', low=0, high=100000)
     encoder_reuse: float = option(

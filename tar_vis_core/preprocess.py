@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from tar_vis_core.masks import MaskGeometry
-from tar_vis_core.models.video_model import Features, VideoInstanceModel, input_size
+from tar_vis_core.models.video_model import VideoInstanceModel, input_size
 from tar_vis_core.runtime.device import to_device
 
+STRIDE = 4      # pixels of the network's input to a cell of the mask logits
 GREY = np.array([0.299, 0.587, 0.114], np.float32)   # luma of ITU-R BT.601
 
 
@@ -26,14 +27,15 @@ def check_image(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def network_input(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Tensor:
-    """The image, uint8 RGB ``(H, W, 3)``, as a model wants it, on its device; see ``VideoInstanceModel.prepare``."""
-    return model.prepare(to_device(image, model.pixel_mean.device), short_side)
+def prepare(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> tuple[Tensor, MaskGeometry]:
+    """Return the image, uint8 RGB ``(H, W, 3)``, as a model wants it, on its device, and how masks come back from it.
 
-
-def mask_geometry(features: Features, images: Tensor, source: tuple[int, int], short_side: int) -> MaskGeometry:
-    """How masks go from features of network input ``images`` to an image of size ``source``."""
-    return MaskGeometry(features.mask_features.shape[-2:], images.shape[-2:], input_size(*source, short_side), source)
+    See ``VideoInstanceModel.prepare``.
+    """
+    images, source = model.prepare(to_device(image, model.pixel_mean.device), short_side), image.shape[:2]
+    padded = tuple(images.shape[-2:])
+    return images, MaskGeometry((padded[0] // STRIDE, padded[1] // STRIDE), padded, input_size(*source, short_side),
+                                source)
 
 
 def small_grey(image: np.ndarray, width: int = 64) -> np.ndarray:

@@ -8,21 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tar_vis_core.detection import Detection, detect
+from tar_vis_core import detection, nano_detection
 from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.models.cuda_graphs import lies_still
 from tar_vis_core.models.packed import inference_form
-from tar_vis_core.models.presets import PRESETS, TRACKERS
+from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
-from tar_vis_core.preprocess import check_image, mask_geometry, network_input, small_grey
+from tar_vis_core.preprocess import check_image, prepare, small_grey
 from tar_vis_core.runtime.allocator import keep_freed_memory
 from tar_vis_core.runtime.device import StageClock, compute_context, pick_device, pick_precision
 from tar_vis_core.state import TemporalState
-from tar_vis_core.tracking.memory_bank import MemoryBankTracker
-from tar_vis_core.tracking.tracker import MatchingTracker, Tracked, Tracker, masks_of
+from tar_vis_core.tracking.tracker import make_tracker
 from tar_vis_core.weights.loading import load_model
 from tar_vis_core.weights.manifest import packaged_weights
 
@@ -76,6 +75,7 @@ class VideoSegmenter:
         self.model, self.device, self.dtype = model.eval().to(device), device, dtype
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
+        self._detect = nano_detection.detect if model.config.semantic_classes else detection.detect
         self.options = SegmenterOptions() if options is None else options
 
     @property
@@ -133,18 +133,19 @@ class VideoSegmenter:
         if stamp_s is not None:
             STAMP.check('stamp_s', stamp_s)
         options, size = self._options, image.shape[:2]
-        clock = StageClock(self.device)
+        clock, budget = StageClock(self.device), state.budget_of(options.latency_budget_ms)
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s, stream_break)
         with compute_context(self.device, self.dtype):
             encoded, small = self._encode(image, state.encoded, clock)
             features = encoded.features
             out = self.model.decode(features, self._previous(state), self.routing, options.fixed_layers,
-                                    options.skip_bias)
+                                    options.skip_bias + (budget.bias if budget else 0.0))
             clock.lap('decoder')
             tracked, state.tracker_memory = self.tracker.track(out, features.mask_features, state.tracker_memory)
             clock.lap('tracker')
         try:
-            detections, broken = self._detect(image, encoded, tracked), ''
+            detections, broken = self._detect(tracked, features, image, encoded.geometry,
+                                              CONTINUE_SHARE * options.score_threshold, self._allowed), ''
         except NotFiniteError as error:
             detections, broken = [], str(error)
         clock.lap('masks')
@@ -161,8 +162,10 @@ class VideoSegmenter:
         if broken:  # it would poison all frames to come
             state.reset(broken)
         clock.lap('tracker')
-        return FrameResult(*size, index, epoch, instances, out.trace, mse, StageTimes(**clock.times()), reset_reason,
-                           encoded.reused > 0)
+        times = StageTimes(**clock.times())
+        if budget:
+            budget.update(times.total, out.trace.executed_layers, self.num_layers, out.trace.routed)
+        return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason, encoded.reused > 0)
 
     def _encode(self, image: np.ndarray, before: EncodedFrame | None, clock: StageClock
                 ) -> tuple[EncodedFrame, np.ndarray]:
@@ -173,13 +176,12 @@ class VideoSegmenter:
             for stage in ('preprocess', 'encoder'):
                 clock.lap(stage)
             return replace(before, reused=before.reused + 1), small
-        images = network_input(self.model, image, short_side)
+        images, geometry = prepare(self.model, image, short_side)
         clock.lap('preprocess')
         features = self.model.encode(images)
         small = small_grey(image) if small is None else small       # while a GPU is at work
         clock.lap('encoder')
-        return EncodedFrame(features, mask_geometry(features, images, image.shape[:2], short_side), small,
-                            short_side), small
+        return EncodedFrame(features, geometry, small, short_side), small
 
     @staticmethod
     def _kept(encoded: EncodedFrame) -> EncodedFrame:
@@ -196,36 +198,3 @@ class VideoSegmenter:
         """
         every = self._options.refresh_frames
         return None if every and state.frame_index % every == 0 else state.previous_queries
-
-    def _detect(self, image: np.ndarray, encoded: EncodedFrame, tracked: Tracked) -> list[Detection]:
-        """The frame's detections. Raises NotFiniteError where the network's numbers are not finite."""
-        features = encoded.features
-        named = self.model.config.semantic_classes
-        # what a small model needs is done by the host
-        place = torch.device('cpu') if named else self.device
-        probabilities = tracked.logits[0].float().softmax(-1).to(place)
-        nobody = np.flatnonzero(tracked.slots[0] < 0)
-        if nobody.size:     # a row without a slot must not become an instance; what is not finite stays so
-            rows = torch.from_numpy(nobody).to(place)
-            probabilities[rows] = 0 * probabilities[rows] + torch.eye(probabilities.shape[1], device=place)[-1]
-
-        def logits_of(rows: torch.Tensor) -> torch.Tensor:
-            with compute_context(self.device, self.dtype):
-                return masks_of(tracked, 0, rows.to(self.device), features.mask_features).float().to(place)
-
-        return detect(probabilities, logits_of, tracked.embeddings[0].float().to(place),
-                      features.semantic[0].float().to(place) if named else None, image, encoded.geometry,
-                      CONTINUE_SHARE * self._options.score_threshold, self._allowed)
-
-
-def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:
-    """The tracker of that name for a model; ValueError where there is none or the model lacks what it needs."""
-    if name not in TRACKERS:
-        raise ValueError(unknown_name('tracker', name, ('auto', *TRACKERS)))
-    if name in ('motion', 'matching'):
-        return MatchingTracker()
-    needs = 'the tracker network of DVIS++' if name == 'referring' else 'the re-identification head of CTVIS or DVIS++'
-    if (model.tracker is None) if name == 'referring' else not model.config.reid:
-        raise ValueError(f'tracker is {name!r}, which needs {needs}, and these weights have none; expected auto, '
-                         'motion or matching')
-    return model.tracker if name == 'referring' else MemoryBankTracker(model.config.match_threshold)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tar_vis_core.encoder_reuse import EncodedFrame
+from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.stamp_watch import NOMINAL_INTERVAL_S, StampWatch
 from tar_vis_core.tracking.identity import IdentityTracker
 
@@ -38,12 +39,20 @@ class TemporalState:
     last_stamp_s: float | None = None
     # What the stamps so far say of the next one.
     stamps: StampWatch = field(default_factory=StampWatch)
+    # Moves the routers' bias so that steps keep within ``latency_budget_ms``; None without a budget. Outlives resets.
+    budget: LatencyBudget | None = None
     # Why the state was reset since the last frame; the next frame reports it.
     reset_reason: str = ''
 
     def reset(self, reason: str) -> None:
-        """Forgets everything but the epoch, which rises."""
-        self.__init__(epoch=self.epoch + 1, reset_reason=reason)  # type: ignore[misc]
+        """Forget everything but the budget and the epoch, which rises."""
+        self.__init__(epoch=self.epoch + 1, budget=self.budget, reset_reason=reason)  # type: ignore[misc]
+
+    def budget_of(self, budget_ms: float) -> LatencyBudget | None:
+        """Return the controller for a budget in ms, the one at work if it has that budget; None for 0."""
+        if budget_ms != (self.budget.budget_ms if self.budget else 0):
+            self.budget = LatencyBudget(budget_ms) if budget_ms else None
+        return self.budget
 
     def begin_frame(self, size: tuple[int, int], stamp_s: float | None, reset_gap_s: float,
                     stream_break: str | None = None) -> tuple[str, float]:

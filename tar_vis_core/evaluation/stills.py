@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tar_vis_core import detection, nano_detection
 from tar_vis_core.data.coco import ImageRecord, load_coco
 from tar_vis_core.data.label_fields import holds_videos, read_labels
-from tar_vis_core.detection import detect
 from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.evaluation import videos
 from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate, expand_categories
@@ -33,8 +33,9 @@ from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
-from tar_vis_core.preprocess import mask_geometry, network_input
+from tar_vis_core.preprocess import prepare
 from tar_vis_core.runtime.device import pick_device
+from tar_vis_core.tracking.tracker import MatchingTracker
 from tar_vis_core.weights.loading import load_model
 from tar_vis_core.weights.manifest import packaged_weights
 
@@ -61,18 +62,14 @@ def frame_before(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def to_predictions(model: VideoInstanceModel, image: np.ndarray, features: Features, out: DecoderOutput,
                    geometry: MaskGeometry) -> list[Prediction]:
     """Everything that the decoder says above :data:`MIN_SCORE`, with the segmenter's own scores and duplicates."""
-    names = model.config.class_names
-    semantic = features.semantic[0].cpu() if model.config.semantic_classes else None
-    found = detect(
-        out.logits[0].softmax(-1).cpu(),
-        lambda queries: model.mask_logits(
-            out.mask_embeddings[:, queries.to(out.logits.device)], features.mask_features)[0].cpu(),
-        out.embeddings[0].cpu(), semantic, image, geometry, MIN_SCORE, np.ones(len(names), bool))
+    names, find = model.config.class_names, nano_detection if model.config.semantic_classes else detection
+    rows, _ = MatchingTracker().track(out, features.mask_features, None)    # the queries in their own order
+    found = find.detect(rows, features, image, geometry, MIN_SCORE, np.ones(len(names), bool))
     full = []
-    for detection in found:
-        mask = place_runs(detection.runs, detection.box, *image.shape[:2])
+    for one in found:
+        mask = place_runs(one.runs, one.box, *image.shape[:2])
         # every class that the object may be is a prediction of its own, as in COCO's protocol
-        full += [(float(score), name, mask) for score, name in zip(detection.class_scores, names, strict=True)
+        full += [(float(score), name, mask) for score, name in zip(one.class_scores, names, strict=True)
                  if score >= MIN_SCORE]
     return full
 
@@ -87,10 +84,9 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
         image = record.image()
         both = []
         for frame in (frame_before(image, np.random.default_rng(number)), image):
-            images = network_input(model, frame, short_side)
+            images, geometry = prepare(model, frame, short_side)
             both.append(model.encode(images))
         previous = model.decode(both[0]).queries
-        geometry = mask_geometry(both[1], images, image.shape[:2], short_side)
         for name, way in ways.items():
             out = way(both[1], previous)
             executed[name] += out.trace.executed_layers
@@ -132,13 +128,9 @@ def ways_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict
         if previous is None:
             return model.decode(features)
         # the mean up to now lags behind a rate that changes: what it missed is made up for over some twenty frames
-        decoder, share = model.decoder, np.mean(rate) + (sum(rate[:-1]) - sum(drawn)) / 20
-        decoder.execute_probability = lambda x, p, layer, bias: list(      # shadows the method for this one call
-            (rng.random(len(decoder.layers) - layer) < share).astype(float))
-        try:
-            out = model.decode(features, previous, 'adaptive')
-        finally:
-            del decoder.execute_probability
+        share, count = np.mean(rate) + (sum(rate[:-1]) - sum(drawn)) / 20, model.config.decoder_layers
+        out = model.decode(features, previous, 'adaptive',
+                           gate=lambda layer: (rng.random(count - layer) < share).astype(float))
         drawn.append(share_of(out))
         return out
 
@@ -160,7 +152,7 @@ def labelled_categories(path: Path, records: Sequence[ImageRecord], asked: Seque
     return tuple(names)
 
 
-def prepare(args: argparse.Namespace) -> tuple[VideoInstanceModel, dict[str, Callable]]:
+def open_decodings(args: argparse.Namespace) -> tuple[VideoInstanceModel, dict[str, Callable]]:
     """The model of the command line, on its device, and its ways of decoding."""
     model = load_model(args.preset, args.weights or packaged_weights(args.preset), args.adapter)
     ways = ways_of(model, args.layers, model.config.routing and not args.no_routing)
@@ -191,10 +183,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         if holds_videos(read_labels(args.data)):
-            return videos.run(args, prepare)
+            return videos.run(args, open_decodings)
         records = load_coco(args.data, preload=False)
         names = labelled_categories(args.data, records, args.categories or ['person'])
-        model, ways = prepare(args)
+        model, ways = open_decodings(args)
         if not set(names) & set(map(plain_name, model.config.class_names)):
             raise ValueError(f'the model knows none of the categories to evaluate ({", ".join(names)}), only '
                              f'{", ".join(model.config.class_names)}')

@@ -35,10 +35,11 @@ from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.presets import TRACKERS
+from tar_vis_core.models.tracked import Tracked
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
-from tar_vis_core.preprocess import mask_geometry, network_input
-from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter, make_tracker
-from tar_vis_core.tracking.tracker import Tracked
+from tar_vis_core.preprocess import prepare
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+from tar_vis_core.tracking.tracker import make_tracker
 
 OBJECT_LINES = 20       # labelled objects, at most, of which each has a line of its own in what is printed
 Way = Callable[[Features, Tensor | None], DecoderOutput]   # features, the way's own queries of the frame before
@@ -195,9 +196,8 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
 
 def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Frame:
     """A picture ``(H, W, 3)`` through the image encoder."""
-    images = network_input(model, image, short_side)
-    features = model.encode(images)
-    return Frame(image, features, mask_geometry(features, images, image.shape[:2], short_side))
+    images, geometry = prepare(model, image, short_side)
+    return Frame(image, model.encode(images), geometry)
 
 
 def score_row(name: str, records: Sequence[VideoRecord], predictions: list[TubePrediction],

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.masks import MaskGeometry
-from tar_vis_core.tracking.tracker import Tracked, masks_of
+from tar_vis_core.models.tracked import Tracked, masks_of
 
 # Once frame 8 is over, a slot is forgotten that was seen in fewer than 3 frames and is missing in the last 2 (CTVIS).
 SETTLED, FLEETING_SEEN, FLEETING_ABSENT = 8, 3, 2

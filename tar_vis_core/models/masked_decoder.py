@@ -7,7 +7,7 @@ Two forms of the same module:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.layers import MLP, DecoderLayer, bilinear, sine_encoding
 from tar_vis_core.models.presets import FORMS, ROUTINGS
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, into_slots, straight_through
+
+# Of a layer: the probabilities that it and each one after it execute.
+Gate = Callable[[int], Sequence[float]]
 
 
 @dataclass
@@ -107,12 +110,13 @@ class MaskedDecoder(nn.Module):
     level_memory = staticmethod(level_memory)
 
     def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
-                routing: str = 'full', fixed_layers: int = 9, skip_bias: float = 0.0) -> DecoderOutput:
+                routing: str = 'full', fixed_layers: int = 9, skip_bias: float = 0.0, gate: Gate | None = None,
+                ) -> DecoderOutput:
         """Decode a frame, or with ``routing='full'`` a batch of independent frames.
 
         ``previous (1, Q, D)`` are the last frame's ``queries``; without them (a first frame) all layers run.
         ``full`` is the plain decoder, ``fixed`` its first ``fixed_layers`` layers, ``adaptive`` is TAR.
-        ``skip_bias`` is added to the routers' skip score. Deterministic.
+        ``skip_bias`` is added to the routers' skip score; ``gate`` decides in their place. Deterministic.
         """
         if routing not in ROUTINGS:
             raise ValueError(f'routing is {routing!r}, expected one of {", ".join(ROUTINGS)}')
@@ -141,7 +145,7 @@ class MaskedDecoder(nn.Module):
             while i < count:
                 # A skip leaves the queries as they are, so every router up to the next executed layer reads
                 # the same input: ask all that remain at once and take the first that says execute.
-                ahead = self.execute_probability(x, previous, i, skip_bias)
+                ahead = gate(i) if gate else self.execute_probability(x, previous, i, skip_bias)
                 skips = next((k for k, p in enumerate(ahead) if p >= 0.5), len(ahead))
                 asked = ahead[:skips + 1]
                 probability[i:i + len(asked)] = asked

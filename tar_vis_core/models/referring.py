@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tar_vis_core.models.layers import MLP, DecoderLayer
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.query_matching import match_embeddings
-from tar_vis_core.tracking.tracker import Tracked
+from tar_vis_core.models.tracked import Tracked
 
 
 @dataclass
@@ -57,7 +57,7 @@ class ReferringTracker(nn.Module):
 
     def track(self, frames: DecoderOutput, mask_features: Tensor, memory: ReferringMemory | None,
               ) -> tuple[Tracked, ReferringMemory]:
-        """See :class:`~tar_vis_core.tracking.tracker.Tracker`; rows are slots."""
+        """See ``tracking.tracker.Tracker``; rows are slots."""
         outputs, references = [], []
         for current, embeddings in zip(frames.raw_embeddings, frames.embeddings, strict=True):
             states, reference, _, memory = self.step(current, embeddings, memory)

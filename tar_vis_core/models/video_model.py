@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.models.backbones import BACKBONES, MobileNetV2
-from tar_vis_core.models.masked_decoder import DecoderOutput, MaskedDecoder, SupervisedOutput
+from tar_vis_core.models.masked_decoder import DecoderOutput, Gate, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.presets import FORMS, ModelConfig, find_preset
 from tar_vis_core.models.referring import ReferringTracker
@@ -74,9 +74,9 @@ class VideoInstanceModel(nn.Module):
         return Features(*self.pixel_decoder(*maps), semantic if self.config.semantic_classes else None)
 
     def decode(self, features: Features, previous: Tensor | None = None, routing: str = 'full',
-               fixed_layers: int = 9, skip_bias: float = 0.0) -> DecoderOutput:
+               fixed_layers: int = 9, skip_bias: float = 0.0, gate: Gate | None = None) -> DecoderOutput:
         """Inference form of the decoder; see :meth:`MaskedDecoder.forward`."""
-        return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias)
+        return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias, gate)
 
     def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0,
                    exits: bool = False) -> SupervisedOutput:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.gridspec import GridSpec
 from tqdm import tqdm
 
-from tar_vis_core.latency_budget import HIGHEST, LatencyBudget, p95
+from tar_vis_core.latency_budget import HIGHEST, p95
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.inputs import described, open_model, open_videos, pictures
 from tar_vis_core.studies.report import write_report
@@ -92,18 +92,14 @@ def follow(segmenter: VideoSegmenter, images: Iterator[np.ndarray], budgets: dic
     """One stream through all budgets, so many frames with each; None is none."""
     state, phases = segmenter.new_state(), []
     for name, budget_ms in budgets.items():
-        controller = LatencyBudget(budget_ms) if budget_ms else None
+        segmenter.options = replace(OPTIONS, latency_budget_ms=budget_ms or 0.0)
         seen: list[tuple[float, int, float]] = []
         for image in tqdm(itertools.islice(images, frames), total=frames, unit='frame', desc=name):
-            bias = controller.bias if controller else 0.0
-            segmenter.options = replace(OPTIONS, skip_bias=bias)
+            budget = state.budget_of(segmenter.options.latency_budget_ms)
+            bias = budget.bias if budget else 0.0
             result = segmenter.step(image, state)
-            trace = result.routing
-            seen.append((result.times.total, trace.executed_layers, bias))
-            if controller:
-                controller.update(result.times.total, trace.executed_layers, len(trace.executed),
-                                  routed=bool(np.isfinite(trace.execute_probability).any()))
-        phases.append(Phase(name, budget_ms, *np.array(seen).T, controller.report if controller else ''))
+            seen.append((result.times.total, result.routing.executed_layers, bias))
+        phases.append(Phase(name, budget_ms, *np.array(seen).T, state.budget.report if state.budget else ''))
     return phases
 
 

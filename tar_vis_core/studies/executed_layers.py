@@ -65,17 +65,10 @@ def decode_layers(model: VideoInstanceModel, features: Features, chosen: Sequenc
 
 
 def with_gates(model: VideoInstanceModel, count: int) -> Way:
-    """TAR with the first ``count`` layers executed on every frame, whatever the routers say."""
-    decoder = model.decoder
-
-    def way(features: Features, previous: Tensor | None) -> DecoderOutput:
-        decoder.execute_probability = lambda x, p, layer, bias: [       # shadows the method for this one call
-            float(i < count) for i in range(layer, len(decoder.layers))]
-        try:
-            return model.decode(features, previous, 'adaptive')
-        finally:
-            del decoder.execute_probability
-    return way
+    """Return TAR with the first ``count`` layers executed on every frame, whatever the routers say."""
+    gates = np.arange(model.config.decoder_layers) < count
+    return lambda features, previous: model.decode(features, previous, 'adaptive',
+                                                   gate=lambda layer: gates[layer:].astype(float))
 
 
 def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.models.masked_decoder import DecoderOutput
-from tar_vis_core.tracking.tracker import Tracked
+from tar_vis_core.models.tracked import Tracked
 
 MIN_SCORE = 0.01          # of a detection
 MAX_OVERLAP = 0.6         # IoU above which the mask of lower score is suppressed

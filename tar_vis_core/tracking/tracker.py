@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from tar_vis_core.errors import unknown_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
+from tar_vis_core.models.presets import TRACKERS
 from tar_vis_core.models.query_matching import match_embeddings
-
-
-@dataclass
-class Tracked:
-    """T frames after tracking: R rows each, which are decoder queries or a tracker's own slots."""
-
-    logits: Tensor            # (T, R, classes + 1), the last column is no-object
-    mask_embeddings: Tensor   # (T, R, D): their product with the mask features, plus the bias, gives mask logits
-    mask_bias: Tensor | None  # (T, R); None is zero
-    embeddings: Tensor        # (T, R, E)
-    slots: np.ndarray         # (T, R) int64: the slot that a row stands for; -1 where it stands for none
+from tar_vis_core.models.tracked import Tracked
+from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.tracking.memory_bank import MemoryBankTracker
 
 
 class Tracker(Protocol):
@@ -51,7 +43,14 @@ class MatchingTracker:
         return Tracked(frames.logits, frames.mask_embeddings, None, frames.embeddings, np.stack(rows)), memory
 
 
-def masks_of(tracked: Tracked, frame: int, rows: Tensor, mask_features: Tensor) -> Tensor:
-    """Mask logits ``(K, h, w)`` at stride 4 of some rows of a frame; ``mask_features (T, D, h, w)``."""
-    masks = torch.einsum('kd,dhw->khw', tracked.mask_embeddings[frame, rows], mask_features[frame])
-    return masks if tracked.mask_bias is None else masks + tracked.mask_bias[frame, rows, None, None]
+def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:
+    """Return the tracker of that name for a model. Raise ValueError if there is none, or if the model lacks a part."""
+    if name not in TRACKERS:
+        raise ValueError(unknown_name('tracker', name, ('auto', *TRACKERS)))
+    if name in ('motion', 'matching'):
+        return MatchingTracker()
+    needs = 'the tracker network of DVIS++' if name == 'referring' else 'the re-identification head of CTVIS or DVIS++'
+    if (model.tracker is None) if name == 'referring' else not model.config.reid:
+        raise ValueError(f'tracker is {name!r}, which needs {needs}, and these weights have none; expected auto, '
+                         'motion or matching')
+    return model.tracker if name == 'referring' else MemoryBankTracker(model.config.match_threshold)

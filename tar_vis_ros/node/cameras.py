@@ -10,7 +10,6 @@ from rclpy.exceptions import InvalidTopicNameException
 from rclpy.lifecycle import LifecyclePublisher
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
-from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.media.overlay import Trails
 from tar_vis_core.stamp_watch import StampWatch
 from tar_vis_ros.node.health import Health
@@ -44,7 +43,6 @@ class Camera:
     state: object                                   # TemporalState
     health: Health = field(default_factory=Health)
     unreported: int = 0                             # images dropped since the last published frame
-    budget: LatencyBudget | None = None             # where a step may take only so long
     trails: Trails = field(default_factory=Trails)  # of the frames whose overlay somebody saw
     images: int = 0                                 # that arrived, dropped ones included
     stamps: StampWatch = field(default_factory=StampWatch)      # of all of them

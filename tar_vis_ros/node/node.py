@@ -186,7 +186,7 @@ class TarVisNode(ManagedNode):
 
     def apply(self, settings: Settings) -> None:
         if self._pipeline is not None:
-            self._pipeline.set_options(live_options(self._configured, settings), settings.latency_budget_ms)
+            self._pipeline.set_options(live_options(self._configured, settings))
 
     def _on_reset(self, response: Trigger.Response, cameras: Sequence[Camera] | None = None) -> Trigger.Response:
         response.success = self._pipeline is not None
@@ -210,8 +210,8 @@ class TarVisNode(ManagedNode):
             for number, camera in enumerate(self._pipeline.cameras):
                 source = self._inputs[number] if self._inputs else None
                 problems = [*filter(None, [twins, camera.stamp_problem]), *(source.problems() if source else [])]
-                if camera.budget and camera.budget.report:
-                    problems.append(camera.budget.report)
+                if camera.state.budget and camera.state.budget.report:
+                    problems.append(camera.state.budget.report)
                 message.status.append(camera.health.status(
                     f'{node}: {camera.name or "segmentation"}', self.state,
                     source.topic if source else self.resolve_topic_name(camera.topic), self._pipeline.device,

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import rclpy
@@ -15,7 +15,6 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult
-from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_ros.conversions.detections import encode_detections, label_info
 from tar_vis_ros.conversions.images import UNNAMED, ImageError, array_to_image, to_rgb
 from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instances, label_image
@@ -44,8 +43,6 @@ class Pipeline:
         self.cameras = tuple(cameras)
         self.device = str(segmenter.device)
         self._segmenter = segmenter
-        self._options, self._bias = segmenter.options, 0.0      # as they were set, and what a budget adds right now
-        self._budget_ms = 0.0
         self._logger = logger
         self._worker: Worker[Arrived] | None = None
         self._pictures: Pictures | None = None
@@ -85,7 +82,7 @@ class Pipeline:
         camera = self.cameras[number]
         camera.health.image_arrived()
         camera.images += 1
-        if reason := camera.stamps.add(seconds(image), self._options.reset_gap_s, missed):
+        if reason := camera.stamps.add(seconds(image), self._segmenter.options.reset_gap_s, missed):
             camera.breaks.append((camera.images, reason))
         told, camera.stamps_told = camera.stamps_told, bool(camera.stamps.problem)
         if camera.stamps.problem and not told:
@@ -93,25 +90,17 @@ class Pipeline:
         if self._worker is not None:
             self._worker.put(Arrived(image, arrived, camera.images), missed, number)
 
-    def set_options(self, options, budget_ms: float) -> None:
-        """``options`` (SegmenterOptions) and the latency budget (0: none) hold from the next frame on.
-
-        ValueError where the options do not fit the model.
-        """
+    def set_options(self, options) -> None:
+        """Let ``options`` hold from the next frame on. Raise ValueError if they do not fit the model."""
         with self._between_frames():
             self._segmenter.options = options
-            self._options, self._bias = options, 0.0
-            if budget_ms != self._budget_ms:
-                self._budget_ms = budget_ms
-                for camera in self.cameras:
-                    camera.budget = LatencyBudget(budget_ms) if budget_ms else None
 
     def announce_labels(self) -> None:
         """Publishes what class ids mean, for whoever listens now or later."""
         for camera in self.cameras:
             if camera.outputs.labels is not None:
                 camera.outputs.labels.publish(
-                    label_info(self._segmenter.class_names, self._options.score_threshold, Header()))
+                    label_info(self._segmenter.class_names, self._segmenter.options.score_threshold, Header()))
 
     def reset(self, cameras: Sequence[Camera], reason: str) -> None:
         """The next frame of each of them begins new tracks and says why."""
@@ -151,16 +140,8 @@ class Pipeline:
 
     def _step(self, camera: Camera, rgb: np.ndarray, arrived: Arrived) -> FrameResult:
         with self._between_frames():
-            bias = camera.budget.bias if camera.budget else 0.0
-            if bias != self._bias:
-                self._segmenter.options = replace(self._options, skip_bias=self._options.skip_bias + bias)
-                self._bias = bias
             result = self._segmenter.step(rgb, camera.state, seconds(arrived.image),
                                           camera.break_before(arrived.number))
-            if camera.budget:
-                trace = result.routing
-                camera.budget.update(result.times.total, trace.executed_layers, len(trace.executed),
-                                     routed=bool(np.isfinite(trace.execute_probability).any()))
         if result.reset_reason:
             self._logger.info(f'{camera.prefix}tracks start anew (epoch {result.track_epoch}): {result.reset_reason}')
         return result

@@ -39,8 +39,6 @@ class Settings(SegmenterOptions):
         'best_effort', 'what is asked of the publishers of images; qos_overrides can say more',
         choices=('best_effort', 'reliable'))
     image_timeout_s: float = option(5.0, 'seconds without an image after which /diagnostics warns', low=0.1, high=86400)
-    latency_budget_ms: float = option(
-        0.0, 'with adaptive, skip_bias is moved so that 95 % of the steps take no longer; 0: off', low=0, high=100000)
     autostart: bool = option(False, 'configure and activate at start, without a lifecycle manager')
 
 

@@ -7,10 +7,9 @@ import sys
 import cv2
 import pytest
 from coco_files import write_coco
-from tiny_model import picture, tiny_model
+from tiny_model import picture
 
 from tar_vis_core.commands.main import main
-from tar_vis_core.evaluation.stills import ways_of
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.weights.loading import save_weights
 
@@ -82,12 +81,6 @@ def test_eval_compares_layers_routing_and_controls(untrained, tmp_path, capsys):
     assert rows['first 0']['executed'] == 0 and rows['first 9']['executed'] == 9
     assert rows['TAR, all executed']['executed'] == 9 and rows['TAR, all skipped']['executed'] == 1
     assert 'first 9' in capsys.readouterr().out
-
-
-def test_random_gates_leave_the_model_as_it_was():
-    model = tiny_model().eval()
-    assert {'TAR', 'TAR, random gates'} <= set(ways_of(model, [], True))
-    assert 'execute_probability' not in vars(model.decoder)
 
 
 @pytest.mark.parametrize(('words', 'said'), [

@@ -2,18 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from tar_vis_core import detection, masks
-from tar_vis_core.detection import (
-    MAX_CANDIDATES,
-    OBJECT_CHANNELS,
-    PERSON_CHANNEL,
-    PERSON_SEMANTICS,
-    colour_signature,
-    detect,
-    mask_quality,
-    name_objects,
-)
+from tar_vis_core import detection, masks, nano_detection
+from tar_vis_core.detection import MAX_CANDIDATES, colour_signature, mask_quality
 from tar_vis_core.masks import MaskGeometry
+from tar_vis_core.models.tracked import Tracked
+from tar_vis_core.models.video_model import Features
+from tar_vis_core.nano_detection import OBJECT_CHANNELS, PERSON_CHANNEL, PERSON_SEMANTICS, name_objects
 
 GEOMETRY = MaskGeometry((16, 24), (64, 96), (60, 90), (120, 180))
 IMAGE = np.random.default_rng(0).integers(0, 256, (120, 180, 3), np.uint8)
@@ -26,11 +20,14 @@ def block(rows, columns, inside=4.0, shape=(16, 24)):
 
 
 def find(probabilities, logits, min_score=0.1, semantic=None, allowed=None):
-    probabilities = torch.tensor(probabilities)
-    logits = torch.stack(logits)
-    classes = 20 if semantic is not None else probabilities.shape[1] - 1
-    return detect(probabilities, lambda queries: logits[queries], torch.ones(len(logits), 8), semantic, IMAGE,
-                  GEOMETRY, min_score, np.ones(classes, bool) if allowed is None else np.array(allowed))
+    """Detect in queries with these class probabilities and mask logits, each a channel of the mask features."""
+    probabilities, masks = torch.tensor(probabilities), torch.stack(logits)
+    count, classes = probabilities.shape[0], 20 if semantic is not None else probabilities.shape[1] - 1
+    tracked = Tracked(probabilities.log()[None], torch.eye(count)[None], None, torch.ones(1, count, 8),
+                      np.arange(count)[None])
+    features = Features(masks[None], [], None if semantic is None else semantic[None])
+    return (detection if semantic is None else nano_detection).detect(
+        tracked, features, IMAGE, GEOMETRY, min_score, np.ones(classes, bool) if allowed is None else np.array(allowed))
 
 
 def test_quality_is_the_mean_probability_of_the_positive_pixels():
@@ -96,18 +93,23 @@ def test_a_class_that_is_not_allowed_leaves_the_allowed_ones():
     assert find(probabilities, logits, min_score=0.35, allowed=[False, True]) == []
 
 
-def test_only_the_best_candidates_get_a_mask():
+def test_only_the_best_candidates_get_a_mask(monkeypatch):
     count = MAX_CANDIDATES + 10
     probabilities = torch.linspace(0.2, 0.9, count)
-    asked = []
-
-    def masks_of(queries):
-        asked.extend(queries.tolist())
-        return torch.stack([block((4, 8), (6, 10))] * len(queries))
-
-    detect(torch.stack((probabilities, 1 - probabilities), 1), masks_of, torch.ones(count, 8), None, IMAGE, GEOMETRY,
-           0.1, np.ones(1, bool))
+    asked, masks_of = [], detection.masks_of
+    monkeypatch.setattr(detection, 'masks_of', lambda tracked, frame, rows, features: asked.extend(rows.tolist())
+                        or masks_of(tracked, frame, rows, features))
+    find(torch.stack((probabilities, 1 - probabilities), 1).tolist(), [block((4, 8), (6, 10))] * count)
     assert asked == list(range(count - 1, 9, -1))
+
+
+def test_a_row_without_a_slot_shows_nothing():
+    logits = [block((2, 9), (3, 9)), block((2, 9), (13, 20))]
+    tracked = Tracked(torch.tensor([[[3.0, 0.0], [3.0, 0.0]]]), torch.eye(2)[None], None, torch.ones(1, 2, 8),
+                      np.array([[-1, 5]]))
+    found = detection.detect(tracked, Features(torch.stack(logits)[None], [], None), IMAGE, GEOMETRY, 0.1,
+                             np.ones(1, bool))
+    assert [one.query for one in found] == [1]
 
 
 def test_a_gpu_is_waited_for_twice_and_the_answer_is_the_same(monkeypatch):

@@ -26,7 +26,7 @@ from tar_vis_core.models.packed import (
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import compute_context
-from tar_vis_core.segmenter import make_tracker
+from tar_vis_core.tracking.tracker import make_tracker
 
 CPU = torch.device('cpu')
 needs_packing = pytest.mark.skipif(not packable(), reason='this build of torch lacks the operators')

@@ -19,10 +19,10 @@ from tar_vis_core.evaluation.whole_video import VideoInstances, mean_logits, row
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.packed import inference_form
+from tar_vis_core.models.tracked import Tracked, masks_of
 from tar_vis_core.models.video_model import Features
 from tar_vis_core.runtime.device import compute_context
-from tar_vis_core.segmenter import make_tracker
-from tar_vis_core.tracking.tracker import MatchingTracker, Tracked, masks_of
+from tar_vis_core.tracking.tracker import MatchingTracker, make_tracker
 from tar_vis_core.weights.loading import load_model
 from tar_vis_core.weights.official import convert_official
 

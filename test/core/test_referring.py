@@ -10,7 +10,7 @@ from parity_data import expected, formula, largest_gap, needs_parity_data, offic
 from torch import nn
 
 from tar_vis_core.models.referring import ReferringTracker
-from tar_vis_core.tracking.tracker import masks_of
+from tar_vis_core.models.tracked import masks_of
 from tar_vis_core.weights.official import rename
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -291,3 +293,24 @@ def test_the_memory_bank_takes_the_models_threshold():
     made = VideoSegmenter.from_model(tiny_model(reid=True, match_threshold=0.35), 'cpu', tracker='memory_bank')
     assert made.tracker.match_threshold == 0.35
     assert made.step(picture(), made.new_state()).height == 96
+
+
+def test_a_latency_budget_moves_the_bias_of_its_stream_alone_and_outlives_a_reset():
+    """No step takes a microsecond: after eleven frames the first rise comes. An hour is enough for all layers."""
+    segmenter = tiny_segmenter(routing='adaptive', refresh_frames=0, latency_budget_ms=0.001)
+    tight, other = segmenter.new_state(), segmenter.new_state()
+    for k in range(13):
+        segmenter.step(picture(k), tight)
+    assert tight.budget.bias > 0 and other.budget is None
+    tight.budget.bias = 10.0
+    assert segmenter.step(picture(13), tight).routing.executed_layers == 1, 'the warm-up layer alone'
+    segmenter.reset(tight, 'elsewhere')
+    bias = tight.budget.bias
+    segmenter.step(picture(14), tight)
+    assert tight.budget.bias == bias
+    segmenter.options = replace(segmenter.options, latency_budget_ms=3.6e4)
+    segmenter.step(picture(15), tight)
+    assert tight.budget.bias == 0 and tight.budget.budget_ms == 3.6e4
+    segmenter.options = replace(segmenter.options, latency_budget_ms=0.0)
+    segmenter.step(picture(16), tight)
+    assert tight.budget is None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from decoder_outputs import decoder_output, permuted, random_orders
 
 from tar_vis_core.models.referring import ReferringTracker, mixed
-from tar_vis_core.tracking.tracker import masks_of
+from tar_vis_core.models.tracked import masks_of
 from tar_vis_core.training.losses import LossWeights, Target, set_losses
 from tar_vis_core.training.points import sample_at, uncertain_points
 from tar_vis_core.training.tracker_losses import consistent_slots, contrast, pairs_of

@@ -187,7 +187,7 @@ def test_random_gates_execute_as_often_as_the_routers():
             rate = 0.9 if frame < 60 else 0.2                              # a video that grows easier
             chosen = list((rng.random(8) < rate).astype(float))
             for name in total:
-                if name == 'TAR':                                            # the method itself, under the shadow
+                if name == 'TAR':                                            # the routers say what was drawn
                     model.decoder.execute_probability = lambda x, p, layer, bias, c=chosen: c[layer - 1:]
                 total[name] += ways[name](features, previous).trace.executed_layers
                 vars(model.decoder).pop('execute_probability', None)

@@ -8,7 +8,8 @@ from parity_data import expected, formula, largest_gap, needs_parity_data
 
 from tar_vis_core.evaluation.whole_video import mean_logits, resize_mask_logits, rows_by_slot, segment_video
 from tar_vis_core.masks import MaskGeometry
-from tar_vis_core.tracking.tracker import MatchingTracker, Tracked
+from tar_vis_core.models.tracked import Tracked
+from tar_vis_core.tracking.tracker import MatchingTracker
 
 
 def tracked(logits, masks, slots):

@@ -34,8 +34,7 @@ from tar_vis_core.evaluation.videos import score_row
 from tar_vis_core.models.class_sets import CROWD
 from tar_vis_ros.bags.reader import header_stamp_ns, read_topics
 from tar_vis_ros.conversions.messages import decode_instances
-from tar_vis_ros.node.segmenter_options import load_segmenter
-from tar_vis_ros.node.settings import Settings
+from tar_vis_ros.node.settings import Settings, load_segmenter
 
 
 @pytest.fixture(scope='module')
