@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.layers import MLP, DecoderLayer, bilinear, sine_encoding
-from tar_vis_core.models.presets import FORMS, ROUTINGS
+from tar_vis_core.models.presets import ROUTINGS, SYNCHRONIZERS
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, into_slots, straight_through
 
 # Of a layer: the probabilities that it and each one after it execute.
@@ -52,9 +52,7 @@ class SupervisedOutput:
     logits: list[Tensor]           # each (N, Q, classes + 1)
     mask_embeddings: list[Tensor]  # each (N, Q, D)
     queries: Tensor                # (N, Q, D)
-    # (N, routers) softmax execute probability, of a shared router its hard decisions with their gradient, whose rate is
-    # what counts there; None without routing
-    execute: Tensor | None
+    execute: Tensor | None         # (N, routers) softmax execute probability; None without routing
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
 
 
@@ -87,14 +85,12 @@ class MaskedDecoder(nn.Module):
     """``layers`` decoder layers over three levels in turn, shared heads, and TAR where ``routing`` is set."""
 
     def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
-                 warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention',
-                 routers: str = 'separate', scores: str = 'mean', compared: str = 'raw'):
+                 warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention'):
         super().__init__()
-        for form, value in zip(FORMS, (synchronizer, routers, scores, compared), strict=True):
-            if value not in FORMS[form]:
-                raise ValueError(f'{form} is {value!r}, expected one of {", ".join(FORMS[form])}')
+        if synchronizer not in SYNCHRONIZERS:
+            raise ValueError(f'synchronizer is {synchronizer!r}, expected one of {", ".join(SYNCHRONIZERS)}')
         self.warmup_layers = warmup_layers
-        self.permutes, self.normed = synchronizer == 'bipartite', compared == 'normed'
+        self.permutes = synchronizer == 'bipartite'
         self.query_feat = nn.Parameter(torch.randn(queries, dim))
         self.query_embed = nn.Parameter(torch.randn(queries, dim))
         self.level_embed = nn.Parameter(torch.randn(3, dim))
@@ -104,8 +100,7 @@ class MaskedDecoder(nn.Module):
         self.mask_embed = MLP(dim, dim, dim, 3)
         self.reid_embed = MLP(dim, dim, dim, 3) if reid else None   # of CTVIS and DVIS++
         self.synchronizer = Synchronizer(dim, heads) if routing and synchronizer == 'attention' else None
-        self.routers = Routers(layers - warmup_layers, dim, routers == 'shared',
-                               queries if scores == 'sum' else 1) if routing else None
+        self.routers = Routers(layers - warmup_layers, dim) if routing else None
 
     level_memory = staticmethod(level_memory)
 
@@ -170,16 +165,12 @@ class MaskedDecoder(nn.Module):
         if self.permutes:
             return into_slots(x, previous, self.query_embed)
         if self.synchronizer is not None:
-            x = self.synchronizer(self.compared(x), self.compared(previous))
+            x = self.synchronizer(x, previous)
         return x, self.query_embed
-
-    def compared(self, queries: Tensor) -> Tensor:
-        """What Synchronizer and routers read of queries, this frame's or the last one's."""
-        return self.decoder_norm(queries) if self.normed else queries
 
     def scores(self, x: Tensor, previous: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Scores (skip, execute) of routers ``first..last-1`` on queries ``(N, Q, D)``, ``(N, routers, 2)``."""
-        return self.routers(self.compared(x), self.compared(previous), first, last)
+        return self.routers(x, previous, first, last)
 
     def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0) -> list[float]:
         """Probabilities that the routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""
@@ -204,37 +195,24 @@ class MaskedDecoder(nn.Module):
         return self.layers[i](x, x + position, key, value, keep, position)
 
     def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
-                   tau: float = 0.0, exits: bool = False) -> SupervisedOutput:
-        """All layers and heads. With ``previous (N, Q, D)`` routed by straight-through gates per sample (Eq. 10).
-
-        ``exits``: heads say what each layer would give, wherever a shared router ends the frame.
-        """
+                   tau: float = 0.0) -> SupervisedOutput:
+        """Run all layers and heads. With ``previous (N, Q, D)`` straight-through gates route each sample (Eq. 10)."""
         memory = FrameMemory(mask_features, levels, self.level_embed)
         x, position = self.query_feat.expand(mask_features.shape[0], -1, -1), self.query_embed
-        endless, runs = x, 1.0      # a shared router's P and a (models/temporal_routing.py)
         states = [x]
         execute, executed = [], []
         for i in range(len(self.layers)):
-            before, router = endless, i - self.warmup_layers
-            after = self.run_layer(i, before, memory, position)
-            if previous is None or router < 0:
-                x = endless = after
-            else:
+            before, router = x, i - self.warmup_layers
+            x = self.run_layer(i, before, memory, position)
+            if previous is not None and router >= 0:
                 scores = self.scores(before, previous, router, router + 1)[:, 0]
                 gate = straight_through(scores, tau)
-                if self.routers.shared:
-                    runs = runs * gate[:, EXECUTE]
-                    x, endless = x + runs[:, None, None] * (after - before), after
-                    execute.append(runs)
-                else:
-                    runs = gate[:, EXECUTE]
-                    x = endless = runs[:, None, None] * after + gate[:, SKIP, None, None] * before
-                    execute.append(scores.softmax(-1)[:, EXECUTE])
-                executed.append(runs.detach())
+                x = gate[:, EXECUTE, None, None] * x + gate[:, SKIP, None, None] * before
+                execute.append(scores.softmax(-1)[:, EXECUTE])
+                executed.append(gate[:, EXECUTE].detach())
             if previous is not None and i == self.warmup_layers - 1:
                 x, position = self.synchronize(x, previous)
-                endless = x
-            states.append(endless if exits else x)
+            states.append(x)
         normed = [self.decoder_norm(s) for s in states]
         return SupervisedOutput(
             [self.class_embed(n) for n in normed], [self.mask_embed(n) for n in normed], x,

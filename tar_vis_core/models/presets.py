@@ -17,19 +17,9 @@ TRACKERS = ('motion', 'matching', 'referring', 'memory_bank')
 # How a decoder decides which layers run: by its routers (TAR), all of them, or the first few.
 ROUTINGS = ('adaptive', 'full', 'fixed')
 
-# Forms of TAR that a preset's name may change, the default first. docs/research/routing.md says how they fared.
-FORMS = {
-    # how a frame's queries come into the slots of the frame before (the paper's Table 3): by cross-attention from the
-    # previous queries (Eq. 2-3), by a permutation from one-to-one matching, or not at all
-    'synchronizer': ('attention', 'bipartite', 'none'),
-    # one for each layer after the warm-up, or one for all of them, whose first skip ends the decoder
-    'routers': ('separate', 'shared'),
-    # of a router, over the queries (Eq. 5)
-    'scores': ('mean', 'sum'),
-    # which queries Synchronizer (attention) and routers read: as the layers leave them, or after the decoder's norm
-    'compared': ('raw', 'normed'),
-}
-SYNCHRONIZERS = FORMS['synchronizer']
+# How a frame's queries come into the slots of the frame before (the paper's Table 3): by cross-attention from the
+# previous queries (Eq. 2-3), by a permutation from one-to-one matching, or not at all.
+SYNCHRONIZERS = ('attention', 'bipartite', 'none')
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -49,10 +39,7 @@ class ModelConfig:
     decoder_ffn: int = 2048
     decoder_layers: int = 9
     warmup_layers: int = 1                  # M^s of the paper
-    synchronizer: str = 'attention'         # this and the next three: of ``FORMS``
-    routers: str = 'separate'
-    scores: str = 'mean'
-    compared: str = 'raw'
+    synchronizer: str = 'attention'         # one of ``SYNCHRONIZERS``
     encoder_layers: int = 6
     encoder_heads: int = 8
     encoder_ffn: int = 1024
@@ -105,13 +92,12 @@ def find_preset(name: str) -> ModelConfig:
     config = PRESETS[name]
     for change in filter(None, changes.split(',')):
         key, _, value = change.partition('=')
-        if value in FORMS.get(key, ()):
-            config = replace(config, **{key: value})
+        if key == 'synchronizer' and value in SYNCHRONIZERS:
+            config = replace(config, synchronizer=value)
         elif key == 'warmup_layers' and value.isdigit() and 0 < int(value) < config.decoder_layers:
             config = replace(config, warmup_layers=int(value))
         else:
-            forms = ', '.join(f'{form}={"|".join(values)}' for form, values in FORMS.items())
-            raise ValueError(f'preset {name}: {change!r}, expected {forms} or '
+            raise ValueError(f'preset {name}: {change!r}, expected synchronizer={"|".join(SYNCHRONIZERS)} or '
                              f'warmup_layers=1..{config.decoder_layers - 1}')
     return config
 

@@ -13,14 +13,8 @@ Where the paper is open: the router reads the layer's input (the figure; the equ
 scores are averaged, not summed (the text; the sum saturates the softmax in training); every routable layer has
 a router of its own; a tie executes.
 
-Other forms (``presets.FORMS``). Instead of by attention, the queries may come into the last frame's slots by a
-permutation (Table 3, 'bipartite'), their positions with them, or not at all ('none'). With one router shared by all
-layers the first skip forces all later ones, for it leaves the queries as they are: layer i runs iff all routers up to
-it say so. Training then mixes the changes that a decoder without end would make, P its queries, which the router reads,
-so that the first gate that closes stands for all that follows:
-
-    a_i = product of g_1 of the routers up to i,    Q_t^i = Q_t^{i-1} + a_i * (P_t^i - P_t^{i-1}),
-    P_t^i = layer_i(P_t^{i-1})
+Other forms (``presets.SYNCHRONIZERS``): instead of by attention, the queries may come into the last frame's slots by a
+permutation (Table 3, 'bipartite'), their positions with them, or not at all ('none').
 """
 
 from __future__ import annotations
@@ -57,33 +51,26 @@ def into_slots(queries: Tensor, previous: Tensor, position: Tensor) -> tuple[Ten
 
 
 class Routers(nn.Module):
-    """One two-way classifier per routable layer (Eq. 4-7), stored stacked so that many answer in one call.
+    """One two-way classifier per routable layer (Eq. 4-7), stored stacked so that many answer in one call."""
 
-    ``shared``: one for all layers. Scores are the mean over queries times ``scale``: their number makes it a sum.
-    """
-
-    def __init__(self, layers: int, dim: int, shared: bool = False, scale: int = 1):
+    def __init__(self, layers: int, dim: int):
         super().__init__()
-        self.layers, self.shared, self.scale = layers, shared, scale
-        rows = 1 if shared else layers
-        self.weight1 = nn.Parameter(torch.empty(rows, 3 * dim, dim))
-        self.bias1 = nn.Parameter(torch.zeros(rows, 1, dim))
-        self.weight2 = nn.Parameter(torch.zeros(rows, dim, 2))
+        self.weight1 = nn.Parameter(torch.empty(layers, 3 * dim, dim))
+        self.bias1 = nn.Parameter(torch.zeros(layers, 1, dim))
+        self.weight2 = nn.Parameter(torch.zeros(layers, dim, 2))
         # zero weights and this bias: every layer starts out executed, with probability 0.73
-        self.bias2 = nn.Parameter(torch.tensor([0.0, 1.0 / scale]).repeat(rows, 1, 1))
+        self.bias2 = nn.Parameter(torch.tensor([0.0, 1.0]).repeat(layers, 1, 1))
         for weight in self.weight1:
             nn.init.xavier_uniform_(weight)
 
     def forward(self, queries: Tensor, previous: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Scores (skip, execute) of routers ``first..last-1`` on the same queries, ``(N, routers, 2)``."""
+        """Return the scores (skip, execute) of routers ``first..last-1`` on the same queries, ``(N, routers, 2)``."""
         n, q, _ = queries.shape
-        own = slice(None) if self.shared else slice(first, last)
         x = torch.cat((queries, previous, queries - previous), -1).flatten(0, 1)
-        x = torch.matmul(x, self.weight1[own]) + self.bias1[own]
+        x = torch.matmul(x, self.weight1[first:last]) + self.bias1[first:last]
         # the second linear map and the mean over queries commute
         x = x.relu().unflatten(1, (n, q)).mean(2)
-        scores = self.scale * (torch.matmul(x, self.weight2[own]) + self.bias2[own]).transpose(0, 1)
-        return scores.expand(-1, len(range(self.layers)[first:last]), -1)
+        return (torch.matmul(x, self.weight2[first:last]) + self.bias2[first:last]).transpose(0, 1)
 
 
 def straight_through(scores: Tensor, tau: float = 0.0) -> Tensor:

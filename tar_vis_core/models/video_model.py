@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tar_vis_core.models.backbones import BACKBONES, MobileNetV2
 from tar_vis_core.models.masked_decoder import DecoderOutput, Gate, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
-from tar_vis_core.models.presets import FORMS, ModelConfig, find_preset
+from tar_vis_core.models.presets import ModelConfig, find_preset
 from tar_vis_core.models.referring import ReferringTracker
 
 MAX_LONG_SIDE = 1333
@@ -45,7 +45,7 @@ class VideoInstanceModel(nn.Module):
             separable=config.separable)
         self.decoder = MaskedDecoder(
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
-            config.warmup_layers, config.routing, config.reid, **{form: getattr(config, form) for form in FORMS})
+            config.warmup_layers, config.routing, config.reid, config.synchronizer)
         self.tracker = None
         if config.referring_layers:
             self.tracker = ReferringTracker(
@@ -78,10 +78,9 @@ class VideoInstanceModel(nn.Module):
         """Inference form of the decoder; see :meth:`MaskedDecoder.forward`."""
         return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias, gate)
 
-    def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0,
-                   exits: bool = False) -> SupervisedOutput:
+    def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0) -> SupervisedOutput:
         """Training form of the decoder; see :meth:`MaskedDecoder.supervised`."""
-        return self.decoder.supervised(features.mask_features, features.levels, previous, tau, exits)
+        return self.decoder.supervised(features.mask_features, features.levels, previous, tau)
 
     @staticmethod
     def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

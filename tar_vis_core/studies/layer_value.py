@@ -119,7 +119,7 @@ def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: lis
         without = [losses(run(before, range(i, len(decoder.layers)), position))
                    for i, before in enumerate(along[:-1], first + 1)]
         scores = torch.stack([decoder.scores(x, previous, i, i + 1)[0, 0] for i, x in enumerate(along[:-1])])
-        now, then = torch.cat([decoder.compared(x) for x in along[:-1]]), decoder.compared(previous)
+        now, then = torch.cat(along[:-1]), previous
         compared = torch.cat((now, then.expand_as(now), (now - then).abs()), -1).mean(1)
         yield Seen(video, gap, mse, losses(along[-1]), np.array([losses(x) for x in along[:-1]]), np.array(without),
                    scores.softmax(-1)[:, EXECUTE].numpy(force=True), compared.numpy(force=True))

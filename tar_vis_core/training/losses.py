@@ -115,22 +115,10 @@ def class_loss(logits: Tensor, labels: Tensor, matched: Tensor, ignored: Tensor,
 def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_features: Tensor, targets: list[Target],
                weights: LossWeights, phase: tuple[int, int] = (0, 0), person: int | None = 0,
                pairs: list[Pairs] | None = None) -> dict[str, Tensor]:
-    """Losses summed over depths, averaged as Mask2Former does; a dict of the unweighted terms, scalars.
-
-    What it takes is what :func:`frame_losses` takes.
-    """
-    each = frame_losses(logits, mask_embeddings, mask_features, targets, weights, phase, person, pairs)
-    return {name: value.sum() for name, value in each.items()}
-
-
-def frame_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_features: Tensor, targets: list[Target],
-                 weights: LossWeights, phase: tuple[int, int] = (0, 0), person: int | None = 0,
-                 pairs: list[Pairs] | None = None) -> dict[str, Tensor]:
-    """What each of B frames adds to the losses at each of M depths, a dict of the unweighted terms, ``(B, M)``.
+    """Return the losses of B frames at M depths, summed and averaged as Mask2Former does: unweighted terms, scalars.
 
     ``logits, mask_embeddings``: one ``(B, Q, .)`` per depth; ``mask_features (B, D, h, w)``. ``pairs``, one a frame,
-    takes the place of the matching at its depths, the last ones. With several processes the averages are those over
-    all their frames.
+    takes the place of the matching at all depths. With several processes the averages are those over all their frames.
     """
     depth_logits = torch.stack(logits, 1).float()            # (B, M, Q, C + 1)
     embeddings = torch.stack(mask_embeddings, 1).float()     # (B, M, Q, D)
@@ -144,10 +132,8 @@ def frame_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_featu
             coarse = (e @ places).float()                                   # (M, Q, K)
             inside = coarse.sigmoid()
             ignored = (inside @ ignore) > 0.5 * inside.sum(-1)
-            kept = pairs[i] if pairs else []
-            free = len(z) - len(kept)
-            cost = matching_cost(-z[:free].softmax(-1)[..., target.labels], coarse[:free], truth, weights)
-            found = match(cost) + kept
+            found = pairs[i] if pairs else match(
+                matching_cost(-z.softmax(-1)[..., target.labels], coarse, truth, weights))
             d = torch.cat([torch.full_like(q, depth) for depth, (q, _) in enumerate(found)])
             q, t = (torch.cat(column) for column in zip(*found, strict=True))
             matched = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
@@ -168,7 +154,7 @@ def frame_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_featu
     count, weight_sum = mean_over_processes(torch.stack((count, weight_sum))).unbind()
     # the mean is over all depths at once, times their number: each depth weighs as it does alone
     shares = {'class': weight_sum.clamp(min=1e-3) / len(logits), 'mask': count.clamp(min=1), 'dice': count.clamp(min=1)}
-    return {name: torch.stack(frames) / shares[name] for name, frames in sums.items()}
+    return {name: (torch.stack(frames) / shares[name]).sum() for name, frames in sums.items()}
 
 
 def mask_losses(predicted: Tensor, masks: Tensor, which: Tensor, size: tuple[int, int], points: int

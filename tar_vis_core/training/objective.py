@@ -9,9 +9,9 @@ from torch import Tensor
 from tar_vis_core.data.transforms import PERSON, Sample
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.training.distributed import mean_over_processes
-from tar_vis_core.training.losses import Pairs, frame_losses, make_target, semantic_loss, total_loss
+from tar_vis_core.training.losses import make_target, semantic_loss, set_losses, total_loss
 from tar_vis_core.training.recipe import Recipe
-from tar_vis_core.training.tracker_losses import TrackedFrame, consistent_slots, pairs_of, tracker_losses
+from tar_vis_core.training.tracker_losses import TrackedFrame, tracker_losses
 
 
 def stack_images(model: VideoInstanceModel, samples: list[Sample]) -> Tensor:
@@ -51,22 +51,16 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
         targets = [make_target(s, images.shape[-2:], recipe.loss.points, images.device) for s in samples]
         for again in range(2 if recipe.reroute_first and routed and previous is None else 1):
             with torch.set_grad_enabled(decoder_trains or encoder_trains):
-                output = model.supervised(features, previous, recipe.gumbel_tau, recipe.exit_losses)
+                output = model.supervised(features, previous, recipe.gumbel_tau)
             if not again:
                 tracked.append(TrackedFrame(output, features.mask_features, targets))
             if decoder_trains or encoder_trains:
-                kept = recipe.keep_slots and previous is not None
-                each = frame_losses(output.logits, output.mask_embeddings, features.mask_features, targets, recipe.loss,
-                                    phase, person, kept_pairs(model, tracked, recipe, phase) if kept else None)
-                terms = {name: value.sum() for name, value in each.items()}
+                terms = set_losses(output.logits, output.mask_embeddings, features.mask_features, targets, recipe.loss,
+                                   phase, person)
                 if features.semantic is not None and encoder_trains:
                     terms['semantic'] = semantic_loss(features.semantic, targets)
                 total, passes = total + total_loss(terms, recipe.loss), passes + 1
                 log.update({k: float(v.detach()) for k, v in terms.items()})
-                if output.execute is not None and recipe.exit_losses:
-                    # what each layer changes of each frame's loss, charged where the layer runs
-                    changes = total_loss(each, recipe.loss).detach().diff(dim=1)[:, model.decoder.warmup_layers:]
-                    total = total + (output.execute * changes).sum()
             if output.execute is not None:
                 probability = output.execute.mean()
                 log.update(execute_probability=float(probability.detach()), executed=float(output.executed.mean()))
@@ -83,20 +77,3 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
         total = total + total_loss(terms, recipe.loss)
         log.update({f'tracker_{k}': float(v.detach()) for k, v in terms.items()})
     return total, log
-
-
-def kept_pairs(model: VideoInstanceModel, frames: list[TrackedFrame], recipe: Recipe, phase: tuple[int, int]
-               ) -> list[Pairs]:
-    """Slots and instances of the last of a clip's frames at each depth behind the Synchronizer, one list a clip.
-
-    An instance is matched where the clip shows it first, by what the last layer says there, and keeps its slot.
-    """
-    pairs, depths = [], len(frames[-1].output.logits) - model.decoder.warmup_layers
-    for b in range(len(frames[-1].targets)):
-        said = [torch.stack([getattr(frame.output, name)[-1][b] for frame in frames])[None]
-                for name in ('logits', 'mask_embeddings')]
-        targets = [frame.targets[b] for frame in frames]
-        slots = consistent_slots(*said, torch.stack([frame.mask_features[b] for frame in frames]), targets,
-                                 recipe.loss, phase)
-        pairs.append(pairs_of(slots.expand(depths, -1), targets[-1]))
-    return pairs

@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 
 from tar_vis_core.errors import TarVisError, near
-from tar_vis_core.models.presets import find_preset
 from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.training.losses import LossWeights
 
@@ -73,10 +72,6 @@ class Recipe:
     budget_weight: float = 0.0      # times (mean execute probability - target)^2; 0: the paper's recipe
     budget_target: float = 0.5
     detach_previous: bool = True    # no gradient through the queries of the frame before (memory, stability)
-    keep_slots: bool = False        # an instance keeps the slot that it had in the frame before; False: matched anew
-    # A shared router's gates are charged with what each layer really changes of a frame's loss, all layers executed;
-    # False: as Eq. 10 has it, by the gradient of the loss behind them.
-    exit_losses: bool = False
     tracker_noise: float = 0.0      # how often the referring tracker starts from mixed queries
     loss: LossWeights = field(default_factory=LossWeights)
 
@@ -140,9 +135,6 @@ def _check(recipe: Recipe, where: str) -> None:
         raise RecipeError(f'{where}: neither data nor videos name an annotation file')
     if min(recipe.clip, recipe.batch, recipe.processes, recipe.iterations) < 1:
         raise RecipeError(f'{where}: clip, batch, processes and iterations must be at least 1')
-    if recipe.exit_losses and find_preset(recipe.preset).routers != 'shared':
-        raise RecipeError(f'{where}: exit_losses are for one router of all layers; preset: {recipe.preset} has others, '
-                          "expected one with 'routers=shared'")
     if not recipe.gaps or min(recipe.gaps) < 0 or not max(recipe.gaps):
         raise RecipeError(f'{where}: gaps is {recipe.gaps}, expected whole numbers from 0, not all 0')
     if recipe.crop and (len(recipe.crop) != 2 or not 0 < recipe.crop[0] <= recipe.crop[1]):

@@ -30,7 +30,7 @@ from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
 OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
 MODELS = {
-    'nano': {}, 'one router': dict(routers='shared'), 'bipartite': dict(synchronizer='bipartite'),
+    'nano': {}, 'bipartite': dict(synchronizer='bipartite'),
     'plain': dict(routing=False),
     'official': OFFICIAL, 'memory bank': dict(**OFFICIAL, reid=True, tracker='memory_bank'),
     'referring tracker': dict(**OFFICIAL, reid=True, referring_layers=2, referring_ffn=16, tracker='referring')}

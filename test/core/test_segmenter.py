@@ -297,7 +297,7 @@ def test_the_memory_bank_takes_the_models_threshold():
 
 def test_a_latency_budget_moves_the_bias_of_its_stream_alone_and_outlives_a_reset():
     """No step takes a microsecond: after eleven frames the first rise comes. An hour is enough for all layers."""
-    segmenter = tiny_segmenter(routing='adaptive', refresh_frames=0, latency_budget_ms=0.001)
+    segmenter = tiny_segmenter(routing='adaptive', refresh_frames=0, latency_budget_ms=0.001, score_threshold=1)
     tight, other = segmenter.new_state(), segmenter.new_state()
     for k in range(13):
         segmenter.step(picture(k), tight)

@@ -81,20 +81,18 @@ def test_only_attention_has_weights_and_an_unknown_way_is_refused():
 
 def test_a_preset_takes_another_form_of_tar_and_its_weights_remember(tmp_path):
     assert find_preset('crowd') is PRESETS['crowd']
-    name = 'crowd:synchronizer=bipartite,warmup_layers=3,scores=sum,compared=normed'
+    name = 'crowd:synchronizer=bipartite,warmup_layers=3'
     config = find_preset(name)
     assert (config.synchronizer, config.warmup_layers, config.family) == ('bipartite', 3, 'crowd')
-    assert (config.routers, config.scores, config.compared) == ('separate', 'sum', 'normed')
     save_weights(build_model(name), tmp_path / 'w.safetensors', {'preset': name})
     model = load_model(name, tmp_path / 'w.safetensors')
     assert model.decoder.permutes and model.decoder.routers.weight1.shape[0] == 6
-    assert model.decoder.normed and model.decoder.routers.scale == 30
     with pytest.raises(WeightsError, match='made for preset'):
         load_model('crowd', tmp_path / 'w.safetensors')
 
 
 @pytest.mark.parametrize('name', ['crowd:synchronizer=some', 'crowd:warmup_layers=9', 'crowd:warmup_layers=0',
-                                  'crowd:queries=3', 'crowed:synchronizer=none', 'crowd:routers=one'])
+                                  'crowd:queries=3', 'crowed:synchronizer=none', 'crowd:routers=shared'])
 def test_a_wrong_preset_says_what_is_expected(name):
     with pytest.raises(ValueError, match=r'expected|did you mean'):
         find_preset(name)

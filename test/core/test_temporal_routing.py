@@ -1,12 +1,12 @@
 """TAR: what runs, what does not, and that the quick way of deciding is the plain one."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from tar_vis_core.models import masked_decoder
 from tar_vis_core.models.masked_decoder import FrameMemory, MaskedDecoder
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, straight_through
 
@@ -18,14 +18,9 @@ def decoder():
     return decoder_of()
 
 
-@pytest.fixture
-def shared():
-    return decoder_of(routers='shared')
-
-
-def decoder_of(**forms) -> MaskedDecoder:
+def decoder_of() -> MaskedDecoder:
     torch.manual_seed(0)
-    made = MaskedDecoder(DIM, heads=4, ffn=64, queries=QUERIES, classes=3, layers=LAYERS, **forms).eval()
+    made = MaskedDecoder(DIM, heads=4, ffn=64, queries=QUERIES, classes=3, layers=LAYERS).eval()
     randomize(made.routers, seed=0)
     return made
 
@@ -222,85 +217,20 @@ def test_straight_through_is_one_hot_forwards_and_softmax_backwards():
     torch.testing.assert_close(scores.grad, soft.grad)
 
 
-@pytest.mark.parametrize('routers', [Routers(8, DIM), Routers(8, DIM, shared=True), Routers(8, DIM, scale=QUERIES)])
-def test_a_new_router_executes_everything(routers):
-    scores = routers(torch.randn(2, QUERIES, DIM), torch.randn(2, QUERIES, DIM))
+def test_a_new_router_executes_everything():
+    scores = Routers(8, DIM)(torch.randn(2, QUERIES, DIM), torch.randn(2, QUERIES, DIM))
     assert scores.shape == (2, 8, 2) and (scores[..., EXECUTE] > scores[..., SKIP]).all()
     torch.testing.assert_close(scores.softmax(-1)[..., EXECUTE], torch.full((2, 8), 0.7311), rtol=0, atol=1e-3)
 
 
-def test_the_sum_is_the_mean_times_the_number_of_queries():
-    mean, total = decoder_of(), decoder_of(scores='sum')
-    total.load_state_dict(mean.state_dict())
-    _, _, previous = a_frame()
-    x = torch.randn(1, QUERIES, DIM)
-    torch.testing.assert_close(total.scores(x, previous), QUERIES * mean.scores(x, previous))
-
-
-def test_normed_queries_hide_what_the_norm_takes_away():
-    x, (_, _, previous) = torch.randn(1, QUERIES, DIM), a_frame()
-    for compared, same in (('normed', True), ('raw', False)):
-        decoder = decoder_of(compared=compared)
-        for read in (lambda x, p, d=decoder: d.scores(x, p), lambda x, p, d=decoder: d.synchronize(x, p)[0]):
-            assert torch.allclose(read(x, previous), read(3 * x + 1, 2 * previous - 1), atol=1e-3) == same
-
-
-@torch.inference_mode()
-def test_the_first_skip_of_a_shared_router_ends_the_decoder(shared):
-    lengths = set()
-    for seed in range(12):
-        randomize(shared.routers, seed)
-        mask_features, levels, previous = a_frame(seed)
-        queries, executed = one_by_one(shared, mask_features, levels, previous)
-        out = shared(mask_features, levels, previous, 'adaptive')
-        lengths.add(sum(executed))
-        assert executed == tuple(i < sum(executed) for i in range(LAYERS)) == out.trace.executed
-        torch.testing.assert_close(out.queries, queries, rtol=0, atol=0)
-        trained = shared.supervised(mask_features, levels, previous)
-        assert tuple(trained.executed[0].bool().tolist()) == executed[1:]
-        torch.testing.assert_close(trained.queries, queries, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(trained.logits[-1], out.logits, rtol=1e-5, atol=1e-5)
-    assert len(lengths) > 2 and shared.routers.weight1.shape[0] == 1
-
-
-def endless_path(decoder, mask_features, levels, previous):
-    """Queries behind the synchronizer after 0, 1, .. routed layers, all executed."""
-    memory = FrameMemory(mask_features, levels, decoder.level_embed)
-    first = decoder.run_layer(0, decoder.query_feat.expand(1, -1, -1), memory)
-    path = [decoder.synchronizer(first, previous)]
-    for i in range(1, LAYERS):
-        path.append(decoder.run_layer(i, path[-1], memory))
-    return path
-
-
-@pytest.mark.parametrize(('closed', 'end'), [(None, 8), (0, 0), (4, 4)])
-def test_a_shared_routers_gate_is_charged_with_all_that_follows(shared, monkeypatch, closed, end):
+@pytest.mark.parametrize('open_layers', [(), (3,), (1, 4, 8), range(1, 9)])
+def test_a_gate_decides_in_the_routers_place(decoder, open_layers):
     mask_features, levels, previous = a_frame()
-    gates = [torch.tensor([[float(i == closed), float(i != closed)]], requires_grad=True) for i in range(8)]
-    given = iter(gates)
-    monkeypatch.setattr(masked_decoder, 'straight_through', lambda scores, tau: next(given))
-    direction = torch.randn(1, QUERIES, DIM)
-    out = shared.supervised(mask_features, levels, previous)
-    (out.queries * direction).sum().backward()
-    path = endless_path(shared, mask_features, levels, previous)
-    torch.testing.assert_close(out.queries, path[end], rtol=1e-4, atol=1e-4)
-    worth = [(x * direction).sum() for x in path]
-    for i, gate in enumerate(gates):
-        # an open gate lets pass what comes up to the end; the closed one keeps out all that would follow
-        expected = worth[-1] - worth[i] if i == closed else worth[end] - worth[i] if i < end else torch.tensor(0.0)
-        torch.testing.assert_close(gate.grad[0, EXECUTE], expected, rtol=1e-3, atol=1e-3)
-
-
-def test_exits_say_what_each_layer_would_give_wherever_the_frame_ends(shared):
-    mask_features, levels, previous = a_frame()
-    with torch.no_grad():
-        shared.routers.bias2[..., SKIP] = 1e3
-    out, stopped = (shared.supervised(mask_features, levels, previous, exits=exits) for exits in (True, False))
-    assert not out.executed.any() and torch.equal(out.queries, stopped.queries)
-    path = endless_path(shared, mask_features, levels, previous)
-    for said, queries in zip(out.logits[1:], path, strict=True):
-        torch.testing.assert_close(said, shared.class_embed(shared.decoder_norm(queries)), rtol=1e-4, atol=1e-4)
-    assert all(torch.equal(said, stopped.logits[1]) for said in stopped.logits[1:])
+    ran, asked = count_layers(decoder), []
+    gates = [float(i in open_layers) for i in range(LAYERS)]
+    out = decoder(mask_features, levels, previous, 'adaptive', gate=lambda layer: asked.append(layer) or gates[layer:])
+    assert ran == [0, *open_layers] and out.trace.executed == tuple(i in ran for i in range(LAYERS))
+    assert asked[0] == 1 and all(before < after for before, after in itertools.pairwise(asked))
 
 
 def test_adaptive_needs_routers_and_one_frame_at_a_time(decoder):

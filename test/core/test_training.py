@@ -11,7 +11,6 @@ from tar_vis_core.training.losses import (
     LossWeights,
     Target,
     class_loss,
-    frame_losses,
     make_target,
     match,
     matching_cost,
@@ -76,24 +75,23 @@ def test_a_wrong_mask_or_class_or_a_duplicate_costs():
     assert losses_of(target, doubled, masks2)['class'] > right['class'] + 0.1
 
 
-def test_each_frame_is_charged_at_the_depth_at_which_it_is_wrong():
+@pytest.mark.parametrize('depth', range(3))
+def test_a_frame_is_charged_at_the_depth_at_which_it_is_wrong(depth):
     target = two_instances()
     logits, masks = answer(target, [0, 1])
-    wrong = -masks.flatten(1)
-    right = masks.flatten(1)
-    pixels = SIZE[0] * SIZE[1]
+    right, wrong, pixels = masks.flatten(1), -masks.flatten(1), SIZE[0] * SIZE[1]
     features = torch.eye(pixels).view(1, pixels, *SIZE).expand(2, -1, -1, -1)
-    embeddings = [torch.stack(x) for x in ((right, right), (right, wrong), (wrong, right))]
-    frames = [torch.stack((logits, logits))] * 3, embeddings
-    each = frame_losses(*frames, features, [target, target], W)
-    assert all(value.shape == (2, 3) for value in each.values())
-    assert (each['dice'] > 0.2).tolist() == [[False, False, True], [False, True, False]]
-    for name, value in set_losses(*frames, features, [target, target], W).items():
-        torch.testing.assert_close(value, each[name].sum())
-    # where slots are given, the last depths take them and the others are matched
+    frames, embeddings = [torch.stack((logits, logits))] * 3, [torch.stack((right, right))] * 3
+
+    def losses(pairs=None):
+        return set_losses(frames, embeddings, features, [target, target], W, pairs=pairs)
+
+    before = losses()
     other = (torch.tensor([3, 4]), torch.tensor([0, 1]))
-    given = frame_losses(*frames, features, [target, target], W, pairs=[[other], [other]])
-    assert (given['mask'][:, :2] == each['mask'][:, :2]).all() and given['class'][0, 2] > each['class'][0, 2]
+    assert losses([[other] * 3] * 2)['class'] > before['class'] + 0.1, 'slots that are given are not matched'
+    embeddings[depth] = torch.stack((right, wrong))
+    after = losses()
+    assert after['dice'] > before['dice'] + 0.1 and after['mask'] > before['mask'] + 0.1
 
 
 def test_matching_finds_the_right_queries_at_each_depth():
