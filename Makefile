@@ -21,7 +21,7 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 unexport LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint setup clean distclean
+.PHONY: help demo test quick lint setup clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -34,6 +34,9 @@ demo: setup  ## masks on a moving camera's pictures, results in demo/ (VIDEO=fil
 
 test: setup $(REQUIRED_TEST)  ## run every test (PYTEST_ARGS='-k masks' for some)
 	@$(BIN)/python -m pytest test -q --durations=10 $(PYTEST_ARGS)
+
+quick: setup $(REQUIRED_TEST)  ## the tests that take no longer than two minutes together
+	@$(BIN)/python -m pytest test -q -m quick $(PYTEST_ARGS)
 
 lint: $(REQUIRED_TEST)  ## ruff over the whole tree
 	@$(BIN)/ruff check .

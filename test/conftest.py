@@ -12,6 +12,33 @@ from building import colcon_build, copy_source
 
 from tar_vis_ros.process.dds import use_shared_memory_profile
 
+# Files of `make quick` and of `colcon test`: those that neither build, nor train, nor start a node.
+QUICK = frozenset({
+    'test_clips.py', 'test_dds_profile.py', 'test_depth.py', 'test_detections.py', 'test_device.py', 'test_frames.py',
+    'test_health.py', 'test_identity_measures.py', 'test_images.py', 'test_instances.py', 'test_json_files.py',
+    'test_launch_files.py', 'test_lifting.py', 'test_mailbox.py', 'test_masks.py',
+    'test_messages.py', 'test_options.py', 'test_overlay.py', 'test_parameters.py', 'test_query_matching.py',
+    'test_readme.py', 'test_replay_scoring.py', 'test_results_json.py', 'test_stamp_watch.py', 'test_stamps.py',
+    'test_state_resets.py', 'test_viewer_configurations.py', 'test_whole_files.py'})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if missing := QUICK - {path.name for path in Path(__file__).parent.rglob('test_*.py')}:
+        raise pytest.UsageError(f'QUICK in {__file__} names files that do not exist: {", ".join(sorted(missing))}')
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m quick`` the other files are not even imported."""
+    other = collection_path.suffix == '.py' and collection_path.name not in QUICK
+    return True if other and config.option.markexpr == 'quick' else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in QUICK:
+            item.add_marker('quick')
+
 
 def _claim_domain():
     """Set a ROS_DOMAIN_ID that no other test process of this machine has.

@@ -72,9 +72,8 @@ def test_rviz_shows_topics_of_the_nodes_with_a_reliability_that_they_offer():
 
 
 def test_rviz_starts_in_the_frame_of_the_packages_own_camera():
-    from tar_vis_ros.video_source import OPTIONS
-    frame, = (option.default for option in OPTIONS if option.name == 'frame_id')
-    assert rviz()['Visualization Manager']['Global Options']['Fixed Frame'] == frame
+    from tar_vis_ros.video_source import SourceSettings
+    assert rviz()['Visualization Manager']['Global Options']['Fixed Frame'] == SourceSettings.frame_id
 
 
 def test_every_foxglove_panel_has_its_place_and_every_place_its_panel():
