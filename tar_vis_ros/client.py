@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,12 @@ class Frame:
     track_epoch: int     # track ids of different epochs are unrelated
     instances: list[Instance]   # visible ones by falling score, then the LOST ones
 
+    @classmethod
+    def from_message(cls, message: InstanceMaskArray) -> Frame:
+        """Decode a message, in a callback of one's own for example. Raises ValueError for a broken mask."""
+        return cls(message.header, message.height, message.width, message.frame_index, message.track_epoch,
+                   decode_instances(message))
+
     def mask(self, instance: Instance) -> np.ndarray:
         """The mask of one of the instances on the whole image, boolean ``(height, width)``."""
         return instance.mask(self.height, self.width)
@@ -52,14 +59,16 @@ class InstanceClient:
     """Listens to one camera of a tar_vis node, and to its depth_lifter where there is one, through ``node``.
 
     ``namespace`` is the camera's: ``tar_vis``, or ``tar_vis/front`` where the node has several. The callbacks, where
-    given, get every frame, in the thread that spins ``node``.
+    given, get every frame, in the thread that spins ``node``. ``on_new_tracks`` gets the first frame after the node's
+    tracks began anew, by a reset or because it was started again: ids from before mean nobody now.
     """
 
     def __init__(self, node: Node, namespace: str = 'tar_vis', on_frame: Callable[[Frame], None] | None = None,
-                 on_frame_3d: Callable[[Instance3DArray], None] | None = None) -> None:
+                 on_frame_3d: Callable[[Instance3DArray], None] | None = None,
+                 on_new_tracks: Callable[[Frame], None] | None = None) -> None:
         self.frame: Frame | None = None                   # the newest
         self.frame_3d: Instance3DArray | None = None      # the newest, the nearest instance first
-        self._node, self._on_frame_3d = node, on_frame_3d
+        self._node, self._on_frame_3d, self._on_new_tracks = node, on_frame_3d, on_new_tracks
         self._watchers = [on_frame] if on_frame is not None else []
         self._arrived = threading.Condition()
         self._subscriptions = [
@@ -103,11 +112,17 @@ class InstanceClient:
         answer = self.frame_3d
         if answer is None or abs(self.age_s(answer.header)) > max_age_s:
             return None
-        return next((found for found in answer.instances if class_name in ('', found.class_name)), None)
+        return next((found for found in answer.instances
+                     if class_name in ('', found.class_name) and placed(found)), None)
 
     def age_s(self, header: Header) -> float:
-        """Seconds from a message's stamp to now, by the clock of the node (``use_sim_time`` holds)."""
+        """Return the seconds from a message's stamp to now, by the clock of the node (``use_sim_time`` holds).
+
+        Infinity for a stamp that is none.
+        """
         clock = self._node.get_clock()
+        if header.stamp.sec < 0 or header.stamp.nanosec >= 10**9:     # rclpy raises, or takes it for another second
+            return math.inf
         return (clock.now() - Time.from_msg(header.stamp, clock.clock_type)).nanoseconds * 1e-9
 
     def _wait(self, done: Callable[[], object], timeout_s: float) -> None:
@@ -128,14 +143,15 @@ class InstanceClient:
 
     def _take(self, message: InstanceMaskArray) -> None:
         try:
-            instances = decode_instances(message)
+            frame = Frame.from_message(message)
         except ValueError as error:
             self._node.get_logger().error(f'masks refused: {error}', throttle_duration_sec=5.0)
             return
-        frame = Frame(message.header, message.height, message.width, message.frame_index, message.track_epoch,
-                      instances)
+        before = self.frame
         with self._arrived:
             self.frame = frame
+            if before is not None and before.track_epoch != frame.track_epoch and self._on_new_tracks is not None:
+                self._on_new_tracks(frame)
             for watcher in list(self._watchers):
                 watcher(frame)
             self._arrived.notify_all()
@@ -144,3 +160,9 @@ class InstanceClient:
         self.frame_3d = message
         if self._on_frame_3d is not None:
             self._on_frame_3d(message)
+
+
+def placed(instance: Instance3D) -> bool:
+    """Return whether an instance has a position before the camera: anything else must not move a robot."""
+    position = instance.position
+    return all(map(math.isfinite, (position.x, position.y, position.z))) and position.z > 0

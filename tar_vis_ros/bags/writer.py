@@ -12,6 +12,7 @@ from rosbags.typesys.store import Typestore
 
 from tar_vis_ros.bags.reader import BagError
 from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
+from tar_vis_ros.process.publishers import type_name
 
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 IDL_NAMES = {'boolean': 'bool', 'octet': 'byte', 'float': 'float32', 'double': 'float64'}   # what .msg files call them
@@ -44,11 +45,6 @@ class BagWriter:
 
     def __exit__(self, *_) -> None:
         self._writer.close()
-
-
-def type_name(message: type) -> str:
-    """The full name of a message class, such as sensor_msgs/msg/Image."""
-    return f'{message.__module__.partition(".")[0]}/msg/{message.__name__}'
 
 
 def definition(fields: Mapping[str, str]) -> str:

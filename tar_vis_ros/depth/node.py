@@ -22,7 +22,9 @@ from tar_vis_ros.depth.geometry import Rules
 from tar_vis_ros.depth.lifting import LiftError, lift
 from tar_vis_ros.depth.markers import markers
 from tar_vis_ros.msg import Instance3DArray, InstanceMaskArray
+from tar_vis_ros.process.namesakes import Namesakes
 from tar_vis_ros.process.parameters import ParameterNode, Table
+from tar_vis_ros.process.publishers import Publishers, type_name
 from tar_vis_ros.process.run import no_arguments, run_node
 
 SILENT_S = 5    # seconds without a message, or without a match, after which the node complains
@@ -87,12 +89,16 @@ class DepthLifter(ParameterNode):
         self._markers = self.create_publisher(MarkerArray, 'markers', OUTPUT_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', OUTPUT_QOS)
         policies = QoSOverridingOptions.with_default_policies()
-        self._topics = {name: subscription.topic_name for name, subscription in (
-            ('instances', self.create_subscription(InstanceMaskArray, 'instances', self._take('instances'), 10)),
-            ('depth', self.create_subscription(Image, 'depth', self._take('depth'), INPUT_QOS,
-                                               qos_overriding_options=policies)),
-            ('camera_info', self.create_subscription(CameraInfo, 'camera_info', self._take('camera_info'), INPUT_QOS,
-                                                     qos_overriding_options=policies)))}
+        listening = {
+            'instances': self.create_subscription(InstanceMaskArray, 'instances', self._take('instances'), 10),
+            'depth': self.create_subscription(Image, 'depth', self._take('depth'), INPUT_QOS,
+                                              qos_overriding_options=policies),
+            'camera_info': self.create_subscription(CameraInfo, 'camera_info', self._take('camera_info'), INPUT_QOS,
+                                                    qos_overriding_options=policies)}
+        self._topics = {name: subscription.topic_name for name, subscription in listening.items()}
+        self._publishers = {name: Publishers(self, subscription.topic_name, type_name(subscription.msg_type),
+                                             subscription.qos_profile) for name, subscription in listening.items()}
+        self._namesakes = Namesakes(self)
         self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.get_logger().info(f'waiting for {", ".join(self._topics.values())}')
 
@@ -123,7 +129,7 @@ class DepthLifter(ParameterNode):
     def _report(self) -> None:
         self._counts.append(_Counts(dict(self._stamps.received), self._stamps.matched))
         when, refusal = self._refusal
-        problem = self._why_silent()
+        problem = self._namesakes.look() or self._why_silent()
         kind, now = problem.partition(' (')[0], time.monotonic()     # without stamps, which change all the time
         if problem and (kind != self._said[1] or now - self._said[0] > 2 * SILENT_S):
             self._said = now, kind
@@ -145,13 +151,18 @@ class DepthLifter(ParameterNode):
         self._diagnostics.publish(message)
 
     def _why_silent(self) -> str:
-        """Why nothing was published in the last seconds; empty where something was, or it is too early to tell."""
+        """Return why nothing was published in the last seconds, '' if something was or it is too early to tell."""
+        for name, topic in self._topics.items():
+            if problem := self._stamps.problem(name):
+                return f'{problem} on {topic}: nothing can be joined by them; let the driver fill header.stamp'
         if len(self._counts) <= SILENT_S:
             return ''
         past, stamps = self._counts[0], self._stamps
-        missing = [topic for name, topic in self._topics.items() if stamps.received[name] == past.received[name]]
+        missing = [name for name in self._topics if stamps.received[name] == past.received[name]]
         if missing:
-            return f'no message on {" and ".join(missing)} for {SILENT_S} s'
+            reasons = '; '.join(filter(None, (self._publishers[name].why_silent() for name in missing)))
+            return (f'no message on {" and ".join(self._topics[name] for name in missing)} for {SILENT_S} s'
+                    + (f': {reasons}' if reasons else ''))
         if stamps.matched > past.matched:
             return ''
         newest = ', '.join(f'{topic} {_text(stamps.newest[name])}' for name, topic in self._topics.items())

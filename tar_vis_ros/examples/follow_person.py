@@ -14,7 +14,7 @@ from geometry_msgs.msg import Twist
 from rclpy.duration import Duration
 
 from tar_vis_core.options import option
-from tar_vis_ros.client import InstanceClient
+from tar_vis_ros.client import InstanceClient, placed
 from tar_vis_ros.msg import Instance3D, Instance3DArray
 from tar_vis_ros.process.parameters import ParameterNode, Table
 from tar_vis_ros.process.run import no_arguments, run_node
@@ -83,7 +83,11 @@ class FollowPerson(ParameterNode):
 
     def _target(self, frame: Instance3DArray) -> Instance3D | None:
         """Whom it has followed, while in sight; else the nearest."""
-        candidates = [instance for instance in frame.instances if instance.class_name == self.options.class_name]
+        if self._track is not None and frame.track_epoch != self._track[0]:
+            self.get_logger().info(f'track ids begin anew (epoch {frame.track_epoch}): the nearest is followed')
+            self._track = None
+        candidates = [instance for instance in frame.instances
+                      if instance.class_name == self.options.class_name and placed(instance)]
         candidates.sort(key=lambda instance: (frame.track_epoch, instance.track_id) != self._track)   # nearest first
         if not candidates:
             return None

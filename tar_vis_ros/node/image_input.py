@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import QoSCompatibility, QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_check_compatible
+from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 from tar_vis_ros.node.arrivals import Arrivals
 from tar_vis_ros.process.parameters import ParameterError
+from tar_vis_ros.process.publishers import Publisher, Publishers
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -33,19 +33,8 @@ OVERRIDABLE = {   # policy of qos_overrides: what it may be
     'durability': ('volatile', 'transient_local'),
 }
 LOOK_S = 1.0         # how often the publishers of the topic are looked at
-NAMELESS_S = 1.0     # so long a publisher may be in the graph without its node
 PATIENCE_S = 3.0     # so long nobody may publish before it is said: discovery takes a second or two
 SHOWN_TOPICS = 5
-
-
-@dataclass(frozen=True)
-class _Publisher:
-    node: str        # its full name; '' where the graph does not tell it
-    type: str        # of its messages, package/msg/Name
-    mismatch: str    # why its QoS cannot be taken; '' where it can
-
-    def __str__(self) -> str:
-        return self.node or 'a publisher without a known node'
 
 
 class ImageInput:
@@ -73,13 +62,13 @@ class ImageInput:
         self._found: dict[tuple[str, frozenset[str]], str] = {}   # (kind, whose) -> text
         self._published = time.monotonic()                        # when somebody last did
         self._sources: list[str] = []                             # and who that was
-        self._known: dict[tuple, tuple[float, str]] = {}          # publisher's id -> (first seen, node)
         told = hasattr(Subscription, 'CallbackType')   # rclpy of Humble tells nothing of a message but its contents
         self._subscription: Subscription | None = node.create_subscription(
             message_type, topic, self._take if told else lambda message: self._take(message, {}),
             QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()]),
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: self._look()),
             qos_overriding_options=QoSOverridingOptions(_overridden(node, self.topic)))
+        self._publishers = Publishers(node, self.topic, self._type, self._subscription.qos_profile)
         self._timer = node.create_timer(LOOK_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def problems(self) -> list[str]:
@@ -104,35 +93,18 @@ class ImageInput:
     def _look(self) -> None:
         if self._subscription is None:
             return
-        before, self._found = self._found, dict(self._judge(list(self._publishers())))
+        before, self._found = self._found, dict(self._judge(list(self._publishers.now())))
         for key in sorted(self._found.keys() - before.keys(), key=str):
             self._on_problem(key[0], self._found[key])
 
-    def _publishers(self) -> Iterator[_Publisher]:
-        """Those of the topic. The name of a node comes a little after its publishers, and goes before them."""
-        now, before, self._known = time.monotonic(), self._known, {}
-        for info in self._node.get_publishers_info_by_topic(self.topic):
-            gid = tuple(info.endpoint_gid)
-            since, node = before.get(gid, (now, ''))
-            if not info.node_name.startswith('_'):   # _NODE_NAME_UNKNOWN_, _CREATED_BY_BARE_DDS_APP_
-                node = f'{info.node_namespace.rstrip("/")}/{info.node_name}'
-            self._known[gid] = since, node
-            if node or now - since >= NAMELESS_S:
-                compatible, reason = qos_check_compatible(info.qos_profile, self._subscription.qos_profile)
-                yield _Publisher(node, info.topic_type,
-                                 _words(reason) if compatible == QoSCompatibility.ERROR else '')
-
-    def _judge(self, publishers: list[_Publisher]) -> Iterator[tuple[tuple[str, frozenset[str]], str]]:
+    def _judge(self, publishers: list[Publisher]) -> Iterator[tuple[tuple[str, frozenset[str]], str]]:
         """((kind, whose), text) of each problem."""
         for publisher in publishers:
-            whose = frozenset([str(publisher)])
-            if publisher.type != self._type:
-                yield ('wrong type', whose), (f'{publisher} publishes {publisher.type} on {self.topic}, expected '
-                                              f'{self._type}: set image_transport or the topic to fit it')
-            elif publisher.mismatch:
-                yield ('incompatible QoS', whose), (
-                    f'no image comes from {publisher} on {self.topic}, its QoS is incompatible ({publisher.mismatch}): '
-                    f'set image_reliability or qos_overrides.{self.topic}.subscription.* to what it offers')
+            kind, text = self._publishers.problem_of(
+                publisher, ': set image_transport or the topic to fit it',
+                f': set image_reliability or qos_overrides.{self.topic}.subscription.* to what it offers')
+            if kind:
+                yield (kind, frozenset([str(publisher)])), text
         good = Counter(str(p) for p in publishers if p.type == self._type and not p.mismatch)
         if good.total() > 1:
             names = ', '.join(f'{name} ({count})' if count > 1 else name for name, count in sorted(good.items()))
@@ -173,8 +145,3 @@ def _overridden(node: Node, topic: str) -> list[QoSPolicyKind]:
                 raise ParameterError(f"parameter '{name}' is {value!r}: expected {words}")
             kinds.append(QoSPolicyKind[policy.upper()])
     return kinds
-
-
-def _words(reason: str) -> str:
-    """The text of ``qos_check_compatible`` without its decoration."""
-    return reason.replace('ERROR: ', '').strip(' ;').lower()

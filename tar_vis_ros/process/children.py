@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -29,12 +30,16 @@ class ProcessError(TarVisError):
     """A child process failed; the message carries its last lines."""
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)    # the last one: the terminal was closed
+PR_SET_PDEATHSIG = 1        # of Linux's prctl
+
+
 class Interrupt:
-    """The first Ctrl-C or SIGTERM asks for an orderly end, a second one raises KeyboardInterrupt."""
+    """The first Ctrl-C, SIGTERM or SIGHUP asks for an orderly end, a second one raises KeyboardInterrupt."""
 
     def __init__(self):
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
     def __call__(self) -> bool:
@@ -43,7 +48,7 @@ class Interrupt:
     @contextlib.contextmanager
     def ignored(self) -> Iterator[None]:
         """No signal disturbs what is done in here: no child is left behind."""
-        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in SIGNALS]
         try:
             yield
         finally:
@@ -56,6 +61,18 @@ class Interrupt:
         self.asked = True
 
 
+def _with_parent(parent: int) -> Callable[[], None]:
+    """Return what a new process does first, so that it ends with its parent even if that is killed (Linux)."""
+    library = ctypes.CDLL(None)     # loaded here: after the fork there is no room for it
+
+    def follow() -> None:
+        if hasattr(library, 'prctl'):
+            library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if os.getppid() != parent:      # it was quicker
+                os._exit(1)
+    return follow
+
+
 class Child:
     """A module of this package as a process of its own, whose output is kept and shown only when it matters."""
 
@@ -66,6 +83,7 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, '-m', module, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True,
+            preexec_fn=_with_parent(os.getpid()),
             env={**os.environ, 'PYTHONUNBUFFERED': '1', 'RCUTILS_COLORIZED_OUTPUT': '0', **(environment or {})})
         self._reader = threading.Thread(target=self._read, name=f'output of {name}', daemon=True)
         self._reader.start()

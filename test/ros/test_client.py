@@ -18,7 +18,7 @@ from simulated_camera import mask_message
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import TrackStatus
-from tar_vis_ros.client import InstanceClient
+from tar_vis_ros.client import Frame, InstanceClient
 from tar_vis_ros.msg import Instance3D, Instance3DArray, InstanceMaskArray
 
 HEIGHT, WIDTH = 40, 60
@@ -43,8 +43,9 @@ class Pair:
         self.node = rclpy.create_node('agent', context=self.context)
         self.masks = self.sender.create_publisher(InstanceMaskArray, '/tar_vis/front/instances', 10)
         self.places = self.sender.create_publisher(Instance3DArray, '/tar_vis/front/instances_3d', 10)
-        self.frames, self.frames_3d = [], []
-        self.client = InstanceClient(self.node, 'tar_vis/front', self.frames.append, self.frames_3d.append)
+        self.frames, self.frames_3d, self.anew = [], [], []
+        self.client = InstanceClient(self.node, 'tar_vis/front', self.frames.append, self.frames_3d.append,
+                                     self.anew.append)
         self._executor = SingleThreadedExecutor(context=self.context)
         wait_until(lambda: self.masks.get_subscription_count() and self.places.get_subscription_count()
                    and self.node.count_publishers('/tar_vis/front/instances_3d'), 'client')
@@ -182,3 +183,16 @@ def test_nothing_comes_after_the_end(pair):
     pair.spin_until(pair.frames, lambda: pair.masks.publish(masks('person')))
     pair.client.close()
     wait_until(lambda: pair.masks.get_subscription_count() == 0, 'end', turn=lambda: time.sleep(0.05))
+
+
+def test_new_tracks_are_noticed(pair):
+    for epoch in (1700000000, 1700000000, 1700000009):
+        message = masks('person')
+        message.track_epoch = epoch
+        pair.spin_until(pair.frames, lambda m=message: pair.masks.publish(m))
+    assert [frame.track_epoch for frame in pair.anew] == [1700000009]
+
+
+def test_a_message_of_ones_own_callback_is_decoded():
+    frame = Frame.from_message(masks('person', 'dog'))
+    assert [i.class_name for i in frame.instances] == ['person', 'dog'] and frame.mask(frame.instances[0]).sum() == 80

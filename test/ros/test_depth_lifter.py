@@ -10,12 +10,14 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+import rclpy
 from builtin_interfaces.msg import Time
 from camera_graph import CameraGraph, values
 from diagnostic_msgs.msg import DiagnosticStatus
 from node_process import wait_until
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage
 from simulated_camera import Robot, Thing, messages
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
@@ -172,3 +174,34 @@ def test_a_wrong_parameter_is_one_line(argument, words, alone):
     lifter.end()
     line, = lifter.lines
     assert line.startswith(f'tar-vis-depth: {words}')
+
+
+def test_stamps_that_do_not_change_are_told_and_join_nothing(graph, moment):
+    graph.ask(*moment())
+    before = len(graph.answers)
+
+    def publish() -> None:
+        for message in moment():
+            message.header.stamp = Time()
+            graph.publish(message)
+    status = graph.status_where(lambda text, _: 'the stamps are all 0 on' in text, 'word of the stamps', publish)
+    assert status.level == DiagnosticStatus.WARN and 'header.stamp' in status.message
+    assert len(graph.answers) == before
+    assert graph.ask(*moment()), 'stamps that are some are answered again'
+
+
+def test_a_depth_topic_of_another_type_is_named(alone):
+    """A driver that compresses depth: messages flow, and nothing comes."""
+    lifter = alone('--ros-args', '-r', '__ns:=/packed', '-r', 'depth:=/packed/depth', '-r', 'camera_info:=/packed/info')
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    driver = rclpy.create_node('packing_driver', context=context)
+    try:
+        driver.create_publisher(CompressedImage, '/packed/depth', 1)
+        wait_until(lambda: any('packing_driver' in line for line in lifter.lines), 'the driver by its name')
+        line, = {line.partition('] ')[2] for line in lifter.lines if 'packing_driver' in line}
+    finally:
+        driver.destroy_node()
+        context.try_shutdown()
+    assert ('/packing_driver publishes sensor_msgs/msg/CompressedImage on /packed/depth, expected sensor_msgs/msg/Image'
+            in line) and 'nobody publishes /packed/info' in line

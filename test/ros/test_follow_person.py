@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
 
+import rclpy
 from builtin_interfaces.msg import Time
 from follow_world import DISTANCE, World
-from geometry_msgs.msg import Twist
+from geometry_msgs.msg import Point, Twist
 from simulated_camera import Thing, messages
+
+from tar_vis_ros.examples.follow_person import FollowPerson
+from tar_vis_ros.msg import Instance3D, Instance3DArray
 
 
 @pytest.fixture
@@ -113,3 +119,44 @@ def test_it_stops_the_robot_when_it_ends(world):
     sim.until(lambda: sim.stands, 'stop')
     agent.end()
     assert agent.code == 0
+
+
+@pytest.fixture
+def agent():
+    """An agent of this process, its commands in a list."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = FollowPerson(context=context)
+    commands = []
+    node._commands = SimpleNamespace(publish=commands.append)
+
+    def see(epoch: int, *people: tuple[int, float, float], **stamp: int) -> Twist:
+        """What it does about people: track id, metres to the right and ahead."""
+        frame = Instance3DArray(track_epoch=epoch, instances=[
+            Instance3D(track_id=number, class_name='person', position=Point(x=x, z=z)) for number, x, z in people])
+        frame.header.stamp = Time(**stamp) if stamp else node.get_clock().now().to_msg()
+        node._client._take_3d(frame)
+        return commands[-1]
+
+    yield see
+    node.destroy_node()
+    context.try_shutdown()
+
+
+@pytest.mark.parametrize('position', [
+    (math.nan, 3.0), (0.2, math.nan), (math.inf, 3.0), (0.2, -math.inf), (0.3, -2.0), (0.0, 0.0)])
+def test_what_is_no_position_is_nobody(agent, position):
+    assert agent(1, (1, 0.5, 4.0)).linear.x > 0
+    assert agent(1, (1, *position)) == Twist()
+    assert agent(1, (1, *position), (2, -0.5, 5.0)).angular.z > 0, 'who has one is followed'
+
+
+@pytest.mark.parametrize('stamp', [{'sec': -3}, {'sec': 5, 'nanosec': 4 * 10**9}])
+def test_a_stamp_that_is_none_is_old(agent, stamp):
+    assert agent(1, (1, 0.5, 4.0), **stamp) == Twist()
+
+
+def test_after_a_restart_the_same_number_is_somebody_else(agent):
+    assert agent(7, (1, 1.0, 3.0), (2, -1.0, 5.0)).angular.z < 0
+    assert agent(7, (2, -1.0, 2.0), (1, 1.0, 3.0)).angular.z < 0, 'it stays with its person'
+    assert agent(8, (2, -1.0, 2.0), (1, 1.0, 3.0)).angular.z > 0, 'whoever is nearest now'
