@@ -85,9 +85,10 @@ def test_a_late_answer_of_the_model_finds_its_depth_image(graph, moment):
 
 
 def test_depth_of_another_size_is_refused_by_name_and_the_next_is_taken(graph, moment):
-    masks, _, info = moment()
-    wrong = array_to_image(np.ones((480, 640), np.float32), '32FC1', masks.header, DEPTHS)
-    status = graph.status_where(lambda text, _: '640x480' in text, 'refusal', lambda: graph.publish(masks, wrong, info))
+    def another_size() -> None:
+        masks, _, info = moment()
+        graph.publish(masks, array_to_image(np.ones((480, 640), np.float32), '32FC1', masks.header, DEPTHS), info)
+    status = graph.status_where(lambda text, _: '640x480' in text, 'refusal', another_size)
     assert status.level == DiagnosticStatus.WARN
     assert 'expected depth registered to the image of the masks' in status.message
     assert any('640x480' in line for line in graph.lifter.complaints)
@@ -109,11 +110,11 @@ def test_stamps_that_never_match_are_said(graph, moment):
 
 
 def test_masks_that_come_too_late_are_told_apart(graph, moment):
-    early = [moment() for _ in range(60)]
+    early = itertools.cycle([moment() for _ in range(60)])
 
     def far_behind() -> None:
         graph.publish(*moment()[1:])
-        graph.publish(early[0][0])
+        graph.publish(next(early)[0])
     status = graph.status_where(lambda text, _: 'raise images_kept' in text, 'warning', far_behind)
     assert 'no equal stamps' in status.message
 
