@@ -146,7 +146,7 @@ def test_a_change_waits_for_the_step_at_hand_only(rig):
         begun = []
         for _ in range(30):
             before = len(steps)
-            rig.pipeline.set_options(rig.model.options, 0.0)
+            rig.pipeline.set_options(rig.model.options)
             begun.append(len(steps) - before)
             time.sleep(0.001)
     finally:
