@@ -24,7 +24,7 @@ from lifecycle_msgs.msg import Transition
 from tar_vis_ros.node.cameras import camera_topics
 from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.dds import profile_environment
-from tar_vis_ros.process.resources import config_file
+from tar_vis_ros.process.resources import config_file, given_file
 
 NAMESPACE = LaunchConfiguration('namespace')
 IMAGE = ('image', LaunchConfiguration('image_topic'))
@@ -43,7 +43,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     node = LifecycleNode(
         package='tar_vis_ros', executable='tar-vis-node', name=LaunchConfiguration('name'), namespace=NAMESPACE,
         output='screen', emulate_tty=True, remappings=[IMAGE],
-        parameters=[LaunchConfiguration('params_file'), parameters])
+        parameters=[given_file(LaunchConfiguration('params_file').perform(context)), parameters])
 
     def transition(identifier: int) -> EmitEvent:
         return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=identifier))

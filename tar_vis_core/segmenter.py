@@ -12,6 +12,7 @@ from tar_vis_core import detection, nano_detection
 from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.cuda_graphs import lies_still
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import PRESETS
@@ -44,6 +45,8 @@ class VideoSegmenter:
                  tracker: str = 'auto', adapter: str | Path | None = None):
         """``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's CPU threads for the whole process.
 
+        A leading ``~`` of a path is the home folder.
+
         ``tracker`` is one of ``presets.TRACKERS`` or ``auto``, the preset's own; ``adapter`` a file with the
         Synchronizer and Routers (TAR) for weights without them.
         Raises ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
@@ -55,7 +58,8 @@ class VideoSegmenter:
         THREADS.check('threads', threads)
         if threads:
             torch.set_num_threads(threads)
-        model = load_model(preset, packaged_weights(preset) if weights is None else weights, adapter)
+        model = load_model(preset, packaged_weights(preset) if weights is None else user_path(weights),
+                           None if adapter is None else user_path(adapter))
         self._set_up(inference_form(model, place, dtype), place, dtype, options, tracker)
 
     @classmethod

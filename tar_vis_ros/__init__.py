@@ -3,6 +3,8 @@
 import ctypes as _ctypes
 from pathlib import Path as _Path
 
+import tar_vis_core as _  # noqa: F401  (limits what OpenCV reads, before anything here loads it)
+
 # A pip installation keeps the compiled messages in this folder, which the loader
 # does not search: load them now, and the loader finds them by their names. A
 # colcon installation has no such folder.

@@ -6,10 +6,10 @@ looks at these alone.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tar_vis_core.benchmark.contenders import FULL, REFERENCE, STAGES, TAR
+from tar_vis_core.io.json_files import read_json
 
 # what a ratio's name divides: how often the time of the second line goes into that of the first
 RATIOS = {f'{FULL} over {REFERENCE}': (REFERENCE, FULL), f'{TAR} over {FULL}': (FULL, TAR)}
@@ -19,10 +19,10 @@ TOLERANCE = 0.2
 def read_figures(path: Path) -> dict:
     """The figures in a file; ValueError where they are not of ``tar-vis bench``."""
     try:
-        figures = json.loads(path.read_text())
+        figures = read_json(path)
         if {'configuration', 'machine', 'lines'} <= figures.keys() and REFERENCE in figures['lines']:
             return figures
-    except (json.JSONDecodeError, AttributeError, TypeError):
+    except (AttributeError, TypeError):
         pass
     raise ValueError(f'{path} holds no figures of this version of tar-vis bench; expected what --json writes')
 

@@ -15,7 +15,6 @@ import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from unittest import mock
 
 import cv2
@@ -41,6 +40,8 @@ from tar_vis_core.benchmark.reference import reference_style
 from tar_vis_core.benchmark.report import MARKDOWN_HEAD, TIMED, markdown_rows, plot, print_figures
 from tar_vis_core.commands.options import add_model_options
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model, input_size
@@ -69,12 +70,13 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument('--untrained', action='store_true',
                         help='fresh weights (seed 0) in place of a file, routers set: cost without a checkpoint')
     add_model_options(parser)
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here, too')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the lines, stacked by stage')
-    parser.add_argument('--markdown', type=Path, metavar='FILE', help='append a row for each line to a table')
+    parser.add_argument('--json', type=user_path, metavar='FILE', help='write the figures here, too')
+    parser.add_argument('--plot', type=user_path, metavar='FILE', help='draw the lines, stacked by stage')
+    parser.add_argument('--markdown', type=user_path, metavar='FILE', help='append a row for each line to a table')
     other = parser.add_mutually_exclusive_group()
-    other.add_argument('--compare', type=Path, nargs=2, metavar=('A', 'B'), help='two files of --json; nothing is run')
-    other.add_argument('--guard', type=Path, metavar='FILE',
+    other.add_argument('--compare', type=user_path, nargs=2, metavar=('A', 'B'),
+                       help='two files of --json; nothing is run')
+    other.add_argument('--guard', type=user_path, metavar='FILE',
                        help='run the configuration of this file of --json again; exit code 1 where a ratio has fallen')
     parser.add_argument('--tolerance', type=float, default=TOLERANCE,
                         help=f'share by which --guard lets a ratio fall (default: {TOLERANCE})')
@@ -222,7 +224,7 @@ def report(args: argparse.Namespace, figures: dict) -> None:
     """Prints the figures, and writes the files that were asked for."""
     print_figures(figures)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + '\n')
+        write_text(args.json, json.dumps(figures, indent=1) + '\n')
         print(f'figures: {args.json}')
     if args.plot:
         plot(figures, args.plot)

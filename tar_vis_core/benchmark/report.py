@@ -8,6 +8,7 @@ from tar_vis_core.benchmark import cost
 from tar_vis_core.benchmark.compare import ratios
 from tar_vis_core.benchmark.contenders import FULL, REFERENCE, STAGES
 from tar_vis_core.benchmark.machine import in_words
+from tar_vis_core.io.whole_files import replacing
 
 TIMED = (
     'Timed is the whole step, the device synchronised before and after: host image in, copy to the device, resize, '
@@ -94,5 +95,6 @@ def plot(figures: dict, path: Path) -> None:
     axes.set_xlabel('ms a frame, medians of the stages')
     axes.set_title(f'{figures["title"]}\n{in_words(figures["machine"])}', fontsize=8)
     figure.legend(fontsize=8, ncols=len(STAGES), loc='outside lower center')
-    figure.savefig(path, dpi=150)
+    with replacing(path) as half:
+        figure.savefig(half, dpi=150)
     pyplot.close(figure)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from tar_vis_core.data.label_fields import by_id, entries, holds_videos, read_labels
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.media.pictures import write_picture
 
@@ -94,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     making.add_argument('--videos', type=int, default=50, help='how many (default: 50)')
     making.set_defaults(call=synth)
     moving = actions.add_parser('move', help='videos of COCO stills that a camera moves over, as a YouTube-VIS file')
-    moving.add_argument('stills', type=Path, help='COCO file, pictures beside it')
+    moving.add_argument('stills', type=user_path, help='COCO file, pictures beside it')
     moving.set_defaults(call=move)
     for command, frames, canvas in ((making, 36, (192, 288)), (moving, 12, (256, 384))):
-        command.add_argument('out', type=Path, help='folder for instances.json and JPEGImages')
+        command.add_argument('out', type=user_path, help='folder for instances.json and JPEGImages')
         command.add_argument('--frames', type=int, default=frames, help=f'frames of each (default: {frames})')
         command.add_argument('--size', type=size, default=canvas, metavar='HxW',
                              help=f'pixels (default: {canvas[0]}x{canvas[1]})')
@@ -106,12 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                                   'all (default: 1)')
         command.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
     checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds, draw samples')
-    checking.add_argument('path', type=Path, help='the JSON file, or a folder with one')
-    checking.add_argument('--sheet', type=Path, metavar='PNG', help='draw samples with their masks into this picture')
+    checking.add_argument('path', type=user_path, help='the JSON file, or a folder with one')
+    checking.add_argument('--sheet', type=user_path, metavar='PNG',
+                          help='draw samples with their masks into this picture')
     checking.add_argument('--seed', type=int, default=0, help='which samples are drawn (default: 0)')
     checking.set_defaults(call=check)
     splitting = actions.add_parser('split', help='hold a part of a COCO or YouTube-VIS file out, to choose by')
-    splitting.add_argument('path', type=Path, help='the JSON file; NAME_fit.json and NAME_held.json come beside it')
+    splitting.add_argument('path', type=user_path,
+                           help='the JSON file; NAME_fit.json and NAME_held.json come beside it')
     splitting.add_argument('--every', type=int, default=15, metavar='N',
                            help='hold out every N-th picture or video, from the first (default: 15)')
     splitting.set_defaults(call=split)

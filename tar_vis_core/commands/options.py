@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.presets import PRESETS, TRACKERS
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 
@@ -13,8 +13,8 @@ from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose a model and how it runs; the words are those of the node's parameters."""
     parser.add_argument('--preset', default='nano', help=f'{", ".join(PRESETS)} (default: nano)')
-    parser.add_argument('--weights', type=Path, help="safetensors file (default: the preset's packaged weights)")
-    parser.add_argument('--adapter', type=Path, help='safetensors file with TAR for weights without it')
+    parser.add_argument('--weights', type=user_path, help="safetensors file (default: the preset's packaged weights)")
+    parser.add_argument('--adapter', type=user_path, help='safetensors file with TAR for weights without it')
     parser.add_argument('--tracker', default='auto', help=f"auto (the model's own), {', '.join(TRACKERS)}")
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
     parser.add_argument('--precision', default='float32', help='float32, float16 or bfloat16')

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from tar_vis_core.commands.options import add_flags, add_model_options, segmenter_options
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.media.overlay import Trails, draw_overlay
-from tar_vis_core.media.recording import OverlayVideo, result_line
+from tar_vis_core.media.recording import JsonLines, OverlayVideo, result_line
 from tar_vis_core.segmenter import VideoSegmenter
 
 
@@ -24,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser(prog='tar-vis run', description=__doc__)
     made.add_argument('source', help="video file, folder of images, camera (0), or 'photographs'")
-    made.add_argument('--out', type=Path, default=Path('results'), help='folder for the results (default: results)')
+    made.add_argument('--out', type=user_path, default=Path('results'),
+                      help='folder for the results (default: results)')
     made.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
     add_model_options(made.add_argument_group('model'))
     add_flags(made.add_argument_group('segmenter'))
@@ -39,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
     trails = Trails()
     args.out.mkdir(parents=True, exist_ok=True)
-    with open_frames(args.source) as reader, (args.out / 'instances.jsonl').open('w') as lines:
-        video = OverlayVideo(args.out / 'overlay.mp4')
+    with open_frames(args.source) as reader, closing(OverlayVideo(args.out / 'overlay.mp4')) as video, \
+            closing(JsonLines(args.out / 'instances.jsonl')) as lines:
         try:
             for frame in tqdm(play(reader, limit=args.frames), total=args.frames or reader.count, unit='frame'):
                 began = time.perf_counter()
@@ -48,13 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 spent.append(time.perf_counter() - began)
                 executed.append(result.routing.executed_layers)
                 tracks.update((result.track_epoch, i.track_id) for i in result.instances)
-                lines.write(json.dumps({'position_s': round(frame.position_s, 6), **result_line(result)}) + '\n')
+                lines.write({'position_s': round(frame.position_s, 6), **result_line(result)})
                 video.add(frame.position_s, draw_overlay(frame.image, result.instances,
                                                            trails=trails.follow(result)))
         except KeyboardInterrupt:
             print('interrupted; what was done so far is kept', file=sys.stderr)
-        finally:
-            video.close()
     if not spent:
         raise TarVisError(f'{args.source}: no frame was read')
     print(f'{len(spent)} frames, {len(tracks)} tracks, {np.mean(executed):.2f} of {segmenter.num_layers} layers, '

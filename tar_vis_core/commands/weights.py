@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tar_vis_core.errors import WeightsError
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.weights.manifest import cache_folder, find_weights, manifest
 
 
@@ -95,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
     listing.set_defaults(call=list_weights)
     getting = actions.add_parser('get', help='fetch an official file from its publisher')
     getting.add_argument('name', help="as 'tar-vis weights list' names it")
-    getting.add_argument('--to', type=Path, metavar='FOLDER', help='instead of $TAR_VIS_WEIGHTS or ~/.cache/tar_vis')
+    getting.add_argument('--to', type=user_path, metavar='FOLDER',
+                         help='instead of $TAR_VIS_WEIGHTS or ~/.cache/tar_vis')
     getting.add_argument('--accept-licence', action='store_true', help='you know the licence and accept it')
     getting.add_argument('--convert', action='store_true', help='convert it to safetensors beside it at once')
     getting.set_defaults(call=get)
@@ -103,15 +105,15 @@ def parser() -> argparse.ArgumentParser:
     verifying.add_argument('target', nargs='?', help='a file or a name (default: all known files that are here)')
     verifying.set_defaults(call=verify_weights)
     converting = actions.add_parser('convert', help='an official .pth or .pkl checkpoint to safetensors')
-    converting.add_argument('source', type=Path, metavar='FILE')
-    converting.add_argument('-o', '--out', type=Path, required=True, metavar='OUT')
+    converting.add_argument('source', type=user_path, metavar='FILE')
+    converting.add_argument('-o', '--out', type=user_path, required=True, metavar='OUT')
     converting.add_argument('--preset', help='insist on it (default: told by the names of the tensors)')
     converting.add_argument('--classes', metavar='SET', help='a class set, or a text file with one name a line')
     converting.set_defaults(call=convert)
     splitting = actions.add_parser('split', help='weights with TAR into base weights and a small adapter')
-    splitting.add_argument('full', type=Path, metavar='FULL')
-    splitting.add_argument('--base', type=Path, required=True, help='file to write: the model without TAR')
-    splitting.add_argument('--adapter', type=Path, required=True, help='file to write: Synchronizer and Routers')
+    splitting.add_argument('full', type=user_path, metavar='FULL')
+    splitting.add_argument('--base', type=user_path, required=True, help='file to write: the model without TAR')
+    splitting.add_argument('--adapter', type=user_path, required=True, help='file to write: Synchronizer and Routers')
     splitting.set_defaults(call=split)
     return made
 

@@ -28,6 +28,7 @@ from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.evaluation import videos
 from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate, expand_categories
 from tar_vis_core.instances import place_runs
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
@@ -162,18 +163,18 @@ def open_decodings(args: argparse.Namespace) -> tuple[VideoInstanceModel, dict[s
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog='tar-vis eval', description=__doc__.split('\n\n')[0])
-    made.add_argument('--data', type=Path, required=True,
+    made.add_argument('--data', type=user_path, required=True,
                       help="COCO JSON, images beside it; or YouTube-VIS JSON, frames in JPEGImages beside it")
     made.add_argument('--preset', default='nano')
-    made.add_argument('--weights', type=Path, help="safetensors file; the preset's packaged weights by default")
-    made.add_argument('--adapter', type=Path, help='safetensors file with TAR for weights without it')
+    made.add_argument('--weights', type=user_path, help="safetensors file; the preset's packaged weights by default")
+    made.add_argument('--adapter', type=user_path, help='safetensors file with TAR for weights without it')
     made.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
     made.add_argument('--layers', type=int, nargs='*', default=[0, 1, 3, 6, 9], help='first k layers to evaluate')
     made.add_argument('--no-routing', action='store_true', help='leave out TAR and its controls')
     made.add_argument('--short-side', type=int, default=0, help="input size; 0 for the preset's")
     made.add_argument('--categories', nargs='+', help="stills: person by default, 'voc' for the 20 VOC classes; "
                                                       'videos: all by default')
-    made.add_argument('--json', type=Path, help='write the figures here, too')
+    made.add_argument('--json', type=user_path, help='write the figures here, too')
     videos.add_options(made.add_argument_group('videos'))
     return made
 

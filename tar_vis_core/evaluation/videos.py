@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from tar_vis_core.evaluation.track_iou import as_table as object_table
 from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction
 from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, cells, evaluate_tubes
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
@@ -236,8 +236,8 @@ def add_options(group: argparse._ArgumentGroup) -> None:
                        help='tracks: score that a new track needs')
     group.add_argument('--min-score', type=float,
                        help='score that a tube needs for identity measures (default: 0.5; 0 for tracks)')
-    group.add_argument('--results', type=Path, help='evaluate this results.json (or zip) and run no model')
-    group.add_argument('--out', type=Path, help='write the predictions of each decoding to this folder')
+    group.add_argument('--results', type=user_path, help='evaluate this results.json (or zip) and run no model')
+    group.add_argument('--out', type=user_path, help='write the predictions of each decoding to this folder')
     group.add_argument('--zip', action='store_true', help='zipped, as a server takes them')
 
 

@@ -45,3 +45,8 @@ def what_it_is(head: bytes) -> str | None:
         return 'XML'
     return next((f'compressed by {name}: unpack it first' for start, name in COMPRESSED.items()
                  if head.startswith(start)), None)
+
+
+def is_text(head: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a text."""
+    return bool(head) and all(byte >= 32 or byte in b'\t\n\r' for byte in head)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import sys
 
 
@@ -14,5 +16,13 @@ def say_anything() -> None:
 
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line."""
-    unsaid = 'memory ran out' if isinstance(error, MemoryError) else type(error).__name__
-    return ' '.join(str(error).split()) or unsaid
+    text = ' '.join(str(error).split())
+    if out_of_memory(error):
+        return f'memory ran out{text and f" ({text[:200]})"}: close other programs, or take a smaller model or input'
+    return text or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, in Python's, the system's, torch's or a library's words."""
+    return (isinstance(error, MemoryError) or getattr(error, 'errno', None) == errno.ENOMEM
+            or re.search("(can(no|')t allocate|out of|insufficient) memory", str(error), re.IGNORECASE) is not None)

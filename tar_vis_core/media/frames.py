@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
+from tar_vis_core.io.input_files import problem_of
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.media.photographs import PhotographReader
 from tar_vis_core.media.readers import (
     IMAGE_SUFFIXES,
@@ -25,6 +26,7 @@ from tar_vis_core.media.readers import (
 )
 
 PHOTOGRAPHS = 'photographs'
+MIN_STEP_S = 1e-4       # between two frames: times that grow by less stand still
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ def open_frames(source: str, rate: float = 0.0, width: int = 0, seed: int = 0) -
         return PhotographReader(seed=seed)
     if source.isdigit() or source.startswith('/dev/video'):
         return CameraReader(source, rate, width)
-    path = Path(source).expanduser()
+    path = user_path(source)
+    if path.is_char_device():       # whatever it is called: /dev/v4l/by-id/.. are names that last
+        return CameraReader(str(path), rate, width)
     if path.is_dir():
         return ImageFilesReader(path)
-    if not path.is_file():
-        raise SourceError(f'no such file or folder: {source} (expected a video file, a folder of images, a camera '
-                          f'such as 0 or /dev/video0, or {PHOTOGRAPHS})')
-    if not os.access(path, os.R_OK):
-        raise SourceError(f'no permission to read {source}')
+    if problem := problem_of(path):
+        raise SourceError(f'{source}: {problem.replace("file", "file or folder", 1)} (expected a video file, a folder '
+                          f'of images, a camera such as 0 or /dev/video0, or {PHOTOGRAPHS})')
     return ImageFilesReader(path) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFileReader(path)
 
 
@@ -64,23 +66,44 @@ def play(reader: FrameReader, loop: bool = False, limit: int = 0, width: int = 0
 
     With ``loop`` it starts again after the last one. Raises SourceError where a pass gives nothing.
     """
-    index = in_pass = 0
-    offset_s, begun = 0.0, time.monotonic()
+    index, clock, begun = 0, SourceClock(reader.fps), time.monotonic()
     while not limit or index < limit:
         image = reader.read()
         if image is None:
-            if not in_pass:
+            if clock.passed_s is None:
                 raise SourceError(f'{reader.name} holds no frames')
             if not loop:
                 return
-            offset_s += in_pass / reader.fps
-            in_pass = 0
+            clock.next_pass()
             reader.rewind()
             continue
-        position_s = time.monotonic() - begun if reader.live else in_pass / reader.fps
-        yield Frame(resize_to_width(image, width), index, offset_s + position_s, position_s)
+        clock.tick(time.monotonic() - begun if reader.live else reader.time_s)
+        yield Frame(resize_to_width(image, width), index, clock.offset_s + clock.passed_s, clock.passed_s)
         index += 1
-        in_pass += 1
+
+
+class SourceClock:
+    """Seconds since the first frame, by the times that the source has; by its rate where it has none, or they stand."""
+
+    def __init__(self, fps: float):
+        self.period_s = 1 / fps
+        self.offset_s = 0.0                     # what the passes before this one took
+        self.passed_s: float | None = None      # of the newest frame in this pass; None before the first
+        self._first_s = 0.0
+
+    def tick(self, time_s: float | None) -> None:
+        """Take the time of the next frame, None if the source does not say."""
+        told = time_s if time_s is not None and math.isfinite(time_s) else None
+        if self.passed_s is None:
+            self._first_s, self.passed_s = told or 0.0, 0.0
+            return
+        told_s = -1.0 if told is None else told - self._first_s
+        self.passed_s = told_s if told_s > self.passed_s + MIN_STEP_S else self.passed_s + self.period_s
+
+    def next_pass(self) -> None:
+        """Go on where the last pass ends, a period after its last frame."""
+        self.offset_s += (self.passed_s or 0.0) + self.period_s
+        self.passed_s = None
 
 
 def resize_to_width(image: np.ndarray, width: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.media.pictures import PictureError, max_pixels, read_picture
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FOLDER_FPS = 10.0       # a folder of images has no rate of its own
@@ -32,6 +33,7 @@ class FrameReader(ABC):
     fps: float = FOLDER_FPS      # the source's own rate
     count: int | None = None     # frames in one pass, where the source says so
     live: bool = False           # a camera: it sets the pace and cannot be rewound
+    time_s: float | None = None  # of the image read last, in the source's own time, where the source has times
 
     @abstractmethod
     def read(self) -> np.ndarray | None:
@@ -70,11 +72,20 @@ class VideoFileReader(FrameReader):
         self.close()
         with quiet_stderr():
             self._capture = cv2.VideoCapture(str(self.path))
+            sides = [self._capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+            if math.prod(sides) > max_pixels():
+                self.close()
+                raise SourceError(f'{self.path} declares {sides[0]:.0f}x{sides[1]:.0f} pixels, at most {max_pixels()} '
+                                  'are read')
             good, first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not good:
             self.close()
             raise SourceError(f'cannot read a frame from {self.path}: not a video that OpenCV decodes, or damaged')
-        self._first = cv2.cvtColor(first, cv2.COLOR_BGR2RGB)
+        self._first = self._taken(first)
+
+    def _taken(self, image: np.ndarray) -> np.ndarray:
+        self.time_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def read(self) -> np.ndarray | None:
         if self._first is not None:
@@ -82,7 +93,7 @@ class VideoFileReader(FrameReader):
             return image
         with quiet_stderr():
             good, image = self._capture.read()
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if good else None
+        return self._taken(image) if good else None
 
     def close(self) -> None:
         if self._capture is not None:
@@ -96,7 +107,7 @@ class ImageFilesReader(FrameReader):
     def __init__(self, path: str | Path):
         path = Path(path)
         self.name = path.name or str(path)
-        files = [path] if path.is_file() else [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        files = [path] if path.is_file() else [p for p in path.iterdir() if is_picture(p)]
         if not files:
             raise SourceError(f'no images in {path}: expected files that end in {", ".join(IMAGE_SUFFIXES)}')
         self.files = sorted(files, key=_natural)
@@ -114,6 +125,11 @@ class ImageFilesReader(FrameReader):
         return read_image(path)
 
 
+def is_picture(path: Path) -> bool:
+    """Return whether a file of a folder is one of its pictures: hidden ones, such as ``._1.jpg`` of a Mac, are not."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.') and path.is_file()
+
+
 class CameraReader(FrameReader):
     """A V4L2 camera. Frames that come faster than ``rate`` are passed over, so the newest one is given."""
 
@@ -125,7 +141,7 @@ class CameraReader(FrameReader):
         self.rate = rate
         self._due = 0.0
         with quiet_stderr():
-            number = re.fullmatch(r'/dev/video(\d+)', path)
+            number = re.fullmatch(r'/dev/video(\d+)', os.path.realpath(path))     # by-id and by-path are links
             self._capture = cv2.VideoCapture(int(number.group(1)) if number else path, cv2.CAP_V4L2)
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
             if width:
@@ -169,12 +185,11 @@ def camera_path(device: str) -> str:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One image file as uint8 RGB ``(H, W, 3)``; raises SourceError where it cannot be decoded."""
-    with quiet_stderr():
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise SourceError(f'cannot read {path}: not an image that OpenCV decodes, or damaged')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    """Return an image file upright, uint8 RGB ``(H, W, 3)``. Raises SourceError if it cannot be decoded."""
+    try:
+        return read_picture(path, cv2.IMREAD_COLOR_RGB)
+    except PictureError as error:
+        raise SourceError(f'cannot read {error}') from error
 
 
 @contextlib.contextmanager

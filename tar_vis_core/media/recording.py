@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from tar_vis_core.instances import FrameResult
+from tar_vis_core.io.whole_files import WriteError, replacing
 from tar_vis_core.media.readers import quiet_stderr
 
 CODECS = ('avc1', 'mp4v')   # H.264 where this OpenCV can encode it, else MPEG-4 part 2
 RATE_FRAMES = 12            # frames whose stamps tell the video's rate
 
+
 class OverlayVideo:
-    """An MP4 file with one picture per answered frame, at the rate that the first stamps tell."""
+    """An MP4 file with one picture per answered frame, at the rate that the first stamps tell.
+
+    It has its name from :meth:`close` on, when it is whole.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.codec = ''
         self._waiting: list[tuple[float, np.ndarray]] = []
         self._writer: cv2.VideoWriter | None = None
+        self._half, self._place = path, contextlib.ExitStack()
+        self._written = 0
         self._size = (0, 0)
 
     def add(self, stamp_s: float, picture: np.ndarray) -> None:
@@ -34,10 +44,16 @@ class OverlayVideo:
             self._write(picture)
 
     def close(self) -> None:
+        """End the file. Raises WriteError if it does not hold every picture: OpenCV is silent about a full disk."""
         if self._writer is None and self._waiting:
             self._open()
         if self._writer is not None:
-            self._writer.release()
+            writer, self._writer = self._writer, None
+            with self._place:
+                writer.release()
+                if count_frames(self._half) != self._written:
+                    raise WriteError(f'cannot write {self.path}: not all of its {self._written} pictures could be '
+                                     'stored; is the disk full?')
 
     def _open(self) -> None:
         gaps = np.diff([stamp for stamp, _ in self._waiting])
@@ -45,22 +61,64 @@ class OverlayVideo:
         rate = float(np.clip(1 / np.median(gaps), 1, 60)) if gaps.size else 10.0
         height, width = self._waiting[0][1].shape[:2]
         self._size = (width, height)
+        self._half = self._place.enter_context(replacing(self.path))
         for codec in CODECS:
             with quiet_stderr():
-                self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*codec), round(rate, 3),
+                self._writer = cv2.VideoWriter(str(self._half), cv2.VideoWriter_fourcc(*codec), round(rate, 3),
                                                self._size)
             if self._writer.isOpened():
                 self.codec = codec
                 break
         else:
-            raise OSError(f'cannot write {self.path}: no room, no permission, or OpenCV has no encoder for '
-                          f'{" or ".join(CODECS)}')
-        for _, picture in self._waiting:
+            self._writer = None
+            with self._place:
+                raise WriteError(f'cannot write {self.path}: no room, no permission, or OpenCV has no encoder for '
+                                 f'{" or ".join(CODECS)}')
+        waiting, self._waiting = self._waiting, []
+        for _, picture in waiting:
             self._write(picture)
-        self._waiting.clear()
 
     def _write(self, picture: np.ndarray) -> None:
         self._writer.write(cv2.cvtColor(fit_into(picture, self._size), cv2.COLOR_RGB2BGR))
+        self._written += 1
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames a video's index has; 0 if it cannot be opened or its first frame not be decoded."""
+    with quiet_stderr():
+        capture = cv2.VideoCapture(str(path))
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() and capture.read()[0] else 0
+        capture.release()
+    return count
+
+
+class JsonLines:
+    """A file of one JSON object a line. It has its name from :meth:`close` on."""
+
+    def __init__(self, path: Path):
+        self.path, self._place = path, contextlib.ExitStack()
+        with self._giving_up():
+            half = self._place.enter_context(replacing(path))
+            self._file = self._place.enter_context(half.open('w', encoding='utf-8'))
+
+    def write(self, row: dict) -> None:
+        """Append a line. Raises WriteError if there is no room; the file is given up then."""
+        text = json.dumps(row, allow_nan=False) + '\n'
+        with self._giving_up():
+            self._file.write(text)
+            self._file.flush()
+
+    def close(self) -> None:
+        """End the file, which keeps the lines that were written. Raises WriteError."""
+        self._place.close()
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with self._place:
+                raise
 
 
 def fit_into(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -16,6 +16,7 @@ from tar_vis_core.commands.data import size
 from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.data.ytvis_writer import write_ytvis
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.class_sets import CROWD
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -29,11 +30,11 @@ PAPER = 'The paper: MinVIS on ResNet-50, YouTube-VIS 2019, an RTX 3090; another 
 
 def add_options(parser: argparse.ArgumentParser, weights: str | int | None = None) -> None:
     """The options that all studies share; ``weights`` is how many files there may be, as argparse says it."""
-    parser.add_argument('--out', type=Path, required=True, help='folder for table.csv, table.md and plot.png')
+    parser.add_argument('--out', type=user_path, required=True, help='folder for table.csv, table.md and plot.png')
     parser.add_argument('--preset', default='crowd', help=f'{", ".join(PRESETS)} (default: crowd)')
-    parser.add_argument('--weights', type=Path, nargs=weights,
+    parser.add_argument('--weights', type=user_path, nargs=weights,
                         help="safetensors file (default: the preset's packaged weights)")
-    parser.add_argument('--adapter', type=Path, help='safetensors file with TAR for weights without it')
+    parser.add_argument('--adapter', type=user_path, help='safetensors file with TAR for weights without it')
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
     parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: torch's own)")
     data = parser.add_argument_group('videos')

@@ -11,6 +11,7 @@ import matplotlib
 import torch
 
 from tar_vis_core.benchmark.machine import processor
+from tar_vis_core.io.whole_files import replacing, write_text
 
 UNKNOWN = 'n/a'     # the paper does not say, or we do not know what it says
 
@@ -49,16 +50,17 @@ def write_report(folder: Path, title: str, rows: Sequence[dict[str, object]], no
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0])
     cells = [[cell(row[name]) for name in columns] for row in rows]
-    with (folder / 'table.csv').open('w', newline='') as file:
+    with replacing(folder / 'table.csv') as half, half.open('w', newline='', encoding='utf-8') as file:
         csv.writer(file, lineterminator='\n').writerows([columns, *cells])
     shown = [name for name in columns if not name.endswith((': low', ': high'))]
     lines = ['| ' + ' | '.join(line) + ' |' for line in [
         shown, ['---'] * len(shown), *([with_bounds(row, name) for name in shown] for row in rows)]]
     text = '\n\n'.join([f'# {title}', '\n'.join(lines), *notes]) + '\n'
-    (folder / 'table.md').write_text(text)
+    write_text(folder / 'table.md', text)
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     draw(axes)
     axes.set_title(title, fontsize=10)
-    figure.savefig(folder / 'plot.png', dpi=150)
+    with replacing(folder / 'plot.png') as half:
+        figure.savefig(half, dpi=150)
     pyplot.close(figure)
     print(text + '\n' + '\n'.join(str(folder / name) for name in ('table.csv', 'table.md', 'plot.png')))

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.evaluation.videos import Way
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.studies.bootstrap import resamples
@@ -44,7 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--recipe', default='crowd_tar', help='packaged recipe or YAML file (default: crowd_tar)')
     group.add_argument('--iterations', type=int, help="of each run (default: the recipe's)")
     group.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='a run for each (default: 0 1 2)')
-    group.add_argument('--train-data', type=Path, default=Path(), help="folder of the recipe's data (default: here)")
+    group.add_argument('--train-data', type=user_path, default=Path(),
+                       help="folder of the recipe's data (default: here)")
     group.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='change an option of the recipe')
     parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
 

@@ -18,7 +18,7 @@ from tar_vis_core.training.distributed import World, average_gradients, join
 from tar_vis_core.training.objective import batch_losses
 from tar_vis_core.training.optimizer import learning_rate, parameter_groups, set_trainable, update_average
 from tar_vis_core.training.recipe import Recipe, RecipeError, differing
-from tar_vis_core.training.run_state import Curves, Run, export
+from tar_vis_core.training.run_state import Curves, Run, export, save_whole
 from tar_vis_core.training.samples import Draws, batches, open_sources
 from tar_vis_core.training.starting_weights import start_model
 
@@ -97,7 +97,7 @@ def step(run: Run, clips: list, recipe: Recipe, world: World, args: argparse.Nam
         loss, terms = batch_losses(model, clips, recipe, done, phase)
     if not torch.isfinite(loss):
         path = args.out / f'non_finite_{world.rank}.pt'
-        torch.save({'clips': [[asdict(f) for f in c] for c in clips], 'iteration': iteration}, path)
+        save_whole({'clips': [[asdict(f) for f in c] for c in clips], 'iteration': iteration}, path)
         raise TarVisError(f'iteration {iteration}: the loss is {float(loss.detach())}; its batch is in {path}')
     optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()

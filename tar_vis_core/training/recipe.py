@@ -8,7 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from tar_vis_core.errors import TarVisError, near
+from tar_vis_core.errors import DataError, TarVisError, near
+from tar_vis_core.io.json_files import read_text
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.training.losses import LossWeights
 
@@ -87,11 +89,16 @@ def load_recipe(name: str, changes: Iterable[str] | None = None) -> Recipe:
 
     Raises RecipeError for unknown keys, values of another type, and combinations that make no sense.
     """
-    path = Path(name) if name.endswith(('.yaml', '.yml')) else RECIPES / f'{name}.yaml'
+    path = user_path(name) if name.endswith(('.yaml', '.yml')) else RECIPES / f'{name}.yaml'
     if not path.is_file():
         known = ', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))
         raise RecipeError(f'no recipe {name!r}; give a YAML file or one of: {known}')
-    values = yaml.safe_load(path.read_text()) or {}
+    try:
+        values = yaml.safe_load(read_text(path)) or {}
+    except (DataError, yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f'{path}: no YAML: {" ".join(str(error).split())[:200]}') from error
+    if not isinstance(values, dict):
+        raise RecipeError(f'{path}: expected options and their values, found {type(values).__name__}')
     for change in changes or ():
         key, separator, text = change.partition('=')
         if not separator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tar_vis_core.io.whole_files import WriteError, replacing, write_text
 from tar_vis_core.models.presets import ModelConfig
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.training.recipe import Recipe, RecipeError
@@ -30,11 +30,9 @@ class Run:
 
     def save(self, path: Path, recipe: Recipe) -> None:
         """Write the state beside ``path``, then move it there: a run killed at any time leaves a whole file."""
-        half = path.with_suffix('.tmp')
-        torch.save({'model': self.model.state_dict(), 'optimizer': self.optimizer.state_dict(),
+        save_whole({'model': self.model.state_dict(), 'optimizer': self.optimizer.state_dict(),
                     'scaler': self.scaler.state_dict(), 'average': self.average, 'iteration': self.iteration,
-                    'recipe': asdict(recipe)}, half)
-        os.replace(half, path)
+                    'recipe': asdict(recipe)}, path)
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take the state from ``path``; gives the recipe that it was made by, as a dictionary."""
@@ -51,6 +49,15 @@ class Run:
             raise RecipeError(f'{path} does not fit this recipe: {" ".join(str(error).split())[:200]}') from error
 
 
+def save_whole(content: Any, path: Path) -> None:
+    """Write what torch can save, whole or not at all. Raises WriteError."""
+    with replacing(path) as half:
+        try:
+            torch.save(content, half)
+        except RuntimeError as error:       # torch's own writer tells of a full disk like this
+            raise WriteError(f'cannot write {path}: {" ".join(str(error).split())[:100]}; is the disk full?') from error
+
+
 def export(state: Mapping[str, Tensor], config: ModelConfig, preset: str, path: Path) -> None:
     """Write weights for use, floating point numbers in half precision."""
     metadata = {'kind': 'model', 'preset': preset, 'class_set': config.class_set,
@@ -65,7 +72,7 @@ class Curves:
         """Go on after iteration ``start - 1``: rows that a killed run wrote after its last checkpoint go."""
         lines = path.read_text().splitlines(keepends=True) if start and path.is_file() else []
         kept = lines[:1] + [line for line in lines[1:] if line.endswith('\n') and int(line.partition(',')[0]) < start]
-        path.write_text(''.join(kept))
+        write_text(path, ''.join(kept))
         self._names = lines[0].strip().split(',') if lines else None
         self._file = path.open('a', newline='')
         self._writer = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.multiprocessing as mp
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.training.distributed import under_torchrun
 from tar_vis_core.training.loop import train_process
@@ -23,13 +24,13 @@ def parser() -> argparse.ArgumentParser:
         'torchrun --nproc_per_node N -m tar_vis_core.training.train RECIPE ...')
     known = ', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))
     made.add_argument('recipe', help=f'packaged recipe ({known}) or a YAML file')
-    made.add_argument('--data', type=Path, default=Path(),
+    made.add_argument('--data', type=user_path, default=Path(),
                       help="folder under which the recipe's annotation files lie (default: here)")
-    made.add_argument('--out', type=Path, required=True, help='folder for checkpoint, log and weights')
-    made.add_argument('--init', type=Path,
+    made.add_argument('--out', type=user_path, required=True, help='folder for checkpoint, log and weights')
+    made.add_argument('--init', type=user_path,
                       help='start from these weights (safetensors), of a whole model or of a backbone; class heads of '
                       'other classes start afresh')
-    made.add_argument('--backbone', type=Path, help='start the backbone from this DeepLabV3 MobileNetV2 file')
+    made.add_argument('--backbone', type=user_path, help='start the backbone from this DeepLabV3 MobileNetV2 file')
     made.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
     made.add_argument('--resume', action='store_true', help='go on from the last checkpoint in --out')
     made.add_argument('--stop-at', type=int, metavar='N', help='end after iteration N; go on with --resume')

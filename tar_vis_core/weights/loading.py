@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tar_vis_core.errors import WeightsError
+from tar_vis_core.io.input_files import is_text, problem_of, what_it_is
+from tar_vis_core.io.terminal import out_of_memory
+from tar_vis_core.io.whole_files import WriteError, replacing
 from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import ModelConfig, find_preset
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -154,18 +155,11 @@ def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappin
     path = Path(path)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    except OSError as error:
-        raise WeightsError(f'cannot write {path}: {error.strerror or error}') from error
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, dict(metadata or {}))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f'cannot write {path}: {_one_line(error)}') from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        with replacing(path) as half:
+            save_file(tensors, half, dict(metadata or {}))
+    except (WriteError, SafetensorError) as error:
+        raise WeightsError(str(error) if isinstance(error, WriteError)
+                           else f'cannot write {path}: {_one_line(error)}') from error
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -215,18 +209,28 @@ def check_fit(found: Shapes, expected: Shapes, path: str | Path) -> None:
 def reading(path: str | Path) -> Iterator[None]:
     """Turns whatever goes wrong while a weights file is read into one clear line."""
     path = Path(path)
-    if path.is_dir():
-        raise WeightsError(f'{path} is a folder, expected a weights file')
-    if not path.exists():
-        raise WeightsError(f'weights file not found: {path}')
+    if problem := problem_of(path):
+        raise WeightsError(f'weights file not found: {path}{problem.partition("no such file")[2]}'
+                           if 'no such file' in problem else f'{path}: {problem}, expected a weights file')
     try:
+        if known := what_it_is(_head(path)):
+            raise WeightsError(f'{path} is no weights file, but {known}')
         yield
     except WeightsError:
         raise
-    except OSError as error:
-        raise WeightsError(f'cannot read {path}: {error.strerror or error}') from error
     except Exception as error:  # a damaged or hostile file can raise anything inside a parser
-        raise WeightsError(f'{path} is damaged, truncated, or no weights file: {_one_line(error)}') from error
+        if out_of_memory(error):
+            raise WeightsError(f'memory ran out while {path} was read, which has {path.stat().st_size / 1e6:.0f} MB: '
+                               'close other programs, or take a smaller model') from error
+        if isinstance(error, OSError):
+            raise WeightsError(f'cannot read {path}: {error.strerror or error}') from error
+        text = f' but a text of {path.stat().st_size} bytes' if is_text(_head(path)) else ''
+        raise WeightsError(f'{path} is damaged, truncated, or no weights file{text}: {_one_line(error)}') from error
+
+
+def _head(path: Path) -> bytes:
+    with path.open('rb') as file:
+        return file.read(512)
 
 
 def _one_line(error: Exception) -> str:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tar_vis_core.errors import WeightsError, near
+from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import write_json
 from tar_vis_core.models.presets import find_preset
 
 FOLDER = Path(__file__).parent
@@ -66,7 +68,7 @@ def find_weights(name: str) -> KnownWeights:
 
 def cache_folder() -> Path:
     """Where fetched files lie: ``$TAR_VIS_WEIGHTS``, or ``~/.cache/tar_vis/weights``."""
-    return Path(os.environ.get('TAR_VIS_WEIGHTS') or Path.home() / '.cache/tar_vis/weights')
+    return user_path(os.environ.get('TAR_VIS_WEIGHTS') or '~/.cache/tar_vis/weights')
 
 
 def packaged_weights(preset: str) -> Path:
@@ -105,5 +107,5 @@ def add_to_manifest(path: Path, preset: str, licence: str, source: str) -> Known
     entry = KnownWeights(path.stem, preset, find_preset(preset).class_set, licence, source, file,
                          sha256=sha256_of(path), size=path.stat().st_size)
     entries = [entry] + [known for known in manifest() if known.name != entry.name]
-    (FOLDER / 'manifest.json').write_text(json.dumps({'weights': [asdict(e) for e in entries]}, indent=2) + '\n')
+    write_json(FOLDER / 'manifest.json', {'weights': [asdict(e) for e in entries]}, 2)
     return entry

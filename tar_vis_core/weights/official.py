@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tar_vis_core.errors import WeightsError
+from tar_vis_core.errors import DataError, WeightsError
+from tar_vis_core.io.json_files import read_text
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.backbones.swin import relative_position_index
 from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import find_preset, preset_of
@@ -201,10 +203,10 @@ def choose_classes(state: Mapping[str, Tensor], default: tuple[str, ...], asked:
 def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Class names of a text file, one a line."""
     try:
-        names = tuple(filter(None, map(str.strip, Path(path).read_text('utf-8').splitlines())))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f'classes: {path} is neither one of {", ".join(CLASS_SETS)} nor a readable text file') from error
+        names = tuple(filter(None, map(str.strip, read_text(user_path(path)).splitlines())))
+    except (OSError, DataError) as error:
+        raise WeightsError(f'classes: {path} is neither one of {", ".join(CLASS_SETS)} nor a readable text file '
+                           f'({error})') from error
     if len(set(names)) != len(names):
         raise WeightsError(f'classes: {path} names a class twice')
     return names

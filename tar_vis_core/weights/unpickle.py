@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ from tar_vis_core.errors import WeightsError
 from tar_vis_core.weights.loading import reading
 
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c   # first pickle of files of torch before 1.6
+
+# where trainers put the model: detectron2; Lightning and mmengine; torch's tutorials; DeepSpeed
+MODEL_ENTRIES = 'model', 'state_dict', 'model_state_dict', 'module'
+WRAPPERS = 'module.', '_orig_mod.', 'model.'    # before every name: data parallel, compiled, a Lightning module
+MOST, SMALL = 8, 1 << 20    # times the size of the file, and bytes, that what is unpacked may have
 
 STORAGES = {
     'DoubleStorage': torch.float64, 'FloatStorage': torch.float32, 'HalfStorage': torch.float16,
@@ -41,7 +46,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint; its model is its entry 'model' or else the whole of it. No code of the file runs.
+    """Read a checkpoint; its model is one of :data:`MODEL_ENTRIES` or else the whole of it. No code of the file runs.
 
     Raises :class:`WeightsError` where the file is damaged, no checkpoint, or calls what no checkpoint needs.
     """
@@ -51,21 +56,47 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     with reading(path), path.open('rb') as file:
         zipped = zipfile.is_zipfile(file)   # leaves the file at its end
         file.seek(0)
-        content = _read_zip(file) if zipped else _read_stream(file)
-        beside: tuple[str, ...] = ()
-        if isinstance(content, Mapping) and isinstance(content.get('model'), Mapping):
-            beside = tuple(str(name) for name in content if name != 'model')
-            content = content['model']
-        if not isinstance(content, Mapping) or not content:
-            raise WeightsError(f'{path}: expected a mapping of names to tensors, found {type(content).__name__}')
-        if 'blobs' in content:
-            raise WeightsError(f'{path}: Caffe2 files are not supported; expected a checkpoint of torch or detectron2')
-        tensors = {}
+        content = _read_zip(file) if zipped else _read_stream(_Bounded(file))
+        content, beside = _model_of(content, path)
+        tensors, total = {}, 0
         for name, value in content.items():
             if not isinstance(value, _Tensor | _Array):
-                raise WeightsError(f'{path}: {name!s} is no tensor but {type(value).__name__}')
+                if str(name).endswith('_extra_state'):      # of a module, no weights
+                    continue
+                raise WeightsError(f'{path}: {name!s} is no tensor but {type(value).__name__}{_hint(content)}')
             tensors[str(name)] = value.read()
+            total += tensors[str(name)].nbytes
+            if total > MOST * path.stat().st_size + SMALL:
+                raise WeightsError(f'{path}: its tensors take more than {MOST} times the size of the file')
         return Checkpoint(tensors, beside)
+
+
+def _model_of(content: Any, path: Path) -> tuple[Mapping, tuple[str, ...]]:
+    """Return the mapping that is the model, one entry deeper where trainers put it, and the names of what is beside."""
+    beside: list[str] = []
+    for _ in range(3):
+        entry = next((name for name in MODEL_ENTRIES
+                      if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)), None)
+        if entry is None:
+            break
+        beside += [str(name) for name in content if name != entry]
+        content = content[entry]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f'{path}: expected a mapping of names to tensors, found {type(content).__name__}; a whole '
+                           'model must be saved by its state_dict()')
+    if 'blobs' in content:
+        raise WeightsError(f'{path}: Caffe2 files are not supported; expected a checkpoint of torch or detectron2')
+    for prefix in WRAPPERS:
+        if all(isinstance(name, str) and name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return content, tuple(beside)
+
+
+def _hint(content: Mapping) -> str:
+    """Where the tensors are, if they are one entry deeper under a name that is not known."""
+    inside = [repr(name) for name, value in content.items()
+              if isinstance(value, Mapping) and any(isinstance(part, _Tensor | _Array) for part in value.values())]
+    return f'; tensors are in entry {" and ".join(inside[:4])}' if inside else ''
 
 
 @dataclass(frozen=True)
@@ -182,7 +213,7 @@ def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, stride: tuple,
 
 def _load_from_bytes(content: bytes) -> Any:
     """A storage that was pickled by itself: a whole file of torch's older format in a string."""
-    return _read_stream(io.BytesIO(content))
+    return _read_stream(_Bounded(io.BytesIO(content)))
 
 
 def _bytes(content: bytes | str = b'', encoding: str = 'latin1') -> bytes:
@@ -191,12 +222,28 @@ def _bytes(content: bytes | str = b'', encoding: str = 'latin1') -> bytes:
     return content.encode('latin1') if isinstance(content, str) else content
 
 
+def _own(function: Any) -> _Callable:
+    """A function that a pickle hands over: one of ours, or the reading ends."""
+    if not isinstance(function, _Callable):
+        name = getattr(function, '__name__', 'something')
+        raise pickle.UnpicklingError(f'the file calls {name}, which no checkpoint needs')
+    return function
+
+
 CALLABLE: dict[str, Callable] = {
     'collections.OrderedDict': _Dict, 'collections.defaultdict': lambda *_: _Dict(), 'collections.Counter': _Dict,
     'numpy.dtype': _Dtype, '_codecs.encode': _bytes,
     'torch._utils._rebuild_tensor': _rebuild_tensor, 'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
     'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
+    'torch._utils._rebuild_parameter_with_state': lambda tensor, *_: tensor,
+    'torch._utils._rebuild_device_tensor_from_numpy': lambda array, *_: array,
+    'torch._tensor._rebuild_from_type_v2': lambda function, kind, given, *_: _own(function)(*given),
+    'torch.nn.parameter.Parameter': lambda tensor, *_: tensor,
     'torch.storage._load_from_bytes': _load_from_bytes, 'torch.Size': tuple, 'torch.device': lambda *_: None}
+# values that training options hold; nobody looks at them
+CALLABLE |= dict.fromkeys((
+    'pathlib.Path', 'pathlib.PosixPath', 'pathlib.WindowsPath', 'pathlib.PurePosixPath', 'datetime.datetime',
+    'datetime.date', 'datetime.timedelta', 'collections.deque', 'uuid.UUID'), lambda *_: None)
 for _module in ('builtins', '__builtin__'):   # of Python 3 and 2
     CALLABLE |= {f'{_module}.set': set, f'{_module}.bytes': _bytes, f'{_module}.bytearray': _bytes}
 for _module in ('numpy.core', 'numpy._core'):   # of numpy 1 and 2
@@ -204,12 +251,34 @@ for _module in ('numpy.core', 'numpy._core'):   # of numpy 1 and 2
                  f'{_module}.multiarray.scalar': lambda dtype, content=b'': _array(content, dtype)}
 
 
-class _Unpickler(pickle.Unpickler):
-    """The one machine for every pickle; ``storage`` gives the numbers behind a torch file's storage key."""
+class _Bounded:
+    """A file that never allocates more than it has: a pickle may ask for 2**60 bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, file.seek(0, io.SEEK_END)
+        file.seek(0)
+        self.readline, self.seek, self.tell = file.readline, file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if count < 0 else min(count, left))
+
+
+class _Unpickler(pickle._Unpickler):
+    """The one machine for every pickle; ``storage`` gives the numbers behind a torch file's storage key.
+
+    It is Python's own machine in Python: the one in C takes memory for whatever index a pickle names in its memo.
+    """
 
     def __init__(self, file: BinaryIO, storage: Callable[[torch.dtype, str, int], _Storage] | None = None) -> None:
         super().__init__(file, encoding='latin1')
         self._storage = storage
+
+    def load_bytearray8(self) -> None:
+        """Take a byte array as bytes: Python makes room for its length before it reads."""
+        self.append(self.read(int.from_bytes(self.read(8), 'little')))
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == 'torch' and name in STORAGES:
@@ -227,6 +296,9 @@ class _Unpickler(pickle.Unpickler):
 def _read_zip(file: BinaryIO) -> Any:
     """torch's format: the pickle ``NAME/data.pkl`` and the numbers of storage K in ``NAME/data/K``."""
     archive = zipfile.ZipFile(file)
+    size, claimed = file.seek(0, io.SEEK_END), sum(entry.file_size for entry in archive.infolist())
+    if claimed > MOST * size + SMALL:
+        raise pickle.UnpicklingError(f'its entries claim {claimed} bytes, the file has {size}')
     program = next((name for name in archive.namelist() if name.endswith('/data.pkl')), None)
     if program is None:
         raise pickle.UnpicklingError('a zip file without data.pkl')
@@ -240,7 +312,7 @@ def _read_zip(file: BinaryIO) -> Any:
             raise pickle.UnpicklingError(f'{name} has another size than the file says')
         return _Storage(dtype, count, lambda: archive.read(name))
 
-    return _Unpickler(io.BytesIO(archive.read(program)), storage).load()
+    return _Unpickler(_Bounded(io.BytesIO(archive.read(program))), storage).load()
 
 
 def _read_stream(file: BinaryIO) -> Any:

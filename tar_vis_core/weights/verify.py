@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tar_vis_core.errors import WeightsError
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.backbones import BACKBONES
 from tar_vis_core.models.presets import find_preset
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -53,6 +54,7 @@ def verify_file(path: Path) -> str:
 
 def verify(target: str | None = None) -> list[str]:
     """What was found of a file or a name of the manifest, or of all its files that are here; lines for a terminal."""
+    target = target and str(user_path(target))
     if target is None:
         files = [(entry, entry.path) for entry in manifest() if entry.state != 'absent']
     else:

@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_ros.bags.maker import BagOptions, labelled_videos, write_images, write_labelled
 from tar_vis_ros.bags.writer import STORAGES
@@ -29,7 +29,8 @@ def from_video(args: argparse.Namespace) -> None:
     with open_frames(args.source) as reader:
         if reader.live:
             raise TarVisError(f'{args.source} is a camera; record one with tar-vis-video and ros2 bag record')
-        frames = (frame.image for frame in play(reader, limit=args.frames, width=args.width))
+        played = play(reader, limit=args.frames, width=args.width)
+        frames = played if args.fps is None else (frame.image for frame in played)     # else by their own times
         total = min(args.frames or sys.maxsize, reader.count or sys.maxsize)
         options = options_of(args, reader.fps)
         count = write_images(args.out, tqdm(frames, total=None if total == sys.maxsize else total, unit='image',
@@ -65,14 +66,14 @@ def command_line() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     video = actions.add_parser('from-video', help='a video file or a folder of pictures to one bag')
     video.add_argument('source', help="a video file, a folder of images, or 'photographs': a simulated camera")
-    video.add_argument('out', type=Path, help='the bag, a folder that is not there yet')
+    video.add_argument('out', type=user_path, help='the bag, a folder that is not there yet')
     video.add_argument('--frames', type=number(0, 2**31, int), default=0, help='so many at most (default: 0, all)')
     video.add_argument('--width', type=number(0, 16384, int), default=0,
                        help='scale to this width in pixels (default: 0, as they are)')
     video.set_defaults(call=from_video)
     labelled = actions.add_parser('from-youtube-vis', help='labelled videos to a bag and its ground truth each')
-    labelled.add_argument('json', type=Path, help='YouTube-VIS file, its pictures beside it')
-    labelled.add_argument('out', type=Path, help='folder for the bags and NAME.truth.json')
+    labelled.add_argument('json', type=user_path, help='YouTube-VIS file, its pictures beside it')
+    labelled.add_argument('out', type=user_path, help='folder for the bags and NAME.truth.json')
     labelled.add_argument('--videos', nargs='+', default=[], metavar='NAME', help='only these (default: all)')
     labelled.set_defaults(call=from_youtube_vis)
     for action, rate in ((video, "the video's own"), (labelled, f'{BagOptions.fps:g}')):

@@ -15,8 +15,12 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
+from tar_vis_core.data.label_fields import by_id, entries, read_labels
+from tar_vis_core.data.ytvis import KIND, VideoRecord, load_ytvis
 from tar_vis_core.errors import DataError
+from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.media.frames import Frame
+from tar_vis_core.media.pictures import picture_header, read_picture
 from tar_vis_ros.bags.reader import BagError
 from tar_vis_ros.bags.writer import BagWriter
 from tar_vis_ros.conversions.images import array_to_image
@@ -45,16 +49,19 @@ class BagOptions:
         return round(self.start_s * 1e9) + round(index * 1e9 / self.fps)
 
 
-def write_images(path: Path, pictures: Iterable[np.ndarray | Path], options: BagOptions) -> int:
-    """A bag of RGB arrays ``(H, W, 3)`` uint8 or picture files, header stamps and the bag's own alike.
+def write_images(path: Path, pictures: Iterable[np.ndarray | Path | Frame], options: BagOptions) -> int:
+    """Write a bag of RGB arrays ``(H, W, 3)`` uint8, picture files or frames, header stamps and the bag's own alike.
 
-    JPEG files go into a compressed bag as they are. Gives the number of images. Raises BagError.
+    A frame is stamped with its own time in the source, the others by the rate. JPEG files go into a compressed bag as
+    they are. Return the number of images. Raises BagError.
     """
     count = 0
     kind = CompressedImage if options.compressed else Image
     with BagWriter(path, options.storage, {options.full_topic: kind}) as bag:
         for count, picture in enumerate(pictures, 1):
             stamp_ns = options.stamp_ns(count - 1)
+            if isinstance(picture, Frame):
+                stamp_ns, picture = options.stamp_ns(0) + round(1e9 * picture.position_s), picture.image
             header = Header(stamp=Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9), frame_id=options.frame_id)
             message = compressed(picture, header, options.quality) if options.compressed else array_to_image(
                 pixels(picture), 'rgb8', header)
@@ -79,10 +86,7 @@ def pixels(picture: np.ndarray | Path) -> np.ndarray:
     """RGB ``(H, W, 3)`` uint8. Raises DataError for a file that is no picture."""
     if isinstance(picture, np.ndarray):
         return picture
-    image = cv2.imread(str(picture), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise DataError(f'{picture}: not a readable image; expected JPEG or PNG')
-    return image
+    return read_picture(picture)
 
 
 def labelled_videos(json_path: Path, names: Iterable[str]) -> list[VideoRecord]:
@@ -91,6 +95,8 @@ def labelled_videos(json_path: Path, names: Iterable[str]) -> list[VideoRecord]:
     held = [record.name for record in records]
     if len(set(held)) < len(held) or not all(held):
         raise DataError(f'{json_path}: two videos have one name, or none: the folders of their pictures must differ')
+    if wrong := next((name for name in held if name != Path(name).name or name == '..'), None):
+        raise DataError(f'{json_path}: the name of video {wrong!r} is no name of a folder, which its bag would have')
     if unknown := set(names) - set(held):
         raise DataError(f'{json_path}: no video {", ".join(sorted(unknown))} in it; it has {", ".join(held)}')
     return [record for record in records if not names or record.name in names]
@@ -103,14 +109,22 @@ def truth_path(bag: Path) -> Path:
 
 def write_truth(json_path: Path, record: VideoRecord, bag: Path, options: BagOptions) -> Path:
     """The entries of one video beside its bag, ids as they were, with the stamps of its images."""
-    content = json.loads(json_path.read_text())
-    video = next(v for v in content['videos'] if v['id'] == record.id)
+    content = read_labels(json_path)
+    video = by_id(entries(json_path, content, 'videos', 'video', KIND), str)[record.id].values
+    marks = entries(json_path, content | {'annotations': content['annotations'] or []}, 'annotations', 'annotation',
+                    KIND)
     stamps = [options.stamp_ns(index) for index in range(len(record.paths))]
     content['videos'] = [{**video, 'name': record.name, 'stamps': stamps}]
-    content['annotations'] = [a for a in content['annotations'] or [] if a['video_id'] == record.id]
+    content['annotations'] = [mark.values for mark in marks if mark.id('video_id') == record.id]
     path = truth_path(bag)
-    path.write_text(json.dumps(content))
+    write_text(path, json.dumps(content))
     return path
+
+
+def as_labelled(record: VideoRecord, index: int) -> np.ndarray | Path:
+    """Return the file of a frame, or its pixels if they must be turned upright to fit their labels."""
+    header = picture_header(record.paths[index])
+    return record.paths[index] if header and header[:2] == (record.height, record.width) else record.frame(index)
 
 
 def write_labelled(json_path: Path, records: Iterable[VideoRecord], folder: Path,
@@ -118,6 +132,6 @@ def write_labelled(json_path: Path, records: Iterable[VideoRecord], folder: Path
     """A bag ``folder/NAME`` with its truth beside it for each video; yields its path and number of images."""
     for record in records:
         bag = folder / record.name
-        count = write_images(bag, record.paths, options)
+        count = write_images(bag, (as_labelled(record, index) for index in range(len(record.paths))), options)
         write_truth(json_path, record, bag, options)
         yield bag, count

@@ -17,7 +17,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -26,6 +25,7 @@ from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.media.frames import PHOTOGRAPHS, open_frames
 from tar_vis_core.media.readers import camera_path
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
@@ -84,7 +84,7 @@ def node_arguments(options: argparse.Namespace) -> list[str]:
     settings = {name: getattr(options, name) for name in NODE_OPTIONS}
     for name in ('weights', 'adapter'):
         if settings[name]:
-            settings[name] = str(Path(settings[name]).absolute())
+            settings[name] = str(user_path(settings[name]).absolute())
     given = [f'{name}:={value}' for name, value in settings.items() if value is not None] + options.set
     return ['--ros-args', *(part for setting in given for part in ('-p', setting))]
 
@@ -188,7 +188,7 @@ def summary_table(sent: int, frames: list[FrameSummary], routing: str) -> list[t
 def run(options: argparse.Namespace) -> int:
     """The demo; gives the exit code. Raises TarVisError."""
     plan = plan_source(options)
-    folder = Path(options.out)
+    folder = user_path(options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in RESULTS:    # what is there afterwards is of this run

@@ -16,6 +16,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from tar_vis_core.io.whole_files import replacing
 from tar_vis_core.media.readers import VideoFileReader
 from tar_vis_ros.demo.recorder import FrameSummary
 
@@ -43,7 +44,8 @@ def contact_sheet(video: Path, frames: Sequence[FrameSummary], out: Path, title:
         axis.set_title(f'frame {index}, {frame.stamp_s - frames[0].stamp_s:.1f} s, '
                        f'{sum(frame.executed)} of {len(frame.executed)} layers\n{_found(frame)}', fontsize=10)
     figure.suptitle(title, fontsize=13)
-    figure.savefig(out, dpi=100)
+    with replacing(out) as half:
+        figure.savefig(half, dpi=100)
     plt.close(figure)
 
 
@@ -87,7 +89,8 @@ def routing_picture(frames: Sequence[FrameSummary], out: Path, title: str) -> No
         change.text(index, 0.97 - 0.09 * place, f' reset: {frames[index].reset_reason} ', color=RESET, fontsize=9,
                     va='top', ha='right' if index > 0.6 * count else 'left', transform=change.get_xaxis_transform())
     figure.suptitle(title, fontsize=13)
-    figure.savefig(out, dpi=110)
+    with replacing(out) as half:
+        figure.savefig(half, dpi=110)
     plt.close(figure)
 
 

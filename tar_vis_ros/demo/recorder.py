@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image
 
 from tar_vis_core.instances import FrameResult, TrackStatus
 from tar_vis_core.media.overlay import Trails, draw_overlay
-from tar_vis_core.media.recording import OverlayVideo, finite_or_none, result_line
+from tar_vis_core.media.recording import JsonLines, OverlayVideo, finite_or_none, result_line
 from tar_vis_ros.conversions.images import image_to_rgb
 from tar_vis_ros.conversions.messages import decode_result
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
@@ -109,16 +109,14 @@ class FrameWriter:
 
     def __init__(self, folder: Path):
         self.video = OverlayVideo(folder / 'overlay.mp4')
-        self.lines_path = folder / 'instances.jsonl'
-        self._lines = self.lines_path.open('w', encoding='utf-8')
+        self.lines = JsonLines(folder / 'instances.jsonl')
         self.frames: list[FrameSummary] = []
         self._trails = Trails()
 
     def add(self, frame: AnsweredFrame) -> None:
         """Draw and write one frame."""
         result, stamp_s = frame.result, frame.stamp[0] + frame.stamp[1] * 1e-9
-        self._lines.write(json.dumps(frame_line(frame), allow_nan=False) + '\n')
-        self._lines.flush()
+        self.lines.write(frame_line(frame))
         self.video.add(stamp_s, draw_overlay(frame.image, result.instances, trails=self._trails.follow(result)))
         self.frames.append(FrameSummary(
             stamp_s, result.frame_index, result.track_epoch, result.routing.executed, result.frame_mse,
@@ -126,8 +124,8 @@ class FrameWriter:
             tuple((i.track_id, i.class_name) for i in result.instances if i.status != TrackStatus.LOST)))
 
     def close(self) -> None:
-        self.video.close()
-        self._lines.close()
+        with contextlib.closing(self.video):
+            self.lines.close()
 
 
 def frame_line(frame: AnsweredFrame) -> dict:

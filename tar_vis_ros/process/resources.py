@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tar_vis_core.io.paths import user_path
+
 
 def config_file(name: str) -> Path:
     """Path of a file of ``config/``, found without the ament index.
@@ -16,3 +18,8 @@ def config_file(name: str) -> Path:
             return place
     raise FileNotFoundError(
         f'{name} of tar_vis_ros is not at {places[0]} nor at {places[1]}: install the package again')
+
+
+def given_file(text: str) -> str:
+    """Return the path that a launch argument gives; no shell has expanded its ``~``."""
+    return str(user_path(text))

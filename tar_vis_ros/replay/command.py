@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.paths import user_path
 from tar_vis_ros.bags.command import number
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.node.settings import TABLE
@@ -40,17 +41,18 @@ def command_line() -> argparse.ArgumentParser:
     """The options of ``tar-vis-replay``."""
     parser = argparse.ArgumentParser(prog='tar-vis-replay', description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('bags', nargs='+', metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
+    parser.add_argument('bags', nargs='+', type=user_path, metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
     parser.add_argument('--topic', default=Job.topic, help='topic of the images (default: the only one in the bag)')
     parser.add_argument('--mode', choices=('lossless', 'realtime'), default=Job.mode, help='(default: %(default)s)')
     parser.add_argument('--rate', type=number(0.001, 1000), default=Job.rate,
                         help='realtime: so many times as fast as recorded (default: %(default)g)')
-    parser.add_argument('--out', type=Path, default=Path('replay'), metavar='FOLDER', help='(default: %(default)s)')
-    parser.add_argument('--truth', type=Path, metavar='JSON',
+    parser.add_argument('--out', type=user_path, default=Path('replay'), metavar='FOLDER',
+                        help='(default: %(default)s)')
+    parser.add_argument('--truth', type=user_path, metavar='JSON',
                         help='YouTube-VIS file with a video for each bag, of its name (default: NAME.truth.json)')
     parser.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME:=VALUE',
                         help='a parameter of the node that is started; may come again')
-    parser.add_argument('--params-file', type=Path, metavar='YAML', help='parameters of the node that is started')
+    parser.add_argument('--params-file', type=user_path, metavar='YAML', help='parameters of the node that is started')
     parser.add_argument('--node', default='', metavar='NAME',
                         help='drive this active node instead of starting one, such as /tar_vis; one camera of several: '
                              '/tar_vis/front')
@@ -90,7 +92,7 @@ def check_options(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
     """The jobs, how many images they have together, and what is wrong with the other bags, by their paths."""
     jobs, images, bad, taken = [], 0, {}, set()
-    for number_, path in enumerate(args.bags, 1):
+    for number_, path in enumerate(map(str, args.bags), 1):
         try:
             with ImageBag(path, args.topic) as bag:
                 find_truth(bag, args.truth, len(args.bags) == 1)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tar_vis_core.media import photographs
 from tar_vis_core.media.frames import open_frames, play, resize_to_width
 from tar_vis_core.media.photographs import HandHeldCamera, PhotographReader, Scene
-from tar_vis_core.media.readers import SourceError, VideoFileReader
+from tar_vis_core.media.readers import FrameReader, SourceError, VideoFileReader
 
 
 def write_images(folder: Path, names: list[str], size: tuple[int, int] = (48, 64)) -> None:
@@ -89,7 +92,7 @@ def test_video_gives_every_frame_in_rgb_and_again_after_a_rewind(tmp_path):
     (lambda folder: folder, 'no images in'),
     (lambda folder: write_text(folder / 'notes.mp4'), 'cannot read a frame from'),
     (lambda folder: cut(write_video(folder / 'cut.mp4', 20)), 'cannot read a frame from'),
-    (lambda folder: write_text(folder / 'broken.png'), 'not an image that OpenCV decodes'),
+    (lambda folder: write_text(folder / 'broken.png'), 'not a readable image'),
     (lambda folder: '/dev/video987', 'there is no camera /dev/video987'),
     (lambda folder: '987', 'there is no camera /dev/video987'),
 ])
@@ -170,3 +173,78 @@ def test_without_scikit_image_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(photographs.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(SourceError, match='pip install scikit-image'):
         open_frames('photographs')
+
+
+# what systems and drivers add
+
+def test_hidden_companions_and_folders_named_like_pictures_are_no_pictures(tmp_path):
+    write_images(tmp_path, ['1.png', '2.png'])
+    for name in ('._1.png', '.2.png.swp', '.hidden.jpg'):
+        (tmp_path / name).write_bytes(b'\0\5\x16\7')
+    (tmp_path / 'folder.png').mkdir()
+    os.mkfifo(tmp_path / 'pipe.png')
+    with open_frames(str(tmp_path)) as reader:
+        assert values(play(reader)) == [10, 20]
+
+
+@pytest.mark.parametrize('name', ['camera', 'by-id/usb-Some_Camera-video-index0'])
+def test_a_device_is_told_by_what_it_is(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to('/dev/zero')
+    with pytest.raises(SourceError, match='gives no picture: in use elsewhere, or not a capture device'):
+        open_frames(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(('make', 'words'), [
+    (os.mkfifo, 'is a pipe'), (lambda p: p.symlink_to('gone'), 'no such file')])
+def test_what_is_no_source_is_said_and_nothing_waits(tmp_path, make, words):
+    make(tmp_path / 'a.mp4')
+    with pytest.raises(SourceError, match=words):
+        open_frames(str(tmp_path / 'a.mp4'))
+
+
+def test_photographs_are_read_upright(tmp_path):
+    write_images(tmp_path, ['1.jpg'], (48, 64))
+    picture = Image.open(tmp_path / '1.jpg')
+    picture.load()
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / '1.jpg', exif=exif)
+    with open_frames(str(tmp_path)) as reader:
+        assert next(play(reader)).image.shape == (64, 48, 3)
+
+
+class TimedReader(FrameReader):
+    """Frames at given times; None where the source does not say."""
+
+    name, fps = 'timed', 10.0
+
+    def __init__(self, times):
+        self.times = times
+        self.rewind()
+
+    def rewind(self):
+        self.left = iter(self.times)
+
+    def read(self):
+        self.time_s = next(self.left, 'end')
+        return None if self.time_s == 'end' else np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(('times', 'expected'), [
+    ([0, .1, .2, 1.2, 1.3], [0, .1, .2, 1.2, 1.3]), ([5, 5.5, 7], [0, .5, 2]), ([0, 0, 0, 0], [0, .1, .2, .3]),
+    ([None] * 3, [0, .1, .2]), ([0, math.nan, .5], [0, .1, .5]), ([-1, -.5, 0], [0, .5, 1]),
+    ([0, .3, .2, .6], [0, .3, .4, .6])])
+def test_positions_are_the_sources_own_times_or_by_its_rate(times, expected):
+    frames = list(play(TimedReader(times), loop=True, limit=2 * len(times)))
+    assert np.allclose([f.pass_position_s for f in frames], expected * 2)
+    positions = [f.position_s for f in frames]
+    assert np.allclose(positions[:len(times)], expected)
+    assert np.allclose(positions[len(times):], np.array(expected) + expected[-1] + .1)     # a pass ends a period later
+
+
+def test_a_video_that_declares_gigapixels_is_refused(tmp_path, monkeypatch):
+    path = write_video(tmp_path / 'clip.mp4', 3)
+    monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '5000')
+    with pytest.raises(SourceError, match='declares 96x64 pixels, at most 5000 are read'):
+        open_frames(str(path))

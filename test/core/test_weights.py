@@ -82,7 +82,7 @@ def damage(kind, path):
 
 
 @pytest.mark.parametrize(('kind', 'expected'), [
-    ('missing', 'not found'), ('a folder', 'is a folder'), ('empty', 'truncated'), ('truncated', 'truncated'),
+    ('missing', 'not found'), ('a folder', 'is a folder'), ('empty', 'an empty file'), ('truncated', 'truncated'),
     ('cut in its header', 'truncated'), ('another kind of file', 'no weights file'),
     ('a pickle', 'tar-vis weights convert'), ('a header that claims to be huge', 'no weights file'),
     ('a tensor short', r'1 missing (0.bias)'), ('a tensor too many', r'1 unexpected (2.weight)'),

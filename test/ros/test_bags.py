@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 from building import ROOT
+from PIL import Image as Image_
 from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -23,6 +24,7 @@ from tiny_model import picture
 from video_files import write_videos
 
 from tar_vis_core.data.ytvis import load_ytvis
+from tar_vis_core.media.frames import Frame
 from tar_vis_ros.bags.command import main
 from tar_vis_ros.bags.maker import BagOptions, truth_path, write_images
 from tar_vis_ros.bags.reader import BagError, ImageBag, header_stamp_ns, read_topics
@@ -120,6 +122,40 @@ def test_a_folder_of_pictures_becomes_a_bag(tmp_path, capsys):
     assert 'exists already' in capsys.readouterr().err
 
 
+def test_frames_are_stamped_with_their_own_times(tmp_path):
+    times = [0, 1 / 30, .5, 2.75, 2.8]
+    frames = [Frame(picture(n), n, time_s, time_s) for n, time_s in enumerate(times)]
+    assert write_images(tmp_path / 'bag', frames, BagOptions(fps=10, start_s=7)) == 5
+    with ImageBag(tmp_path / 'bag') as bag:
+        stamps = [image.stamp_ns for image in bag.images()]
+    assert stamps == [7_000_000_000 + round(1e9 * time_s) for time_s in times]
+
+
+@pytest.mark.parametrize('compressed', [False, True])
+def test_frames_labelled_upright_are_turned_in_the_bag(tmp_path, compressed):
+    source = write_videos(tmp_path, videos=1, frames=2)
+    path = load_ytvis(source)[0].paths[1]
+    stored = Image_.open(path).rotate(90, expand=True)
+    exif = stored.getexif()
+    exif[0x0112] = 6
+    stored.save(path, exif=exif, quality=95)
+    words = ['from-youtube-vis', str(source), str(tmp_path / 'bags')]
+    assert main(words + ['--compressed'] * compressed) == 0
+    with ImageBag(tmp_path / 'bags' / '00001') as bag:
+        first, turned = pictures(bag)
+    assert turned.shape == first.shape
+    assert np.abs(turned.astype(int) - load_ytvis(source)[0].frame(1)).mean() < 3
+
+
+@pytest.mark.parametrize('name', ['../there', '/absolute', 'a/b', '..'])
+def test_a_video_whose_name_is_no_folders_name_is_refused(tmp_path, capsys, name):
+    source = write_videos(tmp_path, videos=1, frames=2)
+    source.write_text(json.dumps({**(content := json.loads(source.read_text())),
+                                  'videos': [{**content['videos'][0], 'name': name}]}))
+    assert main(['from-youtube-vis', str(source), str(tmp_path / 'bags')]) == 2
+    assert 'is no name of a folder' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('compressed', [False, True])
 def test_labelled_videos_become_bags_with_truth_by_stamp(tmp_path, compressed):
     source = write_videos(tmp_path)
@@ -143,7 +179,7 @@ def test_labelled_videos_become_bags_with_truth_by_stamp(tmp_path, compressed):
 @pytest.mark.parametrize(('words', 'said'), [
     (['from-video', 'nowhere.mp4', 'out'], 'no such file'),
     (['from-video', '{empty}', 'out'], 'no images in'),
-    (['from-youtube-vis', 'nowhere.json', 'out'], 'no such annotation file'),
+    (['from-youtube-vis', 'nowhere.json', 'out'], 'no such file'),
     (['from-youtube-vis', '{json}', 'out', '--videos', '00009'], 'no video 00009 in it; it has 00001, 00002, 00003'),
 ])
 def test_bad_sources_end_in_one_line(tmp_path, capsys, monkeypatch, words, said):
