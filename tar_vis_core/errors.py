@@ -18,6 +18,10 @@ class DeviceError(TarVisError):
     """The asked device is not there."""
 
 
+class DeviceLostError(TarVisError):
+    """A GPU computes no more in this process, whatever is asked of it; only a new process can use it again."""
+
+
 class NotFiniteError(TarVisError, FloatingPointError):
     """A network gave numbers that are not finite."""
 
@@ -39,3 +43,8 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
     """Return the message for a name that is none of ``known``, with the nearest of them."""
     known = list(known)
     return f'unknown {what} {name!r}{near(name, known)}; expected one of {", ".join(known)}'
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

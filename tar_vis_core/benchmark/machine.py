@@ -75,6 +75,14 @@ def power_draw(device: torch.device) -> Iterator[list[float]]:
                 watts.append(float(line))
 
 
+def float32_on_gpu() -> str:
+    """Return how this process computes what is float32 on a GPU: IEEE, or TF32 with its 10 bits of fraction."""
+    import torch
+
+    return ', '.join(f'{what} {"TF32" if place.allow_tf32 else "IEEE"}' for what, place in (
+        ('convolutions', torch.backends.cudnn), ('products', torch.backends.cuda.matmul)))
+
+
 def machine(device: torch.device) -> dict[str, object]:
     """The machine and its software as they are now; of the GPU only where ``device`` is one."""
     import torch
@@ -82,7 +90,7 @@ def machine(device: torch.device) -> dict[str, object]:
     found: dict[str, object] = {'processor': processor(), 'cores': os.cpu_count()}
     if device.type == 'cuda':
         found |= {'gpu': torch.cuda.get_device_name(device), 'gpu_power_limit_w': power_limit_w(device),
-                  'cuda': torch.version.cuda}
+                  'cuda': torch.version.cuda, 'float32': float32_on_gpu()}
     return found | {'system': platform.system(), 'python': platform.python_version(), 'torch': torch.__version__,
                     'tar_vis_ros': package_version()}
 

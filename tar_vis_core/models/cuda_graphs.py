@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tar_vis_core.errors import first_line
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.runtime.device import watched
 
 # of a part, those used last: four sizes of image, each with features of the frame itself and of an earlier one
 # (``encoder_reuse``); cameras of more sizes are recorded again and again
 MOST = 8
+LONGEST_PAUSE = 1024    # calls of a part until it is tried again to record where there was no memory for it
 ONE_AT_A_TIME = threading.Lock()    # torch records one graph at a time in a process
 
 
@@ -45,38 +48,67 @@ class CudaRecorder:
     """CUDA graphs of one device; no two of them may run at once."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device = torch.device('cuda', torch.cuda.current_device() if device.index is None else device.index)
+        self._stream = torch.cuda.Stream(self._device)
         self._shared, self._failed = torch.cuda.graph_pool_handle(), []
 
     def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
-        """See :class:`Recorder`."""
+        """See :class:`Recorder`. Raises DeviceLostError if the GPU is lost."""
         # In shared memory a result may lie where an older graph computes, and is lost when that one is played.
-        pool = self._shared if kept else torch.cuda.graph_pool_handle()
-        graph, held = torch.cuda.CUDAGraph(), Held()
+        pool, held = self._shared if kept else torch.cuda.graph_pool_handle(), Held()
         # the stream of before comes back whatever happens, which torch's own context does not see to
-        with ONE_AT_A_TIME, torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(
-                self._device)), trying_algorithms():
+        with watched(self._device), ONE_AT_A_TIME, torch.cuda.device(self._device), torch.cuda.stream(
+                torch.cuda.current_stream(self._device)), trying_algorithms():
+            graph = torch.cuda.CUDAGraph()
             # what happens only the first time must not be recorded: constants of a size, compiling, choosing algorithms
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(2):
                     function()
             torch.cuda.current_stream().wait_stream(self._stream)
-            try:
-                with torch.cuda.graph(graph, pool, self._stream, capture_error_mode='thread_local'), held:
-                    result = function()
-            except BaseException:
-                self._give_up(graph, pool)
-                raise
+            with own_workspace():
+                result = self._capture(graph, pool, held, function)
         graph.held = held.tensors       # for as long as it is there
         return graph.replay, result
 
+    def _capture(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int], held: Held, function: Callable) -> Any:
+        own_error = None
+        try:
+            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode='thread_local'), held:
+                try:
+                    return function()
+                except BaseException as error:
+                    own_error = error
+                    raise
+        except BaseException as error:
+            if error is not own_error:      # the capture could not even be ended
+                self._give_up(graph, pool)
+            raise
+
     def _give_up(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
-        """After a recording that failed the allocator still works for it: it is told to stop, and the pool is left."""
-        self._failed.append(graph)      # which the allocator goes on asking
+        """Tell the allocator, which still works for a capture that could not be ended, to stop. Leave its pool."""
         with contextlib.suppress(Exception):
-            torch._C._cuda_endAllocateToPool(self._device.index, pool)
+            if torch.__version__ >= (2, 14):
+                graph.reset()       # does it, and a second time would be an error in the destructor
+            else:
+                self._failed.append(graph)      # which the allocator goes on asking
+                torch._C._cuda_endAllocateToPool(self._device.index, pool)
         self._shared = torch.cuda.graph_pool_handle()
+
+
+@contextlib.contextmanager
+def own_workspace() -> Iterator[None]:
+    """Let a graph captured in this block have a cuBLAS workspace of its own, in its own memory.
+
+    torch keeps one workspace for each stream, and graphs hold its address. When one graph goes, torch frees the
+    workspace of its capture stream (pytorch#175276), under all other graphs that were captured there.
+    """
+    forget = getattr(torch._C, '_cuda_clearCublasWorkspaces', lambda: None)
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 @contextlib.contextmanager
@@ -118,7 +150,8 @@ class Held(TorchFunctionMode):
 class Recorded:
     """A function of tensors, and of what else can be a key, that is recorded for every set of shapes.
 
-    Where it cannot be recorded, that is warned of, and from then on it runs as it is.
+    If it cannot be recorded, it warns and runs as it is from then on. If there is no memory for one more recording, it
+    warns, keeps those that it has, runs as it is, and tries again after a pause that doubles.
     """
 
     live = False        # while it is true the functions themselves run
@@ -130,6 +163,9 @@ class Recorded:
         self._recorder, self._kept = recorder, kept
         self._recordings: dict[tuple, OrderedDict[tuple, Recording]] = {}
         self._refused = False
+        self._pause = self._next_pause = 0      # calls until it is tried again, where there was no memory
+        self.made = 0       # recordings until now
+        self.remark = ''    # why it runs operator by operator, '' if it does not
 
     def __call__(self, *args: Any) -> Any:
         function = self._function()
@@ -138,28 +174,52 @@ class Recorded:
         others = tuple(arg for arg in args if not isinstance(arg, Tensor))
         sizes = self._recordings.setdefault(others, OrderedDict())
         shapes = tuple(signature(arg) for arg in args if isinstance(arg, Tensor))
-        if shapes not in sizes:
-            if len(sizes) == MOST:
-                sizes.popitem(last=False)
-            try:
-                sizes[shapes] = Recording(function, args, self._recorder, self._kept)
-            except RuntimeError as error:
-                self._refused = True
-                self._recordings.clear()
-                # torch says then that something went wrong before, and keeps what in the context
-                warnings.warn(f'{function.__qualname__} cannot be recorded as a CUDA graph and runs operator by '
-                              f'operator: {error.__context__ or error}', RuntimeWarning, stacklevel=2)
-                return function(*args)
+        if shapes not in sizes and not self._record(sizes, shapes, function, args):
+            return function(*args)
         sizes.move_to_end(shapes)
         result = sizes[shapes].play(args)
         return tree_map(copied_out, result) if self._kept else result
+
+    def _record(self, sizes: OrderedDict[tuple, Recording], shapes: tuple, function: Callable, args: tuple) -> bool:
+        """Record the function for these arguments. Return whether that could be done."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        if len(sizes) == MOST:
+            sizes.popitem(last=False)
+        try:
+            sizes[shapes] = Recording(function, args, self._recorder, self._kept)
+        except RuntimeError as error:
+            causes = list(chain_of(error))
+            if any(isinstance(cause, torch.cuda.OutOfMemoryError) for cause in causes):
+                self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause + 1, LONGEST_PAUSE)
+                self.remark = (f'{function.__qualname__} runs operator by operator at a new size, for there is no '
+                               'memory for its CUDA graph; it is tried again')
+            else:
+                self._refused = True
+                self._recordings.clear()
+                # torch says then that something went wrong before, and keeps what in the context
+                self.remark = (f'{function.__qualname__} cannot be recorded as a CUDA graph and runs operator by '
+                               f'operator: {first_line(causes[min(1, len(causes) - 1)])}')
+            warnings.warn(self.remark, RuntimeWarning, stacklevel=3)
+            return False
+        self.made, self._next_pause, self.remark = self.made + 1, 0, ''
+        return True
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, the one that it was raised from or while handling, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class Recording:
     """A function recorded for arguments of certain shapes."""
 
     def __init__(self, function: Callable, args: tuple, recorder: Recorder, kept: bool) -> None:
-        self._inputs = [arg.clone() if isinstance(arg, Tensor) and not lies_still(arg) else arg for arg in args]
+        with torch.inference_mode(False):   # whose tensors could be written to in inference mode alone
+            self._inputs = [arg.clone() if isinstance(arg, Tensor) and not lies_still(arg) else arg for arg in args]
         self._replay, self._result = recorder.record(lambda: function(*self._inputs), kept)
         for leaf in tree_leaves(self._result):
             if isinstance(leaf, Tensor):

@@ -16,6 +16,7 @@ from tar_vis_core.models.cuda_graphs import CudaRecorder, record_parts
 from tar_vis_core.models.layers import Attention, Linear
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.device import use_full_float32
 
 # an activation's name and constants in oneDNN's operators
 ONEDNN_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
@@ -152,12 +153,14 @@ def inference_form(model: VideoInstanceModel, device: torch.device, dtype: torch
                    ) -> VideoInstanceModel:
     """The model for inference on ``device``, computing in ``dtype``, changed in place.
 
-    It cannot be trained any more, and its state dict fits no file.
+    It cannot be trained any more, and its state dict fits no file. On a GPU, float32 is full float32 from then on in
+    the whole process (:func:`use_full_float32`).
     """
     model = model.eval().requires_grad_(False).to(device)
     if isinstance(model.backbone, ResNet50):
         model.backbone.fold()
     if device.type != 'cpu':
+        use_full_float32()
         record_parts(with_weights_in(model.to(memory_format=torch.channels_last), dtype), CudaRecorder(device))
     elif dtype in packable():
         tracker = model.tracker

@@ -3,36 +3,123 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
+import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tar_vis_core.errors import DeviceError, unknown_name
+from tar_vis_core.errors import DeviceError, DeviceLostError, first_line, unknown_name
+
+HIDDEN = '', '-1'       # values of CUDA_VISIBLE_DEVICES that hide all GPUs
+GPU_NODES = '/dev/nvidia[0-9]*', '/dev/nvhost-gpu', '/dev/nvgpu/igpu*'
 
 PRECISIONS = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
 def available_devices() -> list[str]:
-    """Names of the devices of this machine that :func:`pick_device` accepts."""
-    return ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
+    """Return the names of the devices of this machine that :func:`pick_device` accepts."""
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in HIDDEN
+    return ['cpu', *(f'cuda:{i}' for i in range(0 if hidden or not torch.cuda.is_available()
+                                                else torch.cuda.device_count()))]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:N``.
+    """Return the device of that name: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda``, ``cuda:N``.
 
-    Raises :class:`DeviceError` where it is not there; nothing falls back silently.
+    Raises :class:`DeviceError` if it is not there, or if this build of torch cannot compute on it. ``auto`` takes the
+    CPU then, and warns of a GPU that is not used.
     """
     there = available_devices()
     if name == 'auto':
-        return torch.device(there[min(1, len(there) - 1)])
+        why = unused_gpu(there)
+        if why:
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
+        return torch.device('cpu' if why or len(there) == 1 else there[1])
     wanted = 'cuda:0' if name == 'cuda' else name
     if wanted not in there:
-        raise DeviceError(f'device {name!r} is not there; this machine has {", ".join(there)} (or auto)')
+        raise DeviceError(f'device {name!r} is not there; this machine has {", ".join(there)} (or auto)'
+                          + (f'; {why}' if wanted.startswith('cuda') and (why := no_cuda(there)) else ''))
+    if why := cannot_compute(torch.device(wanted)):
+        raise DeviceError(f'device {name!r} is there, but {why}')
     return torch.device(wanted)
+
+
+def unused_gpu(there: Sequence[str]) -> str:
+    """Return why ``auto`` takes the CPU although this machine has a GPU, '' if it takes the GPU or there is none.
+
+    ``there`` are the :func:`available_devices`.
+    """
+    why = cannot_compute(torch.device(there[1])) if len(there) > 1 else no_cuda(there)
+    return f'device auto takes the CPU: {why}. Set device to cpu if this is what you want' if why else ''
+
+
+def no_cuda(there: Sequence[str]) -> str:
+    """Return why torch finds no GPU on a machine that has one, '' if it finds one, there is none, or it is hidden."""
+    if len(there) > 1 or os.environ.get('CUDA_VISIBLE_DEVICES') in HIDDEN or not gpu_nodes():
+        return ''
+    if torch.version.cuda is None:
+        return (f'this machine has an NVIDIA GPU ({gpu_nodes()[0]}), but torch {torch.__version__} was built without '
+                'CUDA; install its CUDA build (README, GPUs)')
+    try:
+        torch.cuda.init()
+        why = 'it counts no device'
+    except (RuntimeError, AssertionError) as error:
+        why = first_line(error)
+    return (f'this machine has an NVIDIA GPU ({gpu_nodes()[0]}), but torch {torch.__version__} for CUDA '
+            f'{torch.version.cuda} cannot use it: {why}. Does the driver fit (README, GPUs)?')
+
+
+def gpu_nodes() -> list[str]:
+    """Return the device files of NVIDIA's drivers, of a card or of a Jetson."""
+    return sorted(path for pattern in GPU_NODES for path in glob.glob(pattern))
+
+
+def cannot_compute(device: torch.device) -> str:
+    """Return why torch cannot compute on a GPU that it finds, by trying it; '' if it can, and for a CPU."""
+    if device.type != 'cuda':
+        return ''
+    try:
+        torch.ones(2, device=device).add_(1).tolist()
+    except torch.cuda.OutOfMemoryError:
+        return ''       # it could, and loading the model says what is missing
+    except RuntimeError as error:
+        built_for = ' '.join(torch.cuda.get_arch_list())
+        major, minor = torch.cuda.get_device_capability(device)
+        return (f'torch {torch.__version__}, built for {built_for}, cannot compute on '
+                f'{torch.cuda.get_device_name(device)} (sm_{major}{minor}): {first_line(error)}')
+    return ''
+
+
+def is_lost(device: torch.device) -> bool:
+    """Return whether a GPU computes no more in this process. A CPU is never lost.
+
+    After an illegal address, a failed launch or a GPU that fell off the bus every call fails until the process ends;
+    after another error, as for want of memory, this one does not.
+    """
+    if device.type != 'cuda':
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def watched(device: torch.device) -> Iterator[None]:
+    """Raise DeviceLostError in place of an error in this block if the GPU is lost with it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(device):
+            raise
+        raise DeviceLostError(f'the GPU {device} is lost: restart the process ({first_line(error)})') from error
 
 
 def pick_precision(name: str) -> torch.dtype:
@@ -40,6 +127,14 @@ def pick_precision(name: str) -> torch.dtype:
     if name not in PRECISIONS:
         raise ValueError(unknown_name('precision', name, PRECISIONS))
     return PRECISIONS[name]
+
+
+def use_full_float32() -> None:
+    """Compute float32 in float32 on GPUs, in the whole process.
+
+    torch's default is TF32 (10 bits of fraction) in convolutions, and float32 in products.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def compute_context(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -5,6 +5,7 @@ On a tape of operators in place of a graph: the same rules, on any machine.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import weakref
@@ -20,9 +21,10 @@ from test_vit_adapter import network as tiny_adapter  # noqa: F401  a fixture
 from tiny_model import picture, tiny_model
 
 from tar_vis_core.benchmark.contenders import Line, operators
+from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.models import cuda_graphs
 from tar_vis_core.models.backbones.resnet import ResNet50
-from tar_vis_core.models.cuda_graphs import MOST, CudaRecorder, Held, Recorded, live, record_parts
+from tar_vis_core.models.cuda_graphs import CudaRecorder, Held, Recorded, live, record_parts
 from tar_vis_core.models.packed import with_weights_in
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import pick_precision
@@ -128,17 +130,30 @@ def test_warming_up_records_everything(routing):
     assert recorder.made > made, 'another size is recorded anew'
 
 
-def test_a_camera_that_changes_its_size_all_the_time_costs_no_memory():
-    plain, played = pair()
-    states, held = [one.new_state() for one in (plain, played)], []
-    for turn in range(3):
-        for width in range(96, 96 + 8 * (MOST + 2), 8):
-            results = [one.step(picture(turn, 96, width), state) for one, state in zip(
-                (plain, played), states, strict=True)]
-            assert_equal(*results[::-1])
+def steps_of_many_sizes(plain, played, widths, turns: int):
+    """Step both through images of each width in turn, and once more through the width before. Yield both results.
+
+    With more widths than are kept, each new one makes an old recording go while the width before stays.
+    """
+    states = {width: [one.new_state() for one in (plain, played)] for width in widths}
+    for turn in range(turns):
+        before = None
+        for width in widths:
+            for again in filter(None, (width, before)):
+                yield [one.step(picture(turn, 96, again), state) for one, state in zip(
+                    (plain, played), states[again], strict=True)]
+            before = width
+
+
+def test_cameras_of_more_sizes_than_are_kept_cost_no_memory_and_leave_the_others_theirs(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, 'MOST', 2)
+    recorder, held = TapeRecorder(), []
+    plain, played = pair(recorder)
+    for expected, found in steps_of_many_sizes(plain, played, range(96, 128, 8), turns=2):
+        assert_equal(found, expected)
         held.append(recordings(played.model))
-    assert held[1] == held[2]
-    assert len(played.model.prepare._recordings[64,]) == MOST
+    assert held[-1] == max(held) < recorder.made / 2, 'the others have gone'
+    assert len(played.model.prepare._recordings[64,]) == 2
 
 
 def test_cameras_of_four_sizes_that_take_turns_are_recorded_once():
@@ -222,6 +237,83 @@ def test_what_cannot_be_recorded_is_said_and_runs_as_it_is(refused):
 
 
 @torch.inference_mode()
+@pytest.mark.filterwarnings('default')
+def test_a_part_that_gives_up_takes_nothing_of_the_others_along():
+    recorder, double, x = TapeRecorder(), 2 * torch.eye(4), torch.ones(2, 4)
+    stays = Recorded(lambda x: x @ double, recorder, kept=True)
+    goes = Recorded(lambda x: x @ double if len(x) == 2 else x[x > 0], recorder, kept=True)
+    stays(x), goes(x)
+    with pytest.warns(RuntimeWarning, match='operator by operator'):
+        goes(torch.ones(3, 4))
+    assert torch.equal(stays(3 * x), 6 * x), 'what cuBLAS works in has not gone'
+    assert not recorder.cuda.workspaces, 'nor does any of it stay for the next capture, or the next configure'
+
+
+class Short(TapeRecorder):
+    """Has no memory for so many recordings to come; torch raises what is said of the capture then."""
+
+    times = 0
+
+    def record(self, function, kept):
+        if self.times:
+            self.times -= 1
+            try:
+                raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+            except RuntimeError:
+                raise RuntimeError('operation failed due to a previous error during capture')  # noqa: B904
+        return super().record(function, kept)
+
+
+@torch.inference_mode()
+@pytest.mark.filterwarnings('default')
+def test_want_of_memory_costs_one_call_and_neither_the_part_nor_its_other_sizes():
+    recorder, ran = Short(), []
+    part = Recorded(lambda x: ran.append(len(x)) or 2 * x, recorder, kept=True)
+    first, second = torch.ones(2), torch.ones(3)
+    part(first)
+    recorder.times, ran[:] = 1, []
+    with pytest.warns(RuntimeWarning, match='no memory for its CUDA graph'):
+        assert part(second).tolist() == [2, 2, 2]
+    assert ran == [3] and 'no memory' in part.remark
+    assert part(first).tolist() == [2, 2] and ran == [3], 'the first size is played'
+    assert part(second).tolist() == [2, 2, 2] and recorder.made == 2 and not part.remark, 'and the second is recorded'
+
+
+@torch.inference_mode()
+def test_lasting_want_of_memory_is_asked_about_more_and_more_seldom():
+    recorder = Short()
+    recorder.times = 1000
+    part = Recorded(lambda x: 2 * x, recorder, kept=True)
+    with pytest.warns(RuntimeWarning, match='no memory'):
+        for _ in range(200):
+            assert part(torch.ones(3)).tolist() == [2, 2, 2]
+    assert 5 <= 1000 - recorder.times <= 8
+    recorder.times = 0
+    for _ in range(200):
+        part(torch.ones(3))
+    assert recorder.made == 1
+
+
+@torch.inference_mode()
+def test_a_lost_gpu_is_no_part_that_cannot_be_recorded(monkeypatch):
+    recorder = TapeRecorder()
+    monkeypatch.setitem(recorder._patches, 'synchronize', mock.Mock(side_effect=RuntimeError('CUDA error')))
+    part = Recorded(lambda x: x[x > 0], recorder, kept=True)
+    with pytest.raises(DeviceLostError, match='restart the process'):
+        part(torch.ones(3))
+    assert not part.remark and not part._refused
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def test_what_was_recorded_in_inference_mode_is_played_outside_of_it():
+    with torch.inference_mode():
+        part = Recorded(lambda x: 2 * x, TapeRecorder(), kept=True)
+        part(torch.ones(3))
+    assert part(torch.full((3,), 4.0)).tolist() == [8, 8, 8]
+
+
+@torch.inference_mode()
 def test_what_a_recording_reads_is_held_and_what_it_makes_is_not():
     constant, x = torch.ones(3), torch.ones(3)
     with Held() as held:
@@ -237,18 +329,27 @@ def test_holding_what_is_read_leaves_mixed_precision_alone():
         assert torch.einsum('nqd,ndhw->nqhw', query, features).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize('kept', [True, False])
-def test_torch_is_asked_for_a_graph_as_it_wants_to_be(kept, monkeypatch):
-    """Its calls have the signatures of the real ones; what happens to be missing without a GPU stands in."""
-    asked = {name: mock.create_autospec(getattr(torch.cuda, name)) for name in (
-        'Stream', 'graph_pool_handle', 'device', 'current_stream', 'stream', 'graph')}
-    for name, stand_in in asked.items():
+@pytest.fixture
+def asked(monkeypatch):
+    """Stand-ins for what torch.cuda lacks without a GPU, with the signatures of the real ones."""
+    found = {name: mock.create_autospec(getattr(torch.cuda, name)) for name in (
+        'Stream', 'graph_pool_handle', 'device', 'current_stream', 'stream', 'graph', 'synchronize', 'current_device')}
+    for name, stand_in in found.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(torch.cuda, 'CUDAGraph', type('CUDAGraph', (), {'replay': lambda self: None}))
     for name in ('device', 'stream', 'graph'):
-        asked[name].return_value = mock.MagicMock()
-        asked[name].return_value.__exit__.return_value = False
-    asked['graph_pool_handle'].side_effect = [(0, 1), (0, 2), (0, 3), (0, 4)]
+        found[name].return_value = mock.MagicMock()
+        found[name].return_value.__exit__.return_value = False
+    found['graph_pool_handle'].side_effect = [(0, n) for n in range(1, 9)]
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', type('CUDAGraph', (), {
+        'replay': lambda self: None, 'reset': mock.Mock()}))
+    for name in ('_cuda_clearCublasWorkspaces', '_cuda_endAllocateToPool'):
+        found[name] = mock.Mock()
+        monkeypatch.setattr(torch._C, name, found[name], raising=False)
+    return found
+
+
+@pytest.mark.parametrize('kept', [True, False])
+def test_torch_is_asked_for_a_graph_as_it_wants_to_be(kept, asked):
     ran, x = [], torch.ones(2)
 
     def function():
@@ -263,19 +364,62 @@ def test_torch_is_asked_for_a_graph_as_it_wants_to_be(kept, monkeypatch):
     assert graph is replay.__self__ and stream is asked['Stream'].return_value
     assert pool == ((0, 1) if kept else (0, 2))
 
-    def failing():
-        if len(ran) > 4:
-            raise RuntimeError('something that a graph cannot do')
-        ran.append(True)
 
-    stop = mock.Mock()
-    monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', stop)
-    ran[:] = [True] * 3
-    with pytest.raises(RuntimeError, match='cannot do'):
-        recorder.record(failing, kept)
-    stop.assert_called_once_with(1, asked['graph'].call_args.args[1])
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_graph_works_in_a_workspace_of_its_own(fails, asked):
+    happened = []
+    asked['_cuda_clearCublasWorkspaces'].side_effect = lambda: happened.append('forget')
+    asked['graph'].return_value.__enter__.side_effect = lambda *_: happened.append('capture')
+
+    def function():
+        happened.append('run')
+        if fails and 'capture' in happened:
+            raise RuntimeError('something that a graph cannot do')
+
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        CudaRecorder(torch.device('cuda:1')).record(function, kept=True)
+    assert happened == ['run', 'run', 'forget', 'capture', 'run', 'forget']
+
+
+@pytest.mark.parametrize('version', ['2.13.0+cu130', '2.14.1'])
+def test_a_capture_that_cannot_be_ended_is_left_behind(version, asked, monkeypatch):
+    monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion(version))
+    recorder = CudaRecorder(torch.device('cuda:1'))
+    asked['graph'].return_value.__exit__.side_effect = RuntimeError('capture was invalidated')
+    with pytest.raises(RuntimeError, match='invalidated'):
+        recorder.record(lambda: None, kept=True)
+    graph, pool = asked['graph'].call_args.args[:2]
+    if version.startswith('2.13'):
+        asked['_cuda_endAllocateToPool'].assert_called_once_with(1, pool)
+        assert recorder._failed == [graph], 'the allocator goes on asking it'
+    else:       # its reset does that, and a second time would be an error
+        graph.reset.assert_called_once_with()
+        asked['_cuda_endAllocateToPool'].assert_not_called()
+    asked['graph'].return_value.__exit__.side_effect = None
+    recorder.record(lambda: None, kept=True)
+    assert asked['graph'].call_args.args[1] != pool, 'the shared memory of before is left'
+
+
+def test_a_capture_that_ends_in_an_error_of_its_function_leaves_nothing_behind(asked):
+    recorder, ran = CudaRecorder(torch.device('cuda:1')), []
+
+    def function():
+        ran.append(True)
+        if len(ran) == 3:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        recorder.record(function, kept=True)
+    pool = asked['graph'].call_args.args[1]
+    assert not recorder._failed and not asked['_cuda_endAllocateToPool'].called
     recorder.record(function, kept=True)
-    assert asked['graph'].call_args.args[1] != (0, 1), 'the shared memory of before is left'
+    assert asked['graph'].call_args.args[1] == pool
+
+
+def test_a_gpu_without_a_number_is_the_current_one(asked):
+    asked['current_device'].return_value = 3
+    CudaRecorder(torch.device('cuda'))
+    asked['Stream'].assert_called_once_with(torch.device('cuda:3'))
 
 
 def test_operators_are_looked_at_though_they_are_recorded():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_model import tiny_model
 
+from tar_vis_core.benchmark import machine
 from tar_vis_core.models import deformable
 from tar_vis_core.models import packed as packed_form
 from tar_vis_core.models.layers import Attention, Conv, Linear
@@ -23,7 +24,7 @@ from tar_vis_core.models.packed import (
     packed,
     with_weights_in,
 )
-from tar_vis_core.models.video_model import build_model
+from tar_vis_core.models.video_model import VideoInstanceModel, build_model
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import compute_context
 from tar_vis_core.tracking.tracker import make_tracker
@@ -316,22 +317,51 @@ def test_a_gpu_samples_by_grid_where_the_kernel_cannot(works, chosen, monkeypatc
 
 def test_whether_the_kernel_works_is_tried_and_what_it_lacks_is_said(monkeypatch):
     pytest.importorskip('triton')
-    kernels.samples_on_gpu.cache_clear()
     asked = []
+
+    def right(value, *rest):
+        asked.append(value.shape)
+        return deformable.sample_by_grid(value, *rest)
+
+    def failing(*_):
+        raise RuntimeError('Failed to find C compiler')
+
+    kernels.no_gpu_samples.cache_clear()
     try:
-        assert not kernels.samples_on_gpu(48, CPU), 'no such width'
-        monkeypatch.setattr(kernels, 'sample_on_gpu', lambda value, *_: asked.append(value.shape))
+        monkeypatch.setattr(kernels, 'sample_on_gpu', right)
         assert kernels.samples_on_gpu(32, CPU) and kernels.samples_on_gpu(32, CPU)
-        assert asked == [(1, 1, 32)]
-
-        def failing(*_):
-            raise RuntimeError('Failed to find C compiler')
-
-        monkeypatch.setattr(kernels, 'sample_on_gpu', failing)
-        with pytest.warns(RuntimeWarning, match='grid_sample.*Failed to find C compiler'):
-            assert not kernels.samples_on_gpu(64, CPU)
+        assert asked == [(1, 60, 64)]
+        for width, kernel, words in (
+                (48, right, 'heads of 48 channels'), (64, failing, 'Failed to find C compiler'),
+                (16, lambda *args: 1.01 * right(*args), 'off by'),
+                (128, lambda *args: float('nan') * right(*args), 'off by')):
+            monkeypatch.setattr(kernels, 'sample_on_gpu', kernel)
+            with pytest.warns(RuntimeWarning, match=f'grid_sample.*{words}'):
+                assert not kernels.samples_on_gpu(width, CPU)
+            assert words in kernels.no_gpu_samples(width, CPU)
     finally:
-        kernels.samples_on_gpu.cache_clear()
+        kernels.no_gpu_samples.cache_clear()
+
+
+@pytest.fixture
+def short_cuts():
+    """torch's own short cuts of float32 on GPUs: allowed before, as they were after."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = True
+    yield places
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
+def test_float32_on_a_gpu_is_float32(monkeypatch, short_cuts):
+    monkeypatch.setattr(VideoInstanceModel, 'to', lambda self, *args, **kwargs: self)
+    monkeypatch.setattr(packed_form, 'CudaRecorder', lambda device: None)
+    assert machine.float32_on_gpu() == 'convolutions TF32, products TF32'
+    inference_form(tiny_model(), torch.device('cuda:0'))
+    assert not any(place.allow_tf32 for place in short_cuts)
+    assert machine.float32_on_gpu() == 'convolutions IEEE, products IEEE'
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

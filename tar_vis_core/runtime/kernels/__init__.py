@@ -11,8 +11,11 @@ import importlib.util
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tar_vis_core.errors import first_line
 
 LIBRARY = Path(__file__).with_name('libtar_vis_kernels.so')
 
@@ -63,21 +66,44 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
 
 
 @functools.lru_cache(maxsize=8)
-def samples_on_gpu(width: int, device: torch.device) -> bool:
-    """Whether :func:`sample_on_gpu` can be called there with heads of so many channels, by trying it once.
+def no_gpu_samples(width: int, device: torch.device) -> str:
+    """Return why :func:`sample_on_gpu` is not used there with heads of so many channels, '' if it is.
 
-    Triton comes with PyTorch's builds for CUDA, but it needs a C compiler on the machine; what it lacks is warned of.
+    It is tried once, on random samples, against the form that is used in its place. Triton comes with PyTorch's builds
+    for CUDA, but it needs a C compiler on the machine; what it lacks is warned of.
     """
-    if width not in TRITON_WIDTHS or importlib.util.find_spec('triton') is None:
-        return False
-    value, offsets = torch.zeros(1, 1, width, device=device), torch.zeros(1, 1, 1, 1, 1, 2, device=device)
-    try:
-        sample_on_gpu(value, offsets, offsets[..., 0], torch.zeros(1, 2, device=device), ((1, 1),))
-    except Exception as error:      # of a compiler, a driver, or Triton: anything
-        warnings.warn(f'deformable attention runs by grid_sample, for its Triton kernel cannot be used here: {error}',
-                      RuntimeWarning, stacklevel=2)
-        return False
-    return True
+    if width not in TRITON_WIDTHS:
+        why = f'it does not do heads of {width} channels'
+    elif importlib.util.find_spec('triton') is None:
+        why = 'Triton is not installed'
+    else:
+        try:
+            why = _wrong_samples(width, device)
+        except Exception as error:      # of a compiler, a driver, or Triton: anything
+            why = f'{type(error).__name__}: {first_line(error)}'
+    if why:
+        why = f'deformable attention runs by grid_sample, for its Triton kernel cannot be used here: {why}'
+        warnings.warn(why, RuntimeWarning, stacklevel=3)
+    return why
+
+
+def _wrong_samples(width: int, device: torch.device) -> str:
+    """Return by how much the GPU's kernel is off on 64 queries, '' if it is right."""
+    from tar_vis_core.models.deformable import sample_by_grid
+
+    shapes, heads, points = ((6, 8), (3, 4)), 2, 2
+    random = np.random.default_rng(0)
+    value, offsets, logits, reference = (
+        torch.from_numpy(random.standard_normal(shape, np.float32)).to(device) for shape in (
+            (1, 60, heads * width), (1, 64, heads, 2, points, 2), (1, 64, heads, 2, points), (64, 2)))
+    args = value, 3 * offsets, logits, reference.sigmoid(), shapes
+    gap = float((sample_on_gpu(*args) - sample_by_grid(*args)).abs().max())
+    return '' if gap < 1e-3 else f'its samples are off by {gap:.2g}'    # not-a-number is off, too
+
+
+def samples_on_gpu(width: int, device: torch.device) -> bool:
+    """Return whether :func:`sample_on_gpu` can be called there with heads of so many channels."""
+    return not no_gpu_samples(width, device)
 
 
 def sample_on_gpu(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
