@@ -50,12 +50,14 @@ class Tape(TorchDispatchMode):
 
     @functools.cached_property
     def made(self) -> list[torch.Tensor]:
-        """What the tape writes into memory that it did not find there."""
-        outer, found = set(), []
+        """What the tape writes into memory that it did not find there, a tensor for each piece of memory."""
+        outer, inner, found = set(), set(), []
         for _, args, kwargs, result in self.steps:
-            known = {storage(tensor) for tensor in found}
-            outer |= {storage(tensor) for tensor in tensors((args, kwargs))} - known
-            found += [tensor for tensor in tensors(result) if storage(tensor) not in outer]
+            outer |= {storage(tensor) for tensor in tensors((args, kwargs))} - inner
+            for tensor in tensors(result):
+                if storage(tensor) not in outer and storage(tensor) not in inner:
+                    inner.add(storage(tensor))
+                    found.append(tensor)
         return found
 
     @torch.autocast('cpu', enabled=False)       # what it casts is on the tape
