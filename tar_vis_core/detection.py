@@ -168,9 +168,10 @@ def described(found: Candidates, class_scores: np.ndarray, good: np.ndarray, pos
         if full is None or cells.sum() < MIN_CELLS:
             continue
         box, mask = full
+        # A track keeps copies: views would hold the memory of all candidates, from a GPU pinned.
         detections.append(Detection(
-            int(found.queries[k]), class_scores[k], cells, found.embeddings[k], colour_signature(small, cells), box,
-            int(np.count_nonzero(mask)), encode_runs(mask)))
+            int(found.queries[k]), class_scores[k].copy(), cells.copy(), found.embeddings[k].copy(),
+            colour_signature(small, cells), box, int(np.count_nonzero(mask)), encode_runs(mask)))
     return detections
 
 

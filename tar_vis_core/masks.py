@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tar_vis_core.runtime.device import to_host
 
-MOST_PIXELS = 2 ** 26       # of masks that a GPU makes at once, four bytes each
+MOST_PIXELS = 2 ** 24       # of masks that a GPU makes at once, about eight bytes each (eight of 1920x1080)
 _ONES = np.array([bin(byte).count('1') for byte in range(256)], np.uint8)
 
 

@@ -13,14 +13,23 @@ from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.io.paths import user_path
-from tar_vis_core.models.cuda_graphs import lies_still
+from tar_vis_core.models.cuda_graphs import lies_still, recorded_parts
+from tar_vis_core.models.deformable import head_widths
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 from tar_vis_core.preprocess import check_image, prepare, small_grey
+from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.allocator import keep_freed_memory
-from tar_vis_core.runtime.device import StageClock, compute_context, pick_device, pick_precision
+from tar_vis_core.runtime.device import (
+    StageClock,
+    compute_context,
+    pick_device,
+    pick_precision,
+    unused_gpu,
+    watched,
+)
 from tar_vis_core.state import TemporalState
 from tar_vis_core.tracking.tracker import make_tracker
 from tar_vis_core.weights.loading import load_model
@@ -61,6 +70,7 @@ class VideoSegmenter:
         model = load_model(preset, packaged_weights(preset) if weights is None else user_path(weights),
                            None if adapter is None else user_path(adapter))
         self._set_up(inference_form(model, place, dtype), place, dtype, options, tracker)
+        self._device_remark = unused_gpu() if device == 'auto' else ''
 
     @classmethod
     def from_model(cls, model: VideoInstanceModel, device: str = 'auto', precision: str = 'float32',
@@ -77,6 +87,7 @@ class VideoSegmenter:
         if device.type == 'cpu':
             keep_freed_memory()
         self.model, self.device, self.dtype = model.eval().to(device), device, dtype
+        self._recorded, self._warm, self._device_remark = recorded_parts(model), set(), ''
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
         self._detect = nano_detection.detect if model.config.semantic_classes else detection.detect
@@ -102,6 +113,26 @@ class VideoSegmenter:
         self._allowed = np.array([not options.class_filter or name in options.class_filter
                                   for name in self.class_names])
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What runs slower here than it could, and why, a line each. It may change with a step."""
+        found = [self._device_remark, *(part.remark for part in self._recorded)]
+        if self.device.type == 'cuda':
+            found += [kernels.no_gpu_samples(width, self.device) for width in head_widths(self.model)]
+        elif kernels.compiled() is None:
+            found.append('attention and group norm run by plain PyTorch, for the compiled kernels are missing: '
+                         'build the package')
+        return tuple(dict.fromkeys(filter(None, found)))
+
+    @property
+    def recordings(self) -> int:
+        """How many CUDA graphs were recorded until now; none on a CPU."""
+        return sum(part.made for part in self._recorded)
+
+    def needs_recording(self, height: int, width: int) -> bool:
+        """Return whether :meth:`warm_up` has CUDA graphs to record for images of that size, which takes seconds."""
+        return bool(self._recorded) and (height, width) not in self._warm
+
     def new_state(self, epoch: int = 0) -> TemporalState:
         """Return the state of a stream that has not begun; its tracks are of ``epoch`` until the first reset."""
         return TemporalState(epoch=epoch)
@@ -123,8 +154,8 @@ class VideoSegmenter:
                     self.step(image, state)
         finally:
             self._options = options
+        self._warm.add((height, width))
 
-    @torch.inference_mode()
     def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None,
              stream_break: str | None = None) -> FrameResult:
         """Segments and tracks the next frame of a stream; changes ``state``.
@@ -132,10 +163,17 @@ class VideoSegmenter:
         ``image`` is uint8 RGB ``(H, W, 3)``, ``stamp_s`` its time in seconds where known. Raises ValueError for
         another image or a stamp that is not finite, before ``state`` is touched. ``stream_break`` is for callers that
         leave frames out: what their own ``StampWatch`` says of all frames, '' or the reason to begin new tracks.
+        Raises DeviceLostError if the GPU computes no more in this process.
         """
         image = check_image(image)
         if stamp_s is not None:
             STAMP.check('stamp_s', stamp_s)
+        with watched(self.device):
+            return self._step(image, state, stamp_s, stream_break)
+
+    @torch.inference_mode()
+    def _step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None
+              ) -> FrameResult:
         options, size = self._options, image.shape[:2]
         clock, budget = StageClock(self.device), state.budget_of(options.latency_budget_ms)
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s, stream_break)

@@ -259,6 +259,11 @@ def live() -> Iterator[None]:
         Recorded.live = before
 
 
+def recorded_parts(model: nn.Module) -> list[Recorded]:
+    """Return the parts that :func:`record_parts` has made."""
+    return [part for module in model.modules() for part in vars(module).values() if isinstance(part, Recorded)]
+
+
 def record_parts(model: VideoInstanceModel, recorder: Recorder) -> VideoInstanceModel:
     """The model with its parts recorded when they first run at a size, in place."""
     # of weights with a gradient mixed precision keeps what it has cast, made in one graph and read in others

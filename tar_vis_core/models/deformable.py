@@ -73,6 +73,12 @@ class DeformableAttention(nn.Module):
         return self.output_proj(sample(self.value_proj(value), offsets, logits, reference, shapes), added)
 
 
+def head_widths(model: nn.Module) -> set[int]:
+    """Return the numbers of channels that heads of deformable attention have in a model."""
+    return {module.value_proj.out_features // module.heads for module in model.modules()
+            if isinstance(module, DeformableAttention)}
+
+
 def sampler(device: torch.device, width: int) -> str:
     """Which of ``SAMPLERS`` samples ``width`` channels on a device, as things stand (docs/reference/benchmark.md)."""
     if torch.is_grad_enabled():

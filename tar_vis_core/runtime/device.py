@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
     """
     there = available_devices()
     if name == 'auto':
-        why = unused_gpu(there)
+        why = unused_gpu()
         if why:
             warnings.warn(why, RuntimeWarning, stacklevel=2)
         return torch.device('cpu' if why or len(there) == 1 else there[1])
@@ -50,11 +50,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(wanted)
 
 
-def unused_gpu(there: Sequence[str]) -> str:
-    """Return why ``auto`` takes the CPU although this machine has a GPU, '' if it takes the GPU or there is none.
-
-    ``there`` are the :func:`available_devices`.
-    """
+def unused_gpu() -> str:
+    """Return why ``auto`` takes the CPU although this machine has a GPU, '' if it takes the GPU or there is none."""
+    there = available_devices()
     why = cannot_compute(torch.device(there[1])) if len(there) > 1 else no_cuda(there)
     return f'device auto takes the CPU: {why}. Set device to cpu if this is what you want' if why else ''
 

@@ -24,7 +24,7 @@ from tar_vis_core.benchmark.contenders import Line, operators
 from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.models import cuda_graphs
 from tar_vis_core.models.backbones.resnet import ResNet50
-from tar_vis_core.models.cuda_graphs import CudaRecorder, Held, Recorded, live, record_parts
+from tar_vis_core.models.cuda_graphs import CudaRecorder, Held, Recorded, live, record_parts, recorded_parts
 from tar_vis_core.models.packed import with_weights_in
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import pick_precision
@@ -59,7 +59,7 @@ def pair(recorder=None, precision='float32', **changes) -> list[VideoSegmenter]:
 
 def recordings(model) -> int:
     """How many there are now."""
-    parts = [part for module in model.modules() for part in vars(module).values() if isinstance(part, Recorded)]
+    parts = recorded_parts(model)
     assert len(parts) >= 7
     return sum(len(sizes) for part in parts for sizes in part._recordings.values())
 
@@ -234,6 +234,31 @@ def test_what_cannot_be_recorded_is_said_and_runs_as_it_is(refused):
         found = part(x)
     assert torch.equal(found, refused(x))
     assert torch.equal(part(2 * x), refused(2 * x)), 'without another warning'
+
+
+@pytest.mark.filterwarnings('default')
+def test_a_segmenter_tells_of_what_falls_back_and_of_what_it_records():
+    _, played = pair(Short(), routing=False, decoder_layers=3)
+    assert played.needs_recording(96, 128) and played.recordings == 0
+    played.model.prepare._recorder.times = 1
+    with pytest.warns(RuntimeWarning, match='prepare runs operator by operator at a new size'):
+        played.warm_up(96, 128)
+    assert not any('prepare' in line for line in played.remarks), 'recorded meanwhile'
+    made, state = played.recordings, played.new_state()
+    assert made > 5 and not played.needs_recording(96, 128) and played.needs_recording(64, 128)
+    played.step(picture(), state)
+    assert played.recordings == made
+    played.model.prepare._recorder.times = 1000
+    with pytest.warns(RuntimeWarning):
+        played.step(picture(0, 64, 128), played.new_state())
+    assert any('prepare runs operator by operator' in line for line in played.remarks)
+
+
+def test_a_part_that_cannot_be_recorded_is_among_the_remarks():
+    plain, played = pair(routing=False, decoder_layers=3)
+    refused = 'prepare cannot be recorded as a CUDA graph'
+    played.model.prepare.remark = refused
+    assert refused in played.remarks and refused not in plain.remarks
 
 
 @torch.inference_mode()

@@ -130,6 +130,7 @@ def test_a_gpu_is_waited_for_twice_and_the_answer_is_the_same(monkeypatch):
         assert (one.query, one.class_id, one.box, one.area) == (other.query, other.class_id, other.box, other.area)
         for name in ('class_scores', 'mask', 'embedding', 'colours', 'runs'):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+            assert getattr(one, name).base is None, 'a track keeps no memory of the other candidates'
     assert find(probabilities, logits, min_score=1.0) == [] and asked[2:] == ['candidates']
 
 

@@ -69,7 +69,8 @@ NO_KERNEL = RuntimeError('CUDA error: no kernel image is available for execution
     (dict(count=0, built_for=None), 'built without CUDA; install its CUDA build'),
     (dict(count=0, error=RuntimeError('The NVIDIA driver on your system is too old (found version 12020)')),
      'driver on your system is too old'),
-    (dict(count=1, error=NO_KERNEL), r'built for sm_75 sm_90, cannot compute on GeForce GTX 1080 \(sm_61\): .*no kernel'),
+    (dict(count=1, error=NO_KERNEL),
+     r'built for sm_75 sm_90, cannot compute on GeForce GTX 1080 \(sm_61\): .*no kernel'),
 ])
 def test_auto_says_why_it_leaves_a_gpu_alone(machine, words, gpus):
     gpus(**machine)
@@ -105,6 +106,6 @@ def test_auto_takes_a_gpu_that_computes_or_is_full(gpus):
 def test_an_error_that_sticks_is_told_apart(place, afterwards, raised, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'synchronize', mock.Mock(side_effect=afterwards))
     kind = torch.AcceleratorError if raised is DeviceLostError else raised
-    with pytest.raises(raised, match='restart the process .illegal access.' if kind is not raised else 'illegal'):
-        with watched(torch.device(place)):
-            raise kind('illegal access\nCUDA kernel errors might be reported later')
+    words = 'restart the process .illegal access.' if kind is not raised else 'illegal'
+    with pytest.raises(raised, match=words), watched(torch.device(place)):
+        raise kind('illegal access\nCUDA kernel errors might be reported later')
