@@ -175,7 +175,7 @@ class VideoSegmenter:
     def _step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None
               ) -> FrameResult:
         options, size = self._options, image.shape[:2]
-        clock, budget = StageClock(self.device), state.budget_of(options.latency_budget_ms)
+        clock, budget, recordings = StageClock(self.device), state.budget_of(options.latency_budget_ms), self.recordings
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s, stream_break)
         with compute_context(self.device, self.dtype):
             encoded, small = self._encode(image, state.encoded, clock)
@@ -205,7 +205,7 @@ class VideoSegmenter:
             state.reset(broken)
         clock.lap('tracker')
         times = StageTimes(**clock.times())
-        if budget:
+        if budget and self.recordings == recordings:    # a step that records takes seconds, once
             budget.update(times.total, out.trace.executed_layers, self.num_layers, out.trace.routed)
         return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason, encoded.reused > 0)
 

@@ -22,6 +22,7 @@ from tiny_model import picture, tiny_model
 
 from tar_vis_core.benchmark.contenders import Line, operators
 from tar_vis_core.errors import DeviceLostError
+from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.models import cuda_graphs
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.cuda_graphs import CudaRecorder, Held, Recorded, live, record_parts, recorded_parts
@@ -252,6 +253,17 @@ def test_a_segmenter_tells_of_what_falls_back_and_of_what_it_records():
     with pytest.warns(RuntimeWarning):
         played.step(picture(0, 64, 128), played.new_state())
     assert any('prepare runs operator by operator' in line for line in played.remarks)
+
+
+def test_steps_that_record_are_no_measure_of_the_latency():
+    _, played = pair(routing=False, decoder_layers=3)
+    played.options = replace(played.options, latency_budget_ms=1e-3)
+    state = played.new_state()
+    with mock.patch.object(LatencyBudget, 'update') as updated:
+        played.step(picture(), state)
+        assert played.recordings > 5 and not updated.called
+        played.step(picture(1), state)
+        assert updated.called
 
 
 def test_a_part_that_cannot_be_recorded_is_among_the_remarks():
