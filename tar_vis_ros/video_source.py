@@ -24,6 +24,7 @@ from tar_vis_core.media.frames import PHOTOGRAPHS, Frame, open_frames, play
 from tar_vis_core.media.readers import FrameReader
 from tar_vis_core.options import option, options_of
 from tar_vis_ros.conversions.images import array_to_image
+from tar_vis_ros.conversions.stamps import Stamp, stamp_of
 from tar_vis_ros.process.parameters import ParameterNode, Table
 from tar_vis_ros.process.run import TURN_S, run_node
 
@@ -64,7 +65,7 @@ class VideoSource(ParameterNode):
     def __init__(self, overrides: dict[str, Any] | None = None, **kwargs):
         parameters = [Parameter(name, value=value) for name, value in (overrides or {}).items()]
         super().__init__('tar_vis_video', parameter_overrides=parameters, **kwargs)
-        self._stamp_answered: tuple[int, int] = (0, 0)
+        self._stamp_answered: Stamp | None = None
         self._slowest_s = 0.0    # of the answers so far
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self)
@@ -100,7 +101,7 @@ class VideoSource(ParameterNode):
             message = self._message(frame)
             self._images.publish(message)
             sent += 1
-            last = message.header.stamp
+            last = stamp_of(message)
             if reader.live:
                 reader.rate = self.options.rate
             due = max(due + 1.0 / (self.options.rate or reader.fps), time.monotonic())    # late: go on, no burst
@@ -130,13 +131,13 @@ class VideoSource(ParameterNode):
         if self.options.wait_for_subscribers or self.options.follow:
             self._spin_until(time.monotonic() + SETTLE_S)
 
-    def _wait_for_answer(self, stamp: Any) -> None:
+    def _wait_for_answer(self, stamp: Stamp) -> None:
         began = time.monotonic()
         # A lost image must not cost the whole patience once it is known how long an answer takes.
         patience = self.options.follow_timeout_s
         if self._slowest_s:
             patience = min(patience, max(1.0, 8 * self._slowest_s))
-        while self._stamp_answered != (stamp.sec, stamp.nanosec):
+        while self._stamp_answered != stamp:
             left = began + patience - time.monotonic()
             if left <= 0:
                 self.get_logger().warning(f'no answer on {self.options.follow} within {patience:.1f} s: going on')
@@ -150,7 +151,7 @@ class VideoSource(ParameterNode):
             self._executor.spin_once(timeout_sec=min(left, TURN_S))
 
     def _on_answer(self, answer: Any) -> None:
-        self._stamp_answered = (answer.header.stamp.sec, answer.header.stamp.nanosec)
+        self._stamp_answered = stamp_of(answer)
 
 
 def command_line(arguments: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus
+from tar_vis_ros.conversions.stamps import stamp_of, stamp_text
 from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
 
 LABELS = 65535   # a mono16 label image tells this many tracks apart; 0 is background
@@ -77,7 +78,8 @@ def decode_result(instances: InstanceMaskArray, diagnostics: SkipDiagnostics) ->
     Raises ValueError where their headers differ, and as :func:`decode_instance` does.
     """
     if instances.header != diagnostics.header:
-        raise ValueError(f'the messages are of different images: stamps {_stamp(instances)} and {_stamp(diagnostics)}')
+        raise ValueError(f'the messages are of different images: stamps '
+                         f'{stamp_text(stamp_of(instances))} and {stamp_text(stamp_of(diagnostics))}')
     return FrameResult(
         height=instances.height, width=instances.width, frame_index=instances.frame_index,
         track_epoch=instances.track_epoch, instances=decode_instances(instances),
@@ -109,8 +111,3 @@ def _typed(code: str, values: np.ndarray, dtype: type) -> array:
     typed = array(code)
     typed.frombytes(np.ascontiguousarray(values, dtype).tobytes())
     return typed
-
-
-def _stamp(message: InstanceMaskArray | SkipDiagnostics) -> str:
-    stamp = message.header.stamp
-    return f'{stamp.sec}.{stamp.nanosec:09d}'

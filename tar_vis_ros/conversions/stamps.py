@@ -12,8 +12,18 @@ NO_STAMP = (0, 0)
 
 
 def stamp_of(message: Any) -> Stamp:
-    """The stamp of a message with a header."""
+    """Return the stamp of a message with a header."""
     return message.header.stamp.sec, message.header.stamp.nanosec
+
+
+def seconds_of(message: Any) -> float:
+    """Return the stamp of a message with a header in seconds."""
+    return message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+
+
+def stamp_text(stamp: Stamp) -> str:
+    """Return a stamp as text, in seconds with all nanoseconds."""
+    return f'{stamp[0]}.{stamp[1]:09d}'
 
 
 class ExactStamps:

@@ -30,7 +30,7 @@ from tar_vis_core.media.frames import PHOTOGRAPHS, open_frames
 from tar_vis_core.media.readers import camera_path
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 from tar_vis_ros.node.settings import TABLE
-from tar_vis_ros.process.children import Caller, Child, Interrupt, ProcessError, free_domain
+from tar_vis_ros.process.children import ChildProcess, ProcessError, ServiceCaller, StopRequest, free_domain
 from tar_vis_ros.process.dds import use_shared_memory_profile
 
 NODE = '/tar_vis'
@@ -45,6 +45,26 @@ INTERRUPTED = 130           # exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
+class DemoRun:
+    """What a command line asks for."""
+
+    video: str | None         # a file or folder; None, and no camera: the photographs
+    camera: str | None
+    out: str
+    frames: int               # 0: all
+    rate: float               # 0: the source's own
+    live: bool
+    parameters: tuple[str, ...]     # NAME:=VALUE, of the node
+    domain_id: int            # 0: one that is free
+
+    @property
+    def routing(self) -> str:
+        """How the node is asked to choose layers."""
+        given = dict(text.split(':=', 1) for text in self.parameters if ':=' in text)
+        return given.get('routing', TABLE.options['routing'].default)
+
+
+@dataclass(frozen=True)
 class SourcePlan:
     """What the source will be told, and what is known about it beforehand."""
 
@@ -53,7 +73,7 @@ class SourcePlan:
     total: int | None
 
 
-def plan_source(options: argparse.Namespace) -> SourcePlan:
+def plan_source(options: DemoRun) -> SourcePlan:
     """Look at the source and choose the video source's arguments. Raises SourceError where there is nothing to see."""
     arguments = ['--wait-for-subscribers', '2']     # the node and the recorder
     live = options.live or options.camera is not None
@@ -79,19 +99,14 @@ def plan_source(options: argparse.Namespace) -> SourcePlan:
     return SourcePlan(name, [*arguments, '--', source], total)
 
 
-def node_arguments(options: argparse.Namespace) -> list[str]:
-    """ROS arguments of the node; only what was asked for, the rest is the node's own default."""
-    settings = {name: getattr(options, name) for name in NODE_OPTIONS}
-    for name in ('weights', 'adapter'):
-        if settings[name]:
-            settings[name] = str(user_path(settings[name]).absolute())
-    given = [f'{name}:={value}' for name, value in settings.items() if value is not None] + options.set
-    return ['--ros-args', *(part for setting in given for part in ('-p', setting))]
+def node_arguments(options: DemoRun) -> list[str]:
+    """Return ROS arguments of the node; only what was asked for, the rest is the node's own default."""
+    return ['--ros-args', *(part for setting in options.parameters for part in ('-p', setting))]
 
 
-def run_graph(options: argparse.Namespace, plan: SourcePlan, writer: FrameWriter, interrupt: Interrupt) -> int:
+def run_graph(options: DemoRun, plan: SourcePlan, writer: FrameWriter, interrupt: StopRequest) -> int:
     """Start everything, record until the source has ended and is answered; gives the number of frames sent."""
-    children: list[Child] = []
+    children: list[ChildProcess] = []
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
     bar = None
@@ -106,12 +121,12 @@ def run_graph(options: argparse.Namespace, plan: SourcePlan, writer: FrameWriter
     try:
         recorder = Recorder(on_frame, NODE)
         executor.add_node(recorder)
-        node = Child('the node', 'tar_vis_ros.node', node_arguments(options))
+        node = ChildProcess('the node', 'tar_vis_ros.node', node_arguments(options))
         children.append(node)
-        source = Child('the video source', 'tar_vis_ros.video_source', plan.arguments)
+        source = ChildProcess('the video source', 'tar_vis_ros.video_source', plan.arguments)
         children.append(source)
         print('loading the model ...', flush=True)
-        Caller(recorder, executor, children, interrupt).bring_up(NODE, CONFIGURE_S)
+        ServiceCaller(recorder, executor, children, interrupt).bring_up(NODE, CONFIGURE_S)
         bar = tqdm(total=plan.total, unit='frame', desc=plan.name, dynamic_ncols=True, disable=None)
         record(executor, recorder, source, node, writer, interrupt)
         bar.close()
@@ -130,8 +145,8 @@ def run_graph(options: argparse.Namespace, plan: SourcePlan, writer: FrameWriter
             rclpy.try_shutdown()
 
 
-def record(executor: SingleThreadedExecutor, recorder: Recorder, source: Child, node: Child, writer: FrameWriter,
-           interrupt: Interrupt) -> None:
+def record(executor: SingleThreadedExecutor, recorder: Recorder, source: ChildProcess, node: ChildProcess,
+           writer: FrameWriter, interrupt: StopRequest) -> None:
     """Spin until the source has ended and its last frame is answered, or nothing more comes."""
     seen, last_news = 0, time.monotonic()
     asked = False
@@ -153,7 +168,7 @@ def record(executor: SingleThreadedExecutor, recorder: Recorder, source: Child, 
                 return
 
 
-def frames_sent(source: Child, recorder: Recorder) -> int:
+def frames_sent(source: ChildProcess, recorder: Recorder) -> int:
     """What the source says it has sent; after an interruption, what has arrived here."""
     for line in reversed(source.lines):
         if match := re.search(r'sent (\d+) frames', line):
@@ -185,7 +200,7 @@ def summary_table(sent: int, frames: list[FrameSummary], routing: str) -> list[t
     return rows + ([('resets', f'{resets}')] if resets else [])
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: DemoRun) -> int:
     """The demo; gives the exit code. Raises TarVisError."""
     plan = plan_source(options)
     folder = user_path(options.out)
@@ -199,7 +214,7 @@ def run(options: argparse.Namespace) -> int:
     use_shared_memory_profile()
     os.environ['ROS_DOMAIN_ID'] = str(options.domain_id or free_domain())
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    interrupt = Interrupt()
+    interrupt = StopRequest()
     try:
         sent = run_graph(options, plan, writer, interrupt)
     finally:
@@ -208,13 +223,12 @@ def run(options: argparse.Namespace) -> int:
         if interrupt():
             raise KeyboardInterrupt
         raise ProcessError(f'{sent} frames were sent, but none was answered: run tar-vis-node by hand to see why')
-    routing = options.routing or 'auto'
-    title = f'{plan.name}, {len(writer.frames)} frames, routing: {routing}'
+    title = f'{plan.name}, {len(writer.frames)} frames, routing: {options.routing}'
     print('drawing the pictures ...', flush=True)
     from tar_vis_ros.demo.pictures import contact_sheet, routing_picture
     contact_sheet(writer.video.path, writer.frames, folder / 'sheet.png', title)
     routing_picture(writer.frames, folder / 'routing.png', title)
-    rows = summary_table(sent, writer.frames, routing)
+    rows = summary_table(sent, writer.frames, options.routing)
     codec = {'avc1': 'H.264', 'mp4v': 'MPEG-4'}[writer.video.codec]
     meanings = (f'masks, names and ids on every processed frame ({codec})', 'frames of it on one sheet',
                 'decoder layers executed, above the inter-frame MSE',
@@ -225,7 +239,8 @@ def run(options: argparse.Namespace) -> int:
     return INTERRUPTED if interrupt() and options.camera is None else 0
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> DemoRun:
+    """Return what a command line asks for."""
     parser = argparse.ArgumentParser(prog='tar-vis-demo', description=(__doc__ or '').partition('\n\n')[2],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
@@ -243,7 +258,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--set', action='append', default=[], metavar='NAME:=VALUE', help='any parameter of the node')
     parser.add_argument('--domain-id', type=int, default=0, metavar='N',
                         help='ROS domain to run in, to watch with other tools (default: one that is free)')
-    return parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
+    settings = {name: given.pop(name) for name in NODE_OPTIONS}
+    for name in ('weights', 'adapter'):
+        if settings[name]:
+            settings[name] = str(user_path(settings[name]).absolute())
+    named = [f'{name}:={value}' for name, value in settings.items() if value is not None]
+    return DemoRun(parameters=(*named, *given.pop('set')), **given)
 
 
 def main(args: list[str] | None = None) -> int:

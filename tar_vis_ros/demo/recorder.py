@@ -17,11 +17,10 @@ from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_core.media.recording import JsonLines, OverlayVideo, finite_or_none, result_line
 from tar_vis_ros.conversions.images import image_to_rgb
 from tar_vis_ros.conversions.messages import decode_result
+from tar_vis_ros.conversions.stamps import ExactStamps, Stamp, stamp_of
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
 
 KEPT = 120                  # images that wait for an answer; older ones are given up
-
-Stamp = tuple[int, int]     # seconds, nanoseconds
 
 
 @dataclass(frozen=True)
@@ -58,50 +57,33 @@ class Recorder(Node):
                  image_topic: str = 'image', **kwargs):
         super().__init__('tar_vis_recorder', **kwargs)
         self._on_frame = on_frame
-        self._images: dict[Stamp, Image] = {}
-        self._instances: dict[Stamp, InstanceMaskArray] = {}
-        self._diagnostics: dict[Stamp, SkipDiagnostics] = {}
-        self._newest: Stamp | None = None
+        self._stamps = ExactStamps(dict.fromkeys(('image', 'instances', 'diagnostics'), KEPT))
         self._answered: Stamp | None = None
-        self.images_received = 0
         qos = QoSProfile(depth=30, reliability=ReliabilityPolicy.RELIABLE)
-        self.create_subscription(Image, image_topic, self._on_image, qos)
-        self.create_subscription(InstanceMaskArray, f'{node_name}/instances', self._take(self._instances), qos)
-        self.create_subscription(SkipDiagnostics, f'{node_name}/skip_diagnostics', self._take(self._diagnostics), qos)
+        self.create_subscription(Image, image_topic, self._take('image'), qos)
+        self.create_subscription(InstanceMaskArray, f'{node_name}/instances', self._take('instances'), qos)
+        self.create_subscription(SkipDiagnostics, f'{node_name}/skip_diagnostics', self._take('diagnostics'), qos)
+
+    @property
+    def images_received(self) -> int:
+        """How many images came so far, answered or not."""
+        return self._stamps.received['image']
 
     @property
     def complete(self) -> bool:
-        """True where the newest image that came is answered."""
-        return self._newest is not None and self._newest == self._answered
+        """True if the newest image that came is answered."""
+        return self._answered is not None and self._stamps.newest['image'] == self._answered
 
-    def _on_image(self, message: Image) -> None:
-        self.images_received += 1
-        self._newest = _stamp(message)
-        self._images[self._newest] = message
-        self._join(self._newest)
-        while len(self._images) > KEPT:
-            self._images.pop(next(iter(self._images)))
-
-    def _take(self, store: dict) -> Callable:
-        def take(message: InstanceMaskArray | SkipDiagnostics) -> None:
-            store[_stamp(message)] = message
-            self._join(_stamp(message))
-            while len(store) > KEPT:
-                store.pop(next(iter(store)))
+    def _take(self, name: str) -> Callable[[Image | InstanceMaskArray | SkipDiagnostics], None]:
+        def take(message: Image | InstanceMaskArray | SkipDiagnostics) -> None:
+            if matched := self._stamps.add(name, message):
+                self._answer(**matched)
         return take
 
-    def _join(self, stamp: Stamp) -> None:
-        if not (stamp in self._images and stamp in self._instances and stamp in self._diagnostics):
-            return
-        image, diagnostics = self._images[stamp], self._diagnostics.pop(stamp)
-        for old in list(self._images):      # they came before this one: the node has passed them over
-            del self._images[old]
-            if old == stamp:
-                break
-        result = decode_result(self._instances.pop(stamp), diagnostics)
-        self._answered = stamp
-        self._on_frame(AnsweredFrame(stamp, image_to_rgb(image), result, diagnostics.latency_ms,
-                                     diagnostics.frames_dropped))
+    def _answer(self, image: Image, instances: InstanceMaskArray, diagnostics: SkipDiagnostics) -> None:
+        self._answered = stamp_of(image)
+        self._on_frame(AnsweredFrame(self._answered, image_to_rgb(image), decode_result(instances, diagnostics),
+                                     diagnostics.latency_ms, diagnostics.frames_dropped))
 
 
 class FrameWriter:
@@ -132,7 +114,3 @@ def frame_line(frame: AnsweredFrame) -> dict:
     """One line of ``instances.jsonl``; boxes are x, y, width, height; NaN becomes null."""
     return {'stamp': {'sec': frame.stamp[0], 'nanosec': frame.stamp[1]}, **result_line(frame.result),
             'latency_ms': finite_or_none(frame.latency_ms), 'frames_dropped': frame.dropped}
-
-
-def _stamp(message: Image | InstanceMaskArray | SkipDiagnostics) -> Stamp:
-    return message.header.stamp.sec, message.header.stamp.nanosec

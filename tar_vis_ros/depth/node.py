@@ -17,7 +17,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from visualization_msgs.msg import MarkerArray
 
 from tar_vis_core.options import option
-from tar_vis_ros.conversions.stamps import ExactStamps, Stamp
+from tar_vis_ros.conversions.stamps import ExactStamps, stamp_text
 from tar_vis_ros.depth.geometry import Rules
 from tar_vis_ros.depth.lifting import LiftError, lift
 from tar_vis_ros.depth.markers import markers
@@ -165,18 +165,14 @@ class DepthLifter(ParameterNode):
                     + (f': {reasons}' if reasons else ''))
         if stamps.matched > past.matched:
             return ''
-        newest = ', '.join(f'{topic} {_text(stamps.newest[name])}' for name, topic in self._topics.items())
+        newest = ', '.join(f'{topic} {stamp_text(stamps.newest[name])}' for name, topic in self._topics.items())
         oldest = stamps.oldest('depth')
         if oldest is not None and stamps.newest['instances'] < oldest:
             hint = (f'the masks come when their depth image is gone (the oldest of {self.options.images_kept} kept is '
-                    f'{_text(oldest)}): raise images_kept, or give both the same clock')
+                    f'{stamp_text(oldest)}): raise images_kept, or give both the same clock')
         else:
             hint = 'depth and camera_info must carry the stamp of the image that the masks are of'
         return f'no equal stamps for {SILENT_S} s (newest: {newest}): {hint}'
-
-
-def _text(stamp: Stamp) -> str:
-    return f'{stamp[0]}.{stamp[1]:09d}'
 
 
 def main(args: Sequence[str] | None = None) -> int:

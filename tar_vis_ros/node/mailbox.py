@@ -25,8 +25,8 @@ class Mailbox(Generic[Item]):
         self._served = slots - 1
         self._closed = False
 
-    def put(self, item: Item, missed: int = 0, slot: int = 0) -> None:
-        """Leaves the item for the consumer. Never waits. After :meth:`close` it is as if the item had never come.
+    def put(self, slot: int, item: Item, missed: int = 0) -> None:
+        """Leave the item for the consumer. Never wait. After :meth:`close` it is as if the item had never come.
 
         ``missed`` items before it did not come this far; they count as replaced.
         """
@@ -63,26 +63,22 @@ class Mailbox(Generic[Item]):
         return left
 
 
-class Worker(Generic[Item]):
-    """One thread that handles the newest items, until :meth:`stop`."""
+class Worker(Mailbox[Item]):
+    """A mailbox with its consumer: one thread that handles the newest items, until :meth:`stop`."""
 
     def __init__(self, handle: Callable[[int, Item, int], None], name: str, slots: int = 1) -> None:
         """``handle(slot, item, replaced)`` runs in the thread, one call at a time, and does not raise."""
+        super().__init__(slots)
         self._handle = handle
-        self._mailbox: Mailbox[Item] = Mailbox(slots)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, item: Item, missed: int = 0, slot: int = 0) -> None:
-        """Leaves an item for the thread; an older one that it has not begun is dropped. See :meth:`Mailbox.put`."""
-        self._mailbox.put(item, missed, slot)
-
     def stop(self) -> list[int]:
-        """Lets the call in progress finish and ends the thread. Gives, slot by slot, the items never handled."""
-        left = self._mailbox.close()
+        """Let the call in progress finish and end the thread. Return, slot by slot, the items never handled."""
+        left = self.close()
         self._thread.join()
         return left
 
     def _run(self) -> None:
-        while (taken := self._mailbox.take()) is not None:
+        while (taken := self.take()) is not None:
             self._handle(*taken)

@@ -34,7 +34,7 @@ class Pictures:
     def put(self, number: int, frame: AnsweredImage) -> None:
         """Leave a frame of camera ``number`` for the thread if somebody looks. Never wait."""
         if self._cameras[number].outputs.overlay.get_subscription_count() > 0:
-            self._worker.put(frame, slot=number)
+            self._worker.put(number, frame)
 
     def stop(self) -> None:
         """End the thread once the picture at hand is published."""

@@ -18,6 +18,7 @@ from tar_vis_core.instances import FrameResult
 from tar_vis_ros.conversions.detections import encode_detections, label_info
 from tar_vis_ros.conversions.images import UNNAMED, ImageError, array_to_image, to_rgb
 from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instances, label_image
+from tar_vis_ros.conversions.stamps import seconds_of
 from tar_vis_ros.node.cameras import Camera
 from tar_vis_ros.node.lifecycle import one_line
 from tar_vis_ros.node.mailbox import Worker
@@ -82,13 +83,13 @@ class Pipeline:
         camera = self.cameras[number]
         camera.health.image_arrived()
         camera.images += 1
-        if reason := camera.stamps.add(seconds(image), self._segmenter.options.reset_gap_s, missed):
+        if reason := camera.stamps.add(seconds_of(image), self._segmenter.options.reset_gap_s, missed):
             camera.breaks.append((camera.images, reason))
         told, camera.stamps_told = camera.stamps_told, bool(camera.stamps.problem)
         if camera.stamps.problem and not told:
             self._logger.warning(f'{camera.prefix}{camera.stamp_problem}')
         if self._worker is not None:
-            self._worker.put(Arrived(image, arrived, camera.images), missed, number)
+            self._worker.put(number, Arrived(image, arrived, camera.images), missed)
 
     def set_options(self, options) -> None:
         """Let ``options`` hold from the next frame on. Raise ValueError if they do not fit the model."""
@@ -140,7 +141,7 @@ class Pipeline:
 
     def _step(self, camera: Camera, rgb: np.ndarray, arrived: Arrived) -> FrameResult:
         with self._between_frames():
-            result = self._segmenter.step(rgb, camera.state, seconds(arrived.image),
+            result = self._segmenter.step(rgb, camera.state, seconds_of(arrived.image),
                                           camera.break_before(arrived.number))
         if result.reset_reason:
             self._logger.info(f'{camera.prefix}tracks start anew (epoch {result.track_epoch}): {result.reset_reason}')
@@ -164,8 +165,3 @@ class Pipeline:
         line = camera.health.fault(kind, text, level)
         if line is not None:
             self._logger.error(camera.prefix + line)
-
-
-def seconds(image: Image | CompressedImage) -> float:
-    """Return the stamp of an image."""
-    return image.header.stamp.sec + image.header.stamp.nanosec * 1e-9

@@ -1,4 +1,4 @@
-"""Child processes and a lifecycle node driven from outside, for commands that start a whole ROS graph."""
+"""ChildProcess processes and a lifecycle node driven from outside, for commands that start a whole ROS graph."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)    # the last one: the 
 PR_SET_PDEATHSIG = 1        # of Linux's prctl
 
 
-class Interrupt:
+class StopRequest:
     """The first Ctrl-C, SIGTERM or SIGHUP asks for an orderly end, a second one raises KeyboardInterrupt."""
 
     def __init__(self):
@@ -73,7 +73,7 @@ def _with_parent(parent: int) -> Callable[[], None]:
     return follow
 
 
-class Child:
+class ChildProcess:
     """A module of this package as a process of its own, whose output is kept and shown only when it matters."""
 
     def __init__(self, name: str, module: str, arguments: list[str], environment: Mapping[str, str] | None = None):
@@ -130,10 +130,11 @@ class Child:
             self.lines.append(line.rstrip())
 
 
-class Caller:
+class ServiceCaller:
     """Calls services while it looks after the children and an interruption."""
 
-    def __init__(self, node: Node, executor: Executor, children: Sequence[Child], interrupted: Callable[[], bool]):
+    def __init__(self, node: Node, executor: Executor, children: Sequence[ChildProcess],
+                 interrupted: Callable[[], bool]):
         self._node, self._executor, self._children, self._interrupted = node, executor, children, interrupted
 
     def check(self) -> None:

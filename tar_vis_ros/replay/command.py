@@ -14,10 +14,10 @@ from tar_vis_core.io.paths import user_path
 from tar_vis_ros.bags.command import number
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.node.settings import TABLE
-from tar_vis_ros.process.children import Interrupt
+from tar_vis_ros.process.children import StopRequest
 from tar_vis_ros.process.dds import use_shared_memory_profile
 from tar_vis_ros.replay import report
-from tar_vis_ros.replay.outcome import Job, Outcome
+from tar_vis_ros.replay.outcome import BagOutcome, Job
 from tar_vis_ros.replay.pool import replay_all
 from tar_vis_ros.replay.truth import find_truth
 
@@ -113,7 +113,7 @@ def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
 def run(args: argparse.Namespace) -> int:
     """The whole command; gives the exit code. Raises TarVisError and OSError."""
     check_options(args)
-    interrupt = Interrupt()
+    interrupt = StopRequest()
     jobs, images, bad = plan(args)
     for line in bad.values():
         print(f'tar-vis-replay: {line}', file=sys.stderr)
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         if code and not interrupt():
             print(f'tar-vis-replay: {said or f"{job.bag}: its process ended with code {code}"}', file=sys.stderr)
         try:
-            outcome = Outcome.read(Path(job.folder))
+            outcome = BagOutcome.read(Path(job.folder))
         except OSError:     # nothing came of it
             continue
         if outcome.fates:
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), FAILED if any(codes) else 0)
 
 
-def tell(args: argparse.Namespace, outcomes: dict[Path, Outcome]) -> None:
+def tell(args: argparse.Namespace, outcomes: dict[Path, BagOutcome]) -> None:
     """Writes the report and prints its figures."""
     asked = {'command': report.command(), 'mode': args.mode, 'rate': args.rate, 'node': args.node or 'started here'}
     total = report.write_report(args.out, outcomes, asked)

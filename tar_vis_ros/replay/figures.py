@@ -13,7 +13,8 @@ from tar_vis_core.evaluation.identity_measures import identity_measures
 from tar_vis_core.evaluation.results_json import read_results, write_results
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
-from tar_vis_ros.replay.outcome import RESULTS, Outcome, known
+from tar_vis_core.media.recording import finite_or_none
+from tar_vis_ros.replay.outcome import RESULTS, BagOutcome
 from tar_vis_ros.replay.truth import cut
 
 Spread = dict[str, float | None]    # p50, p95, p99
@@ -54,7 +55,7 @@ class Figures:
     accuracy: Accuracy | None = field(default=None)
 
 
-def figures(outcomes: Sequence[Outcome], accuracy: Accuracy | None) -> Figures:
+def figures(outcomes: Sequence[BagOutcome], accuracy: Accuracy | None) -> Figures:
     """Over all images of the outcomes."""
     fates = [fate for outcome in outcomes for fate in outcome.fates]
     answers = [fate for fate in fates if fate.answered]
@@ -64,7 +65,7 @@ def figures(outcomes: Sequence[Outcome], accuracy: Accuracy | None) -> Figures:
         images=len(fates), answered=len(answers), dropped=len(fates) - len(answers),
         passed_over=sum(fate.dropped for fate in answers), sent_again=sum(fate.sent - 1 for fate in fates),
         resets=sum(bool(fate.reset_reason) for fate in answers), layers=layers,
-        executed_layers=known(executed.sum(1).mean()) if answers else None,
+        executed_layers=finite_or_none(executed.sum(1).mean()) if answers else None,
         executed_share=[round(share, 4) for share in executed.mean(0).tolist()] if answers else [],
         **{name: spread([getattr(fate, name) for fate in fates])
            for name in ('latency_ms', 'round_trip_ms', 'step_ms', 'late_ms')}, accuracy=accuracy)
@@ -73,15 +74,15 @@ def figures(outcomes: Sequence[Outcome], accuracy: Accuracy | None) -> Figures:
 def spread(values: Sequence[float | None]) -> Spread:
     """p50, p95 and p99 of what is known."""
     there = [value for value in values if value is not None]
-    return {f'p{share}': known(np.percentile(there, share)) if there else None for share in (50, 95, 99)}
+    return {f'p{share}': finite_or_none(np.percentile(there, share)) if there else None for share in (50, 95, 99)}
 
 
-def labelled(outcomes: Mapping[Path, Outcome]) -> dict[Path, Outcome]:
+def labelled(outcomes: Mapping[Path, BagOutcome]) -> dict[Path, BagOutcome]:
     """The outcomes, by folder, that were judged by a ground truth."""
     return {folder: outcome for folder, outcome in outcomes.items() if outcome.truth}
 
 
-def accuracy(outcomes: Mapping[Path, Outcome]) -> Accuracy | None:
+def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
     """Of the outcomes with ground truth, over the frames that were played; None where there are none."""
     judged = labelled(outcomes)
     records, predictions, names = [], [], {}
@@ -94,12 +95,12 @@ def accuracy(outcomes: Mapping[Path, Outcome]) -> Accuracy | None:
         return None
     mean = evaluate_tubes(records, predictions, list(names)).mean
     identities = identity_measures(records, predictions, 0, list(names))
-    return Accuracy(len(records), identities.objects, sum(len(record.paths) for record in records), known(mean.ap),
-                    known(mean.ap50), known(mean.ar10), known(identities.hota), known(identities.idf1),
-                    identities.switches)
+    shares = (mean.ap, mean.ap50, mean.ar10, identities.hota, identities.idf1)
+    return Accuracy(len(records), identities.objects, sum(len(record.paths) for record in records),
+                    *map(finite_or_none, shares), identities.switches)
 
 
-def whole(folder: Path, outcome: Outcome) -> tuple[VideoRecord, list[TubePrediction]]:
+def whole(folder: Path, outcome: BagOutcome) -> tuple[VideoRecord, list[TubePrediction]]:
     """A bag as a labelled video, without labels where there are none, and what was predicted of it."""
     if outcome.truth:
         record = next(r for r in load_ytvis(outcome.truth, pictures=False) if r.id == outcome.video_id)
@@ -109,7 +110,7 @@ def whole(folder: Path, outcome: Outcome) -> tuple[VideoRecord, list[TubePredict
     return record, read_results(folder / RESULTS, [record], outcome.categories)
 
 
-def merge_results(path: Path, outcomes: Mapping[Path, Outcome]) -> None:
+def merge_results(path: Path, outcomes: Mapping[Path, BagOutcome]) -> None:
     """One file of all bags, of those with ground truth where some have it.
 
     Video ids are those of the truth where they differ, else the bags' places, from 1.

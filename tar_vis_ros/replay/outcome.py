@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ ANSWERS, FRAMES, RESULTS, PICTURES = 'answers', 'frames.json', 'results.json', '
 
 
 @dataclass(slots=True)      # there is one for every image
-class Fate:
+class ImageOutcome:
     """What became of one image; figures that nobody can know are None."""
 
     index: int                           # in the bag, from 0
@@ -39,7 +38,7 @@ class Fate:
 
 
 @dataclass
-class Outcome:
+class BagOutcome:
     """One bag, replayed as far as it went. Written to FRAMES of its folder, beside ANSWERS, RESULTS and PICTURES."""
 
     name: str
@@ -55,7 +54,7 @@ class Outcome:
     categories: dict[int, str] = field(default_factory=dict)   # names by id in RESULTS
     problem: str = ''                    # why it ended early
     exit_code: int = 0
-    fates: list[Fate] = field(default_factory=list)
+    fates: list[ImageOutcome] = field(default_factory=list)
     worst: list[int] = field(default_factory=list)   # images, the worst first
 
     def write(self, folder: Path) -> None:
@@ -63,17 +62,12 @@ class Outcome:
         (folder / FRAMES).write_text(text)
 
     @classmethod
-    def read(cls, folder: Path) -> Outcome:
+    def read(cls, folder: Path) -> BagOutcome:
         """Raises OSError where there is none."""
         content = json.loads((folder / FRAMES).read_text())
-        content['fates'] = [Fate(**fate) for fate in content['fates']]
+        content['fates'] = [ImageOutcome(**fate) for fate in content['fates']]
         content['categories'] = {int(number): name for number, name in content['categories'].items()}
         return cls(**content)
-
-
-def known(value: float) -> float | None:
-    """A finite figure with three decimals; None for NaN, which JSON does not have."""
-    return round(float(value), 3) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from sensor_msgs.msg import CompressedImage, Image
 from tar_vis_core.media.overlay import draw_overlay
 from tar_vis_ros.bags.reader import BagError, ImageBag
 from tar_vis_ros.conversions.images import ImageError, to_rgb
-from tar_vis_ros.replay.outcome import PICTURES, Outcome
+from tar_vis_ros.replay.outcome import PICTURES, BagOutcome
 from tar_vis_ros.replay.scoring import answers
 from tar_vis_ros.replay.truth import Truth
 
 WIDTH, QUALITY = 480, 80     # pixels; of the JPEG
 
 
-def draw(outcome: Outcome, folder: Path, bag: ImageBag, order: Sequence[int], truth: Truth | None, most: int) -> None:
+def draw(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Sequence[int], truth: Truth | None,
+         most: int) -> None:
     """Writes ``INDEX.jpg`` for the worst images and for others evenly spaced, ``most`` together, into PICTURES."""
     chosen = choose(outcome, most)
     results = {index: result for index, result, _ in (answers(folder, order) if order else ()) if index in chosen}
@@ -44,7 +45,7 @@ def draw(outcome: Outcome, folder: Path, bag: ImageBag, order: Sequence[int], tr
         pass
 
 
-def choose(outcome: Outcome, most: int) -> set[int]:
+def choose(outcome: BagOutcome, most: int) -> set[int]:
     """Images to draw: all where there is room for them, else the worst and others that were answered."""
     images = [fate.index for fate in outcome.fates]
     if len(images) <= most:

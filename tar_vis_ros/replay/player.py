@@ -16,11 +16,12 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
+from tar_vis_core.media.recording import finite_or_none
 from tar_vis_ros.bags.reader import BagError, RecordedMessage, header_stamp_ns
 from tar_vis_ros.bags.writer import BagWriter
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
-from tar_vis_ros.process.children import Caller, ProcessError
-from tar_vis_ros.replay.outcome import Fate, known
+from tar_vis_ros.process.children import ProcessError, ServiceCaller
+from tar_vis_ros.replay.outcome import ImageOutcome
 
 KINDS = {'instances': InstanceMaskArray, 'skip_diagnostics': SkipDiagnostics}
 GIVE_UP = 3          # images in a row without an answer
@@ -32,7 +33,7 @@ class Player:
 
     def __init__(self, node: Node, executor: Executor, topic: str, compressed: bool, prefix: str) -> None:
         """``prefix`` is what comes before /instances and /skip_diagnostics in the node's topics."""
-        self.fates: list[Fate] = []
+        self.fates: list[ImageOutcome] = []
         self.order: list[int] = []      # answered images, in the order of their answers
         self.topics = {f'{prefix}/{name}': message for name, message in KINDS.items()}
         self._node, self._executor = node, executor
@@ -43,7 +44,8 @@ class Player:
         for name, message in self.topics.items():
             node.create_subscription(message, name, partial(self._on_answer, name), QoSProfile(depth=100), raw=True)
 
-    def lossless(self, images: Iterable[RecordedMessage], writer: BagWriter, caller: Caller, patience_s: float) -> None:
+    def lossless(self, images: Iterable[RecordedMessage], writer: BagWriter, caller: ServiceCaller,
+                 patience_s: float) -> None:
         """Every image when the one before it is answered.
 
         A node that listens with best effort may miss one: it is published again after a third of ``patience_s``.
@@ -65,7 +67,8 @@ class Player:
                 raise ProcessError(f'images {image.index - GIVE_UP + 1} to {image.index} were not answered within '
                                    f'{patience_s:g} s each')
 
-    def real_time(self, images: Iterable[RecordedMessage], writer: BagWriter, caller: Caller, rate: float) -> None:
+    def real_time(self, images: Iterable[RecordedMessage], writer: BagWriter, caller: ServiceCaller,
+                  rate: float) -> None:
         """Every image at its recorded time, ``rate`` times as fast, answered or not.
 
         Raises BagError for a stamp that comes twice: answers are told apart by it.
@@ -81,10 +84,10 @@ class Player:
                 raise BagError(f'images {before[0]} and {image.index} have one stamp, {image.stamp_ns * 1e-9:.9f}: '
                                'their answers cannot be told apart in real time; use --mode lossless')
             fate = self._publish(image)
-            fate.late_ms = known((time.monotonic() - due) * 1e3)
+            fate.late_ms = finite_or_none((time.monotonic() - due) * 1e3)
         self._wait_for_the_rest(caller)
 
-    def _wait_for_the_rest(self, caller: Caller) -> None:
+    def _wait_for_the_rest(self, caller: ServiceCaller) -> None:
         slowest_s = max((fate.round_trip_ms or 0.0 for fate in self.fates), default=0.0) / 1e3
         news = time.monotonic()
         while self.fates and not self.fates[-1].answered and time.monotonic() - news < max(QUIET_S, 3 * slowest_s):
@@ -101,15 +104,15 @@ class Player:
         return any(info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
                    for info in self._node.get_subscriptions_info_by_topic(self._publisher.topic_name))
 
-    def _publish(self, image: RecordedMessage) -> Fate:
-        fate = Fate(image.index, image.stamp_ns, image.recorded_ns)
+    def _publish(self, image: RecordedMessage) -> ImageOutcome:
+        fate = ImageOutcome(image.index, image.stamp_ns, image.recorded_ns)
         self.fates.append(fate)
         self._published[image.stamp_ns] = image.index, time.monotonic()
         self._publisher.publish(image.cdr)
         return fate
 
-    def _spin(self, caller: Caller, fate: Fate | None, until: float) -> None:
-        """Until that time, or the answer of ``fate``. Raises as :meth:`Caller.check` does."""
+    def _spin(self, caller: ServiceCaller, fate: ImageOutcome | None, until: float) -> None:
+        """Until that time, or the answer of ``fate``. Raises as :meth:`ServiceCaller.check` does."""
         while (left := until - time.monotonic()) > 0 and not (fate and fate.answered):
             caller.check()
             self._executor.spin_once(timeout_sec=min(left, 0.1))
@@ -123,7 +126,7 @@ class Player:
         halves[topic] = cdr
         if len(halves) == len(self.topics):
             fate = self.fates[index]
-            fate.round_trip_ms = known((time.monotonic() - published) * 1e3)
+            fate.round_trip_ms = finite_or_none((time.monotonic() - published) * 1e3)
             for name, half in self._halves.pop(stamp_ns).items():
                 self._writer.write(name, fate.recorded_ns, half)
             self.order.append(index)

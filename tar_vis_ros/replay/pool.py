@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from tar_vis_ros.process.children import Child, Interrupt, free_domain
+from tar_vis_ros.process.children import ChildProcess, StopRequest, free_domain
 from tar_vis_ros.replay.outcome import Job
 
 PATIENCE_S = 20.0       # for a process that ends its node first
@@ -26,7 +26,7 @@ class Replaying:
         environment = {} if domain is None else {
             'ROS_DOMAIN_ID': str(domain),
             'ROS_AUTOMATIC_DISCOVERY_RANGE': os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')}
-        self.child = Child(job.bag, 'tar_vis_ros.replay.worker', [json.dumps(asdict(job))], environment)
+        self.child = ChildProcess(job.bag, 'tar_vis_ros.replay.worker', [json.dumps(asdict(job))], environment)
 
     @property
     def images(self) -> int:
@@ -44,7 +44,7 @@ class Replaying:
         return '\n'.join(said[start:])
 
 
-def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: Interrupt) -> dict[Job, tuple[int, str]]:
+def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRequest) -> dict[Job, tuple[int, str]]:
     """Exit code and last words of each job that was begun; ``images`` is what the bar counts to.
 
     Each has a free ROS domain, but those that drive a running node keep that of this process. After an interruption

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from tar_vis_core.benchmark.machine import processor
 from tar_vis_ros.replay.figures import Figures, accuracy, figures, merge_results
-from tar_vis_ros.replay.outcome import PICTURES, Outcome
+from tar_vis_ros.replay.outcome import PICTURES, BagOutcome
 
 PAGE = Path(__file__).with_name('report.html')
 DATA = '/*DATA*/'       # where the page wants its figures
 PACKAGES = ('tar-vis-ros', 'torch', 'numpy', 'opencv-python-headless', 'rosbags', 'ros-rclpy')
 
 
-def write_report(folder: Path, outcomes: Mapping[Path, Outcome], asked: Mapping[str, object]) -> Figures:
+def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mapping[str, object]) -> Figures:
     """Writes the three files into ``folder``; gives the figures of all bags together.
 
     ``outcomes`` are those of the bags, by their folders; ``asked`` is what the command was told.
@@ -44,7 +44,7 @@ def write_report(folder: Path, outcomes: Mapping[Path, Outcome], asked: Mapping[
     return total
 
 
-def columns(outcome: Outcome) -> dict[str, list]:
+def columns(outcome: BagOutcome) -> dict[str, list]:
     """The fates by field, which is shorter than one by one."""
     rows = [asdict(fate) for fate in outcome.fates]
     names = rows[0].keys() - {'index', 'recorded_ns', 'stamp_ns'} if rows else ()

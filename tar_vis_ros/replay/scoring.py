@@ -15,11 +15,12 @@ from tar_vis_core.evaluation.identity_measures import MATCH, overlaps
 from tar_vis_core.evaluation.results_json import write_results
 from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction, is_evaluated
 from tar_vis_core.instances import FrameResult, TrackStatus
+from tar_vis_core.media.recording import finite_or_none
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_ros.bags.reader import read_topics
 from tar_vis_ros.conversions.messages import decode_result
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
-from tar_vis_ros.replay.outcome import ANSWERS, RESULTS, Outcome, known
+from tar_vis_ros.replay.outcome import ANSWERS, RESULTS, BagOutcome
 from tar_vis_ros.replay.truth import Truth
 
 WORST = 12      # images named as the worst ones
@@ -38,7 +39,7 @@ def answers(folder: Path, order: Sequence[int]) -> Iterator[tuple[int, FrameResu
             number += 1
 
 
-def judge(outcome: Outcome, folder: Path, order: Sequence[int], truth: Truth | None, number: int) -> None:
+def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth | None, number: int) -> None:
     """Completes the outcome from the recorded answers, and writes RESULTS.
 
     ``number`` is the bag's video id where there is no ground truth. Raises DataError where the truth is of images of
@@ -52,8 +53,8 @@ def judge(outcome: Outcome, folder: Path, order: Sequence[int], truth: Truth | N
     size = [truth.record.width, truth.record.height] if truth else []
     for index, result, diagnostics in answers(folder, order) if order else ():
         fate, visible = outcome.fates[index], [i for i in result.instances if i.status != TrackStatus.LOST]
-        fate.latency_ms, fate.step_ms = known(diagnostics.latency_ms), known(result.times.total)
-        fate.executed, fate.frame_mse = list(result.routing.executed), known(result.frame_mse)
+        fate.latency_ms, fate.step_ms = finite_or_none(diagnostics.latency_ms), finite_or_none(result.times.total)
+        fate.executed, fate.frame_mse = list(result.routing.executed), finite_or_none(result.frame_mse)
         fate.dropped, fate.reset_reason, fate.instances = (
             diagnostics.frames_dropped, result.reset_reason, len(visible))
         classes |= {i.class_id + 1: i.class_name for i in visible}
@@ -75,11 +76,11 @@ def judge(outcome: Outcome, folder: Path, order: Sequence[int], truth: Truth | N
     if truth:
         outcome.truth, quality = str(truth.path), frame_quality(truth.record, tubes)
         for fate in outcome.fates:
-            fate.quality = known(quality[fate.frame]) if fate.frame >= 0 else None
+            fate.quality = finite_or_none(quality[fate.frame]) if fate.frame >= 0 else None
     outcome.worst = worst(outcome)
 
 
-def worst(outcome: Outcome) -> list[int]:
+def worst(outcome: BagOutcome) -> list[int]:
     """The answered images of the lowest quality, or without ground truth of the longest latency."""
     judged = [fate for fate in outcome.fates if fate.answered and (fate.quality is not None or not outcome.truth)]
     by_quality = sorted(judged, key=lambda fate: fate.quality if outcome.truth else -(fate.latency_ms or 0.0))

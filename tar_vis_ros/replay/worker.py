@@ -25,9 +25,9 @@ from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.weights.manifest import sha256_of
 from tar_vis_ros.bags.reader import BagError, ImageBag, RecordedMessage
 from tar_vis_ros.bags.writer import BagWriter
-from tar_vis_ros.process.children import Caller, Child, Interrupt, ProcessError
+from tar_vis_ros.process.children import ChildProcess, ProcessError, ServiceCaller, StopRequest
 from tar_vis_ros.replay import pictures, scoring
-from tar_vis_ros.replay.outcome import ANSWERS, FRAMES, PICTURES, RESULTS, Job, Outcome
+from tar_vis_ros.replay.outcome import ANSWERS, FRAMES, PICTURES, RESULTS, BagOutcome, Job
 from tar_vis_ros.replay.player import Player
 from tar_vis_ros.replay.truth import find_truth
 
@@ -74,7 +74,8 @@ def announced(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
 
 
 @contextlib.contextmanager
-def ros(interrupt: Interrupt, children: list[Child]) -> Iterator[tuple[rclpy.node.Node, SingleThreadedExecutor]]:
+def ros(interrupt: StopRequest,
+        children: list[ChildProcess]) -> Iterator[tuple[rclpy.node.Node, SingleThreadedExecutor]]:
     """A node of our own and its executor; at the end the children end as well, undisturbed."""
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node, executor = rclpy.create_node('tar_vis_replay'), SingleThreadedExecutor()
@@ -89,20 +90,20 @@ def ros(interrupt: Interrupt, children: list[Child]) -> Iterator[tuple[rclpy.nod
             rclpy.try_shutdown()
 
 
-def replay(job: Job, bag: ImageBag, outcome: Outcome, interrupt: Interrupt) -> list[int]:
+def replay(job: Job, bag: ImageBag, outcome: BagOutcome, interrupt: StopRequest) -> list[int]:
     """Plays the bag; gives the answered images in the order of their answers. What ends it is in ``outcome``."""
-    children: list[Child] = []
+    children: list[ChildProcess] = []
     prefix = '/' + job.node.strip('/') if job.node else NODE
     player = None
     try:
         with ros(interrupt, children) as (node, executor):
             player = Player(node, executor, publish_topic(job, bag), bag.compressed, prefix)
             outcome.fates = player.fates
-            caller = Caller(node, executor, children, interrupt)
+            caller = ServiceCaller(node, executor, children, interrupt)
             if job.node:
                 find(caller, player, prefix, publish_topic(job, bag))
             else:
-                children.append(Child('the node', 'tar_vis_ros.node', node_arguments(job, bag)))
+                children.append(ChildProcess('the node', 'tar_vis_ros.node', node_arguments(job, bag)))
                 caller.bring_up(NODE, CONFIGURE_S)
             outcome.parameters = parameters_of(caller, node, prefix)
             caller.wait(lambda: player.listeners, f'nobody listened on {publish_topic(job, bag)}', FIND_S)
@@ -124,7 +125,7 @@ def replay(job: Job, bag: ImageBag, outcome: Outcome, interrupt: Interrupt) -> l
     return player.order if player else []
 
 
-def find(caller: Caller, player: Player, prefix: str, topic: str) -> None:
+def find(caller: ServiceCaller, player: Player, prefix: str, topic: str) -> None:
     """Waits for a running node and resets it, so that tracks start anew. Raises ProcessError."""
     caller.call(Trigger, f'{prefix}/reset', Trigger.Request(), FIND_S,
                 f'{prefix}/reset did not answer (start the node, or name the one that runs with --node)')
@@ -132,7 +133,7 @@ def find(caller: Caller, player: Player, prefix: str, topic: str) -> None:
                                           'listens on with --to)', FIND_S)
 
 
-def parameters_of(caller: Caller, node: rclpy.node.Node, prefix: str) -> dict:
+def parameters_of(caller: ServiceCaller, node: rclpy.node.Node, prefix: str) -> dict:
     """The parameters of the node that has these outputs, which may be those of one of its cameras; {} without one."""
     services = {name for name, _ in node.get_service_names_and_types()}
     name = next((n for n in (prefix, prefix.rpartition('/')[0]) if f'{n}/list_parameters' in services), '')
@@ -143,13 +144,13 @@ def parameters_of(caller: Caller, node: rclpy.node.Node, prefix: str) -> dict:
     return {key: parameter_value_to_python(value) for key, value in zip(names, values, strict=True)}
 
 
-def run(job: Job, interrupt: Interrupt) -> Outcome:
+def run(job: Job, interrupt: StopRequest) -> BagOutcome:
     """Replays, judges and draws one bag. Raises TarVisError where there is nothing to keep."""
     folder = Path(job.folder)
     clear(folder)
     with ImageBag(job.bag, job.topic) as bag:
         truth = find_truth(bag, Path(job.truth) if job.truth else None, job.alone)
-        outcome = Outcome(folder.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
+        outcome = BagOutcome(folder.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
         order = replay(job, bag, outcome, interrupt)
         if outcome.fates:
             outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
@@ -166,7 +167,7 @@ def run(job: Job, interrupt: Interrupt) -> Outcome:
 def main(argv: Sequence[str] | None = None) -> int:
     """Gives the exit code: 0, 1 for a node that failed, 2 for bad input, 130 after Ctrl-C."""
     job = Job.from_json(json.loads((sys.argv[1:] if argv is None else argv)[0]))
-    interrupt = Interrupt()
+    interrupt = StopRequest()
     try:
         outcome = run(job, interrupt)
     except ProcessError as error:

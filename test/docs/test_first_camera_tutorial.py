@@ -17,7 +17,7 @@ from launch_files import declared
 from node_process import NodeProcess, nano_weights, wait_until
 
 from tar_vis_core.commands.run import parser
-from tar_vis_ros.process.children import Child
+from tar_vis_ros.process.children import ChildProcess
 from tar_vis_ros.video_source import command_line
 
 PAGE = (ROOT / 'docs/tutorials/first_camera.md').read_text()
@@ -35,7 +35,7 @@ def test_the_script_that_looks_prints_instances_and_diagnostics_and_saves_the_ov
     weights = nano_weights(tmp_path)
     given = {'weights': weights} if weights else {}
     node = NodeProcess(tmp_path, 'tar_vis', autostart=True, device='cpu', threads=1, **given)
-    camera = Child('tar_vis_video', 'tar_vis_ros.video_source', [
+    camera = ChildProcess('tar_vis_video', 'tar_vis_ros.video_source', [
         '--loop', '--width', '320', '--ros-args', '-r', 'image:=/tar_vis/image'])
     look = BuiltProcess([sys.executable, 'look.py'], ros_env, tmp_path, 'look')
     picture = tmp_path / 'overlay.png'

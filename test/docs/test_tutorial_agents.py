@@ -20,7 +20,7 @@ from camera_graph import CameraGraph
 from node_process import PATIENCE_S, NodeProcess, nano_weights
 from simulated_camera import Robot, Thing, messages
 
-from tar_vis_ros.process.children import Child
+from tar_vis_ros.process.children import ChildProcess
 
 
 def program(number: int, folder: Path) -> str:
@@ -35,7 +35,7 @@ def test_the_agent_that_waits_sees_a_person(tmp_path):
     if nano_weights(tmp_path):
         pytest.skip('an untrained model sees nobody')
     node = NodeProcess(tmp_path, 'tar_vis', autostart=True, device='cpu', threads=1)
-    camera = Child('tar_vis_video', 'tar_vis_ros.video_source', [
+    camera = ChildProcess('tar_vis_video', 'tar_vis_ros.video_source', [
         '--loop', '--width', '320', '--ros-args', '-r', 'image:=/tar_vis/image'])
     try:
         done = subprocess.run([sys.executable, program(0, tmp_path)], capture_output=True, text=True,
@@ -51,7 +51,7 @@ def test_the_agent_that_looks_for_the_nearest_finds_it(tmp_path, monkeypatch):
     program(1, tmp_path)
     graph = CameraGraph()
     try:
-        agent = Child('agent', 'agent_1', [])
+        agent = ChildProcess('agent', 'agent_1', [])
         graph.children.append(agent)
         graph.connect()
         random = np.random.default_rng(0)

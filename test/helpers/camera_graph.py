@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from tar_vis_ros.conversions.stamps import Stamp, stamp_of
 from tar_vis_ros.msg import Instance3DArray, InstanceMaskArray
-from tar_vis_ros.process.children import Child
+from tar_vis_ros.process.children import ChildProcess
 
 AGAIN_S = 3.0    # so long an answer may take before it is asked for again
 
@@ -24,7 +24,7 @@ class CameraGraph:
 
     def __init__(self, *arguments: str) -> None:
         """``arguments`` are ROS arguments of the depth_lifter, such as ``-p min_points:=5``."""
-        self.children = [Child('depth_lifter', 'tar_vis_ros.depth.node', [
+        self.children = [ChildProcess('depth_lifter', 'tar_vis_ros.depth.node', [
             '--ros-args', '-r', 'depth:=/camera/depth', '-r', 'camera_info:=/camera/camera_info', *arguments])]
         self._context = rclpy.Context()
         rclpy.init(context=self._context)
@@ -48,7 +48,7 @@ class CameraGraph:
             child.end()
 
     @property
-    def lifter(self) -> Child:
+    def lifter(self) -> ChildProcess:
         return self.children[0]
 
     def until(self, done: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> None:

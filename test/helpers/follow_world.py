@@ -11,7 +11,7 @@ from geometry_msgs.msg import Twist
 from rosgraph_msgs.msg import Clock
 from simulated_camera import Robot, Thing, messages
 
-from tar_vis_ros.process.children import Child
+from tar_vis_ros.process.children import ChildProcess
 
 DISTANCE = 1.6
 
@@ -28,7 +28,7 @@ class World(CameraGraph):
         self.commands: list[Twist] = []
         self.clock = self.node.create_publisher(Clock, '/clock', 10)
         self.node.create_subscription(Twist, '/cmd_vel', self.commands.append, 100)
-        self.children.append(Child('follow_person', 'tar_vis_ros.examples.follow_person', [
+        self.children.append(ChildProcess('follow_person', 'tar_vis_ros.examples.follow_person', [
             '--ros-args', '-p', 'use_sim_time:=true', '-p', f'distance:={DISTANCE}']))
 
     def begin(self) -> None:

@@ -24,7 +24,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from tar_vis_ros.conversions.images import array_to_image
 from tar_vis_ros.depth.lifting import DEPTHS
-from tar_vis_ros.process.children import Child
+from tar_vis_ros.process.children import ChildProcess
 
 PEOPLE = [Thing(4, 3.0, 0.4), Thing(6, 4.5, -0.8)]
 
@@ -47,10 +47,10 @@ def moment(request):
 @pytest.fixture
 def alone():
     """Function that starts a depth_lifter that nobody talks to."""
-    children: list[Child] = []
+    children: list[ChildProcess] = []
 
-    def start(*arguments: str) -> Child:
-        children.append(Child('depth_lifter', 'tar_vis_ros.depth.node', list(arguments)))
+    def start(*arguments: str) -> ChildProcess:
+        children.append(ChildProcess('depth_lifter', 'tar_vis_ros.depth.node', list(arguments)))
         return children[-1]
 
     yield start

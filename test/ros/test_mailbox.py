@@ -10,22 +10,22 @@ from tar_vis_ros.node.mailbox import Mailbox, Worker
 def test_the_newest_replaces_the_rest_and_they_are_counted():
     box = Mailbox()
     for item in range(5):
-        box.put(item)
+        box.put(0, item)
     assert box.take() == (0, 4, 4)
-    box.put(5, missed=3)
+    box.put(0, 5, missed=3)
     assert box.take() == (0, 5, 3)
 
 
 def test_cameras_take_turns_and_each_gives_its_newest():
     box = Mailbox(3)
     for item in range(4):
-        box.put(f'a{item}', slot=0)
-    box.put('c0', slot=2)
+        box.put(0, f'a{item}')
+    box.put(2, 'c0')
     assert box.take() == (0, 'a3', 3)
-    box.put('a4', slot=0)
-    box.put('b0', slot=1)
+    box.put(0, 'a4')
+    box.put(1, 'b0')
     assert box.take() == (1, 'b0', 0)
-    box.put('b1', slot=1)
+    box.put(1, 'b1')
     assert [box.take() for _ in range(3)] == [(2, 'c0', 0), (0, 'a4', 0), (1, 'b1', 0)]
 
 
@@ -33,7 +33,7 @@ def test_no_camera_waits_longer_than_a_round():
     box, taken = Mailbox(3), []
     for _ in range(30):       # camera 0 always has a new image, the others now and then
         for slot in (0, 0, 1, 0, 2):
-            box.put(slot, slot=slot)
+            box.put(slot, slot)
         taken.append(box.take()[0])
     assert [taken.count(slot) for slot in range(3)] == [10, 10, 10]
 
@@ -41,7 +41,7 @@ def test_no_camera_waits_longer_than_a_round():
 def test_closing_tells_what_was_never_taken():
     box = Mailbox(2)
     for _ in range(3):
-        box.put('x', missed=1, slot=1)
+        box.put(1, 'x', missed=1)
     assert box.close() == [0, 6] and box.take() is None
     assert box.close() == [0, 0]
 
@@ -54,7 +54,7 @@ def test_closing_ends_a_take_that_waits():
     box.close()
     waiting.join(10)
     assert got == [None]
-    box.put(1)
+    box.put(0, 1)
     assert box.take() is None
 
 
@@ -67,10 +67,10 @@ def test_a_busy_worker_skips_to_the_newest_and_nothing_is_uncounted():
         assert go_on.wait(10)
 
     worker = Worker(handle, 'test')
-    worker.put(0)
+    worker.put(0, 0)
     assert begun.wait(10)
     for item in range(1, 8):
-        worker.put(item)
+        worker.put(0, item)
     begun.clear()
     go_on.set()
     assert begun.wait(10)
@@ -87,7 +87,7 @@ def test_stop_lets_the_item_at_hand_finish():
         finished.append(item)
 
     worker = Worker(handle, 'test')
-    worker.put('first')
+    worker.put(0, 'first')
     assert begun.wait(10)
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
@@ -96,7 +96,7 @@ def test_stop_lets_the_item_at_hand_finish():
     stopping.join(10)
     assert not stopping.is_alive()
     count = len(finished)
-    worker.put('late')
+    worker.put(0, 'late')
     assert finished[0] == 'first' and len(finished) == count
 
 

@@ -19,7 +19,7 @@ from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_ros.bags.maker import BagOptions, labelled_videos, write_images, write_labelled
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.replay.figures import accuracy, figures, merge_results
-from tar_vis_ros.replay.outcome import Fate, Outcome
+from tar_vis_ros.replay.outcome import BagOutcome, ImageOutcome
 from tar_vis_ros.replay.pictures import choose
 from tar_vis_ros.replay.scoring import frame_quality, worst
 from tar_vis_ros.replay.truth import Truth, cut, find_truth
@@ -104,12 +104,12 @@ def test_quality_does_not_charge_what_may_be_real():
     assert frame_quality(only_persons, [predicted('person', 0, 0), predicted('cat', 30, 30)]) == pytest.approx([1, 1])
 
 
-def outcome(name: str, records=(), **changes) -> Outcome:
-    fates = [Fate(i, i, i, round_trip_ms=10.0 + i, latency_ms=9.0 - i, step_ms=5.0, executed=[True, i > 0, False],
-                  frame=i, quality=[0.9, 0.2, 0.5, 0.5][i]) for i in range(3)]
-    fates.append(Fate(3, 3, 3, sent=2, frame=3, quality=0.0))      # no answer
+def outcome(name: str, records=(), **changes) -> BagOutcome:
+    fates = [ImageOutcome(i, i, i, round_trip_ms=10.0 + i, latency_ms=9.0 - i, step_ms=5.0,
+                          executed=[True, i > 0, False], frame=i, quality=[0.9, 0.2, 0.5, 0.5][i]) for i in range(3)]
+    fates.append(ImageOutcome(3, 3, 3, sent=2, frame=3, quality=0.0))      # no answer
     fates[2].dropped, fates[1].reset_reason = 4, 'gap of 3.000 s'
-    made = Outcome(name, f'/somewhere/{name}', '/image', 'mcap', {}, 4, [SIZE[1], SIZE[0]], fates=fates)
+    made = BagOutcome(name, f'/somewhere/{name}', '/image', 'mcap', {}, 4, [SIZE[1], SIZE[0]], fates=fates)
     return replace(made, **changes)
 
 
@@ -137,7 +137,7 @@ def test_figures_count_every_image_once():
 
 
 @pytest.fixture
-def judged(bags, tmp_path) -> dict[Path, Outcome]:
+def judged(bags, tmp_path) -> dict[Path, BagOutcome]:
     """Outcomes of two bags; the first was answered perfectly as far as it was played, the second not at all."""
     made = {}
     for name, good in (('00001', True), ('00002', False)):
@@ -180,4 +180,4 @@ def test_results_of_several_bags_are_one_file_for_the_data_set(judged, tmp_path)
 def test_an_outcome_survives_its_file(tmp_path):
     before = outcome('a', categories={3: 'cat'}, parameters={'model': 'nano', 'weights': ''}, worst=[2])
     before.write(tmp_path)
-    assert Outcome.read(tmp_path) == before
+    assert BagOutcome.read(tmp_path) == before
