@@ -150,7 +150,7 @@ def test_plans_pace_files_and_not_live_sources(tmp_path):
 
 
 @pytest.mark.parametrize('arguments, expected', [
-    (['--video', 'absent.mp4'], 'no such file or folder: absent.mp4'),
+    (['--video', 'absent.mp4'], 'absent.mp4: no such file or folder'),
     (['--camera', '987'], 'there is no camera /dev/video987'),
 ])
 def test_a_missing_source_is_one_line_before_anything_starts(arguments, expected, capsys, tmp_path):

@@ -195,7 +195,7 @@ def test_parameters_set_the_same_options_and_sigterm_is_quiet(start, viewer, fol
 
 
 @pytest.mark.parametrize('arguments, expected', [
-    (('absent.mp4',), 'no such file or folder: absent.mp4'),
+    (('absent.mp4',), 'absent.mp4: no such file or folder'),
     (('--ros-args', '-p', 'rate:=.nan'), "parameter 'rate' is nan, expected a number from 0 to 240"),
     (('--ros-args', '-p', 'rate:=fast'), "parameter 'rate' is 'fast', expected a number"),
     (('--ros-args', '--params-file', 'absent.yaml'), 'absent.yaml'),
