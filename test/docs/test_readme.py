@@ -1,5 +1,6 @@
 """What the README and the pages in docs/ name is there, and their tables are the code's."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -29,3 +30,14 @@ def test_the_page_of_a_node_has_every_part(page):
 def test_links_of_the_pages_lead_somewhere(page):
     for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_the_tree_is_the_one_that_is_there():
+    top, told = '', set()
+    for line in README.partition('## The tree')[2].split('```')[1].strip().splitlines():
+        names = list(itertools.takewhile(lambda word: word.endswith(('/', '.py')), line.split()))
+        top = top if line.startswith(' ') else names[0]
+        told |= {(top if line.startswith(' ') else '') + name for name in names}
+    assert all((ROOT / name).exists() for name in told)
+    rooms = {f'{path.parent.relative_to(ROOT)}/' for path in ROOT.glob('tar_vis_*/*/__init__.py')}
+    assert rooms - {'tar_vis_ros/msg/'} <= told
