@@ -34,17 +34,27 @@ class BagWriter:
             self._connections = {topic: self._writer.add_connection(topic, type_name(message), typestore=store)
                                  for topic, message in topics.items()}
         except Exception as error:
-            raise BagError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
+            raise self._failed(error) from error
 
     def write(self, topic: str, recorded_ns: int, cdr: bytes) -> None:
         """Adds a serialised message; ``recorded_ns`` is the bag's own time of it."""
-        self._writer.write(self._connections[topic], recorded_ns, cdr)
+        try:
+            self._writer.write(self._connections[topic], recorded_ns, cdr)
+        except Exception as error:      # whatever the storage raises, for example on a full disk
+            raise self._failed(error) from error
 
     def __enter__(self) -> BagWriter:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._writer.close()
+    def __exit__(self, kind: type | None, *_) -> None:
+        try:
+            self._writer.close()
+        except Exception as error:
+            if kind is None:    # else what ended the block is what matters
+                raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> BagError:
+        return BagError(f'{self.path}: cannot be written: {" ".join(str(error).split())}')
 
 
 def definition(fields: Mapping[str, str]) -> str:

@@ -96,7 +96,7 @@ class DepthLifter(ParameterNode):
             'camera_info': self.create_subscription(CameraInfo, 'camera_info', self._take('camera_info'), INPUT_QOS,
                                                     qos_overriding_options=policies)}
         self._topics = {name: subscription.topic_name for name, subscription in listening.items()}
-        self._publishers = {name: Publishers(self, subscription.topic_name, type_name(subscription.msg_type),
+        self._heard = {name: Publishers(self, subscription.topic_name, type_name(subscription.msg_type),
                                              subscription.qos_profile) for name, subscription in listening.items()}
         self._namesakes = Namesakes(self)
         self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -160,7 +160,7 @@ class DepthLifter(ParameterNode):
         past, stamps = self._counts[0], self._stamps
         missing = [name for name in self._topics if stamps.received[name] == past.received[name]]
         if missing:
-            reasons = '; '.join(filter(None, (self._publishers[name].why_silent() for name in missing)))
+            reasons = '; '.join(filter(None, (self._heard[name].why_silent() for name in missing)))
             return (f'no message on {" and ".join(self._topics[name] for name in missing)} for {SILENT_S} s'
                     + (f': {reasons}' if reasons else ''))
         if stamps.matched > past.matched:

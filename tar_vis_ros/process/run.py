@@ -72,6 +72,7 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
     from rclpy.utilities import remove_ros_args
 
     from tar_vis_ros.process.dds import use_shared_memory_profile
+    from tar_vis_ros.process.parameter_files import ignored_files
 
     node = None
     try:
@@ -80,6 +81,8 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
             use_shared_memory_profile()
             rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
             node = make(parsed)
+            for line in ignored_files(arguments, node.get_fully_qualified_name()):
+                node.get_logger().warning(line)
         except (RCLError, RCLInvalidROSArgsError, UnknownROSArgsError) as error:
             # A YAML file that is none, for example.
             text = re.sub(r', at [^ ]+:[0-9]+', '', str(error))     # without lines of rcl's source

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import write_text
 from tar_vis_ros.bags.command import number
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.children import StopRequest
 from tar_vis_ros.process.dds import use_shared_memory_profile
+from tar_vis_ros.process.parameter_files import PARAMETERS, is_for, listed, sections
 from tar_vis_ros.replay import report
-from tar_vis_ros.replay.outcome import BagOutcome, Job
+from tar_vis_ros.replay.outcome import NODE, BagOutcome, Job
 from tar_vis_ros.replay.pool import replay_all
 from tar_vis_ros.replay.truth import find_truth
 
@@ -77,6 +80,8 @@ def check_options(args: argparse.Namespace) -> None:
     for path in (args.params_file, args.truth):
         if path and not path.is_file():
             raise TarVisError(f'{path}: no such file')
+    if args.out.exists() and not args.out.is_dir():
+        raise TarVisError(f'--out {args.out} is a file; expected a folder, which may be there or not')
     for text in args.parameter:
         name, given, value = text.partition(':=')
         if not given:
@@ -110,6 +115,24 @@ def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
     return jobs, images, bad
 
 
+def own_parameters(path: Path, folder: Path) -> Path:
+    """Return a parameter file for the node that is started here: this one, or a copy of what it has for another name.
+
+    A robot's file may be for /robot1/tar_vis. If it has one such section, that is meant. Raises TarVisError else.
+    """
+    held = sections(path)
+    if any(is_for(section, NODE) for section in held):
+        return path
+    meant = [name for name in held if name.rpartition('/')[2] == NODE.strip('/')] or list(held)
+    if len(meant) > 1:
+        raise TarVisError(f'{path}: none of its parameters are for {NODE}, it has those of {listed(held)}; expected '
+                          f'{NODE} or /**')
+    print(f'tar-vis-replay: {path}: the parameters of {meant[0]} are taken', file=sys.stderr)
+    copy = folder / 'parameters.yaml'
+    write_text(copy, yaml.safe_dump({'/**': {PARAMETERS: dict(held[meant[0]])}}))
+    return copy
+
+
 def run(args: argparse.Namespace) -> int:
     """The whole command; gives the exit code. Raises TarVisError and OSError."""
     check_options(args)
@@ -122,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (args.out / name).unlink(missing_ok=True)
+    if args.params_file:
+        jobs = [replace(job, params_file=str(own_parameters(args.params_file, args.out))) for job in jobs]
     use_shared_memory_profile()
     ended = replay_all(jobs, args.jobs, images, interrupt)
     codes, outcomes = [BAD_INPUT] * bool(bad), {}
@@ -132,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
             print(f'tar-vis-replay: {said or f"{job.bag}: its process ended with code {code}"}', file=sys.stderr)
         try:
             outcome = BagOutcome.read(Path(job.folder))
-        except OSError:     # nothing came of it
+        except (OSError, ValueError):     # nothing came of it
             continue
         if outcome.fates:
             outcomes[Path(job.folder)] = outcome

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tar_vis_core.io.whole_files import write_text
+
 ANSWERS, FRAMES, RESULTS, PICTURES = 'answers', 'frames.json', 'results.json', 'pictures'   # in a bag's own folder
+NODE = '/tar_vis'       # the node that is started for a bag
 
 
 @dataclass(slots=True)      # there is one for every image
@@ -58,12 +61,11 @@ class BagOutcome:
     worst: list[int] = field(default_factory=list)   # images, the worst first
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(asdict(self), default=float, allow_nan=False)
-        (folder / FRAMES).write_text(text)
+        write_text(folder / FRAMES, json.dumps(asdict(self), default=float, allow_nan=False))
 
     @classmethod
     def read(cls, folder: Path) -> BagOutcome:
-        """Raises OSError where there is none."""
+        """Raise OSError if there is none."""
         content = json.loads((folder / FRAMES).read_text())
         content['fates'] = [ImageOutcome(**fate) for fate in content['fates']]
         content['categories'] = {int(number): name for number, name in content['categories'].items()}

@@ -11,6 +11,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from tar_vis_core.media.overlay import draw_overlay
+from tar_vis_core.media.pictures import write_picture
 from tar_vis_ros.bags.reader import BagError, ImageBag
 from tar_vis_ros.conversions.images import ImageError, to_rgb
 from tar_vis_ros.replay.outcome import PICTURES, BagOutcome
@@ -71,4 +72,4 @@ def write(path: Path, rgb: np.ndarray) -> None:
     height, width = rgb.shape[:2]
     if width > WIDTH:
         rgb = cv2.resize(rgb, (WIDTH, max(1, round(height * WIDTH / width))), interpolation=cv2.INTER_AREA)
-    cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    write_picture(path, rgb, QUALITY)

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tar_vis_core.benchmark.machine import processor
+from tar_vis_core.io.whole_files import write_json, write_text
 from tar_vis_ros.replay.figures import Figures, accuracy, figures, merge_results
 from tar_vis_ros.replay.outcome import PICTURES, BagOutcome
 
@@ -34,13 +35,13 @@ def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mappi
         bags.append({**about, 'figures': asdict(figures([outcome], accuracy({place: outcome})))})
     report = {'written': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'asked': asked,
               'host': host(), 'versions': versions(), 'total': asdict(total), 'bags': bags}
-    (folder / 'report.json').write_text(json.dumps(report, indent=1, allow_nan=False) + '\n')
+    write_json(folder / 'report.json', report, indent=1)
     merge_results(folder / 'results.json', outcomes)
     shown = [{**bag, 'worst': outcome.worst, 'frames': columns(outcome), 'pictures': pictures(place)}
              for bag, (place, outcome) in zip(bags, outcomes.items(), strict=True)]
     data = json.dumps({**report, 'bags': shown}, allow_nan=False).replace('</', '<\\/')
     before, after = PAGE.read_text(encoding='utf-8').split(DATA)
-    (folder / 'report.html').write_text(before + data + after, encoding='utf-8')
+    write_text(folder / 'report.html', before + data + after)
     return total
 
 

@@ -16,22 +16,26 @@ from pathlib import Path
 
 import rclpy
 from rcl_interfaces.srv import GetParameters, ListParameters
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import parameter_value_to_python
 from rclpy.signals import SignalHandlerOptions
+from rclpy.validate_full_topic_name import validate_full_topic_name
 from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import DataError, TarVisError
+from tar_vis_core.models.class_sets import plain_name
+from tar_vis_core.models.presets import PRESETS, preset_of
 from tar_vis_core.weights.manifest import sha256_of
 from tar_vis_ros.bags.reader import BagError, ImageBag, RecordedMessage
 from tar_vis_ros.bags.writer import BagWriter
 from tar_vis_ros.process.children import ChildProcess, ProcessError, ServiceCaller, StopRequest
 from tar_vis_ros.replay import pictures, scoring
-from tar_vis_ros.replay.outcome import ANSWERS, FRAMES, PICTURES, RESULTS, BagOutcome, Job
+from tar_vis_ros.replay.outcome import ANSWERS, FRAMES, NODE, PICTURES, RESULTS, BagOutcome, Job
 from tar_vis_ros.replay.player import Player
-from tar_vis_ros.replay.truth import find_truth
+from tar_vis_ros.replay.truth import Truth, find_truth
 
-NODE = '/tar_vis'
+STAND_IN = '/replay/image'  # for a topic that ROS 2 does not take
 CONFIGURE_S = 300.0         # the model loads and warms up
 FIND_S = 10.0               # a running node is found
 PRINT_S = 0.2               # between two lines about the progress
@@ -53,14 +57,39 @@ def node_arguments(job: Job, bag: ImageBag) -> list[str]:
     if job.mode == 'lossless':
         needs.append('image_reliability:=reliable')
     files = ['--params-file', job.params_file] if job.params_file else []
-    return ['--ros-args', '-r', f'image:={bag.topic.removesuffix("/compressed")}', *files,
+    return ['--ros-args', '-r', f'image:={publish_topic(job, bag).removesuffix("/compressed")}', *files,
             *(part for value in (*job.parameters, *needs) for part in ('-p', value))]
 
 
 def publish_topic(job: Job, bag: ImageBag) -> str:
-    """Where the images go: a compressed topic ends as image_transport wants it."""
+    """Return where the images go: a compressed topic ends as image_transport wants it.
+
+    A bag may come from ROS 1 and have a name that ROS 2 does not take. The node that is started here gets its images
+    under another name then; raises BagError if one that runs already should.
+    """
     topic = job.to or bag.topic
+    try:
+        validate_full_topic_name('/' + topic.lstrip('/'))
+    except InvalidTopicNameException as error:
+        if job.node:
+            raise BagError(f'{bag.path}: ROS 2 takes no topic {topic} ({str(error).partition(":")[0]}); give the '
+                           'topic that the node listens on with --to') from error
+        topic = STAND_IN
     return topic if not bag.compressed or topic.endswith('/compressed') else f'{topic}/compressed'
+
+
+def check_classes(parameters: dict, truth: Truth | None) -> None:
+    """Raise DataError if the node's model knows no class of the ground truth: nothing it finds would count."""
+    try:
+        name = preset_of(str(parameters.get('model', '')), str(parameters.get('backbone', '')))
+    except ValueError:      # a node of another version
+        return
+    if truth is None:
+        return
+    known = {plain_name(label) for label in PRESETS[name].class_names}
+    if not any(plain_name(label) in known for label in truth.categories.values()):
+        raise DataError(f'{truth.path}: none of its classes ({", ".join(list(truth.categories.values())[:5])}) is one '
+                        f'of the model {name}; choose a model that knows them, or move the file away')
 
 
 def announced(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
@@ -90,7 +119,7 @@ def ros(interrupt: StopRequest,
             rclpy.try_shutdown()
 
 
-def replay(job: Job, bag: ImageBag, outcome: BagOutcome, interrupt: StopRequest) -> list[int]:
+def replay(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None, interrupt: StopRequest) -> list[int]:
     """Plays the bag; gives the answered images in the order of their answers. What ends it is in ``outcome``."""
     children: list[ChildProcess] = []
     prefix = '/' + job.node.strip('/') if job.node else NODE
@@ -106,6 +135,7 @@ def replay(job: Job, bag: ImageBag, outcome: BagOutcome, interrupt: StopRequest)
                 children.append(ChildProcess('the node', 'tar_vis_ros.node', node_arguments(job, bag)))
                 caller.bring_up(NODE, CONFIGURE_S)
             outcome.parameters = parameters_of(caller, node, prefix)
+            check_classes(outcome.parameters, truth)
             caller.wait(lambda: player.listeners, f'nobody listened on {publish_topic(job, bag)}', FIND_S)
             with BagWriter(Path(job.folder) / ANSWERS, bag.storage, player.topics) as writer:
                 if job.mode == 'lossless':
@@ -118,7 +148,7 @@ def replay(job: Job, bag: ImageBag, outcome: BagOutcome, interrupt: StopRequest)
             outcome.fates.pop()
     except TarVisError as error:
         outcome.problem = str(error)
-        outcome.exit_code = BAD_INPUT if isinstance(error, BagError) else FAILED
+        outcome.exit_code = BAD_INPUT if isinstance(error, BagError | DataError) else FAILED
         said = next((child.complaints[-1] for child in children if child.complaints), '')
         if said and said not in outcome.problem:
             outcome.problem += f'; the node said: {said}'
@@ -151,7 +181,7 @@ def run(job: Job, interrupt: StopRequest) -> BagOutcome:
     with ImageBag(job.bag, job.topic) as bag:
         truth = find_truth(bag, Path(job.truth) if job.truth else None, job.alone)
         outcome = BagOutcome(folder.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
-        order = replay(job, bag, outcome, interrupt)
+        order = replay(job, bag, outcome, truth, interrupt)
         if outcome.fates:
             outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
             try:

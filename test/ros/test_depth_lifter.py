@@ -161,7 +161,7 @@ def test_a_signal_ends_it_quietly(number, alone):
     wait_until(lambda: lifter.lines, 'first line')
     lifter._process.send_signal(number)
     wait_until(lambda: lifter.code is not None, 'end')
-    assert lifter.code == 0
+    assert lifter.code == 0, chr(10).join(lifter.lines)
     assert len(lifter.lines) == 1 and 'waiting for' in lifter.lines[0], lifter.lines
 
 
