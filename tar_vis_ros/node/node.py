@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.lifecycle import State, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import DeviceLostError, TarVisError
 from tar_vis_core.models.presets import preset_of
 from tar_vis_core.runtime.allocator import give_back_free_memory
 from tar_vis_ros.conversions import detections
@@ -42,6 +43,7 @@ class TarVisNode(ManagedNode):
         self._configured = Settings()      # what the pipeline was built with
         self._inputs: list[ImageInput] = []
         self._resets: list = []            # services of single cameras
+        self._lost = ''                    # why the GPU cannot be used any more
         self._blocked = ''                 # why the node cannot be configured; empty when nothing is known
         self._last_epoch = 0               # of the cameras that were
         self._namesakes = Namesakes(self)
@@ -73,7 +75,11 @@ class TarVisNode(ManagedNode):
         except Exception as error:   # whatever the model's loading raises, for example for want of memory
             kind = '' if isinstance(error, TarVisError | ValueError) else f'{type(error).__name__}: '
             self._blocked = f'cannot configure: {kind}{one_line(error)}'
+            self._lost = str(error) if isinstance(error, DeviceLostError) else ''
             self.get_logger().error(self._blocked)
+            segmenter = None
+        if segmenter is None:       # the error is gone, and what it held with it
+            give_back_memory()
             return FAILURE
         self._configured, self._blocked = settings, ''
         cameras = [Camera(name, topic, self._create_outputs(name), segmenter.new_state(self._new_epoch()))
@@ -83,6 +89,7 @@ class TarVisNode(ManagedNode):
         self._resets = [self._create_reset(camera) for camera in cameras if camera.name]
         self.get_logger().info(f'{preset_of(settings.model, settings.backbone)} is ready on {self._pipeline.device}, '
                                f'loaded and warmed up in {time.monotonic() - began:.1f} s')
+        self._pipeline.remarks()
         return super().on_configure(state)
 
     @logged
@@ -173,10 +180,7 @@ class TarVisNode(ManagedNode):
                 for publisher in camera.outputs.all():
                     self.destroy_lifecycle_publisher(publisher)
             self._pipeline = None
-            gc.collect()   # the model's memory, now rather than some time
-            give_back_free_memory()
-            if (torch := sys.modules.get('torch')) is not None and torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            give_back_memory()
 
     def destroy_node(self) -> None:
         self._stop()
@@ -207,13 +211,26 @@ class TarVisNode(ManagedNode):
                 f'{node}: segmentation', self.state, self.resolve_topic_name('image'), '',
                 blocked=self._blocked or twins))
         else:
+            slower = [*filter(None, [self._pipeline.recording]), *self._pipeline.remarks()]
             for number, camera in enumerate(self._pipeline.cameras):
                 source = self._inputs[number] if self._inputs else None
                 problems = [*filter(None, [twins, camera.stamp_problem]), *(source.problems() if source else [])]
                 if camera.state.budget and camera.state.budget.report:
                     problems.append(camera.state.budget.report)
+                problems += slower
                 message.status.append(camera.health.status(
                     f'{node}: {camera.name or "segmentation"}', self.state,
                     source.topic if source else self.resolve_topic_name(camera.topic), self._pipeline.device,
                     problems=problems, timeout_s=timeout_s))
         self._diagnostics.publish(message)
+        if lost := self._lost or (self._pipeline and self._pipeline.lost):
+            self._diagnostics.wait_for_all_acked(Duration(seconds=1))
+            raise DeviceLostError(lost)     # ends the process
+
+
+def give_back_memory() -> None:
+    """Give the system what was freed, of the host and of a GPU, now rather than some time."""
+    gc.collect()
+    give_back_free_memory()
+    if (torch := sys.modules.get('torch')) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.instances import FrameResult
 from tar_vis_ros.conversions.detections import encode_detections, label_info
 from tar_vis_ros.conversions.images import UNNAMED, ImageError, array_to_image, to_rgb
@@ -43,8 +44,11 @@ class Pipeline:
     def __init__(self, segmenter, cameras: Sequence[Camera], logger) -> None:
         self.cameras = tuple(cameras)
         self.device = str(segmenter.device)
+        self.recording = ''     # what is recorded right now, in words
+        self.lost = ''          # why the GPU can be used no more
         self._segmenter = segmenter
         self._logger = logger
+        self._remarks: tuple[str, ...] = ()
         self._worker: Worker[Arrived] | None = None
         self._pictures: Pictures | None = None
         # The segmenter is for one at a time. Who waits for it holds the other lock, so that the thread, which takes
@@ -96,6 +100,14 @@ class Pipeline:
         with self._between_frames():
             self._segmenter.options = options
 
+    def remarks(self) -> tuple[str, ...]:
+        """Return what runs slower here than it could; log what is new."""
+        before, self._remarks = self._remarks, self._segmenter.remarks
+        for line in self._remarks:
+            if line not in before:
+                self._logger.warning(line)
+        return self._remarks
+
     def announce_labels(self) -> None:
         """Publishes what class ids mean, for whoever listens now or later."""
         for camera in self.cameras:
@@ -113,6 +125,9 @@ class Pipeline:
         camera, image = self.cameras[number], arrived.image
         camera.unreported += dropped
         camera.health.dropped(dropped)
+        if self.lost:
+            camera.health.dropped(1)
+            return
         try:
             rgb = to_rgb(image)
             self._remark_on_colours(camera, image)
@@ -123,6 +138,9 @@ class Pipeline:
             result = self._step(camera, rgb, arrived)
             self._publish(camera, result, image.header, arrived.at)
             self._pictures.put(number, AnsweredImage(image.header, rgb, result))
+        except DeviceLostError as error:
+            self.lost = str(error)
+            self._complain(camera, 'lost', self.lost, DiagnosticStatus.ERROR)
         except Exception as error:   # whatever one frame does, the next one gets its chance
             camera.state.reset(f'the frame before failed: {type(error).__name__}')
             self._failed(camera, error)
@@ -141,11 +159,22 @@ class Pipeline:
 
     def _step(self, camera: Camera, rgb: np.ndarray, arrived: Arrived) -> FrameResult:
         with self._between_frames():
+            if self._segmenter.needs_recording(*rgb.shape[:2]):
+                self._record(*rgb.shape[:2])
             result = self._segmenter.step(rgb, camera.state, seconds_of(arrived.image),
                                           camera.break_before(arrived.number))
         if result.reset_reason:
             self._logger.info(f'{camera.prefix}tracks start anew (epoch {result.track_epoch}): {result.reset_reason}')
         return result
+
+    def _record(self, height: int, width: int) -> None:
+        """Record the CUDA graphs of a size of image that is new. It takes seconds, in which images are dropped."""
+        self.recording = f'recording CUDA graphs for images of {width}x{height} (warm_up_sizes does that at configure)'
+        self._logger.info(self.recording)
+        try:
+            self._segmenter.warm_up(height, width)
+        finally:
+            self.recording = ''
 
     def _publish(self, camera: Camera, result: FrameResult, header: Header, arrived: float) -> None:
         outputs = camera.outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,6 @@ from tar_vis_ros.process.parameters import Table
 
 if TYPE_CHECKING:
     from tar_vis_core.segmenter import VideoSegmenter
-
-WARM_UP_SIZE = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,9 @@ class Settings(SegmenterOptions):
     device: str = option('auto', 'where the model runs; auto: the first GPU, else the CPU',
                          pattern=r'auto|cpu|cuda(:\d{1,3})?', example='auto, cpu, cuda or cuda:N')
     precision: str = option('float32', 'arithmetic of the model', choices=('float32', 'float16', 'bfloat16'))
+    warm_up_sizes: tuple[str, ...] = option(
+        ('640x480',), 'sizes of the images to come; a GPU records its graphs for them at configure, for others at the '
+        'first image', example="a list of WIDTHxHEIGHT such as ['1280x720']")
     threads: int = option(0, 'CPU threads of the model; 0: as many as torch takes', low=0, high=1024)
     image_topics: tuple[str, ...] = option(
         (), 'topics of several cameras for the one model; empty: one camera, on topic image',
@@ -44,20 +46,33 @@ class Settings(SegmenterOptions):
 
 TABLE = Table(Settings, at_start=frozenset({'autostart'}), at_configure=frozenset({
     'model', 'backbone', 'weights', 'adapter', 'tracker', 'device', 'precision', 'threads', 'input_short_side',
-    'image_topics', 'image_transport', 'image_reliability'}))
+    'image_topics', 'image_transport', 'image_reliability', 'warm_up_sizes'}))
 
 
 def load_segmenter(settings: Settings) -> VideoSegmenter:
     """Return the segmenter that the settings ask for, warm. Raise TarVisError or ValueError, each of one line."""
     from tar_vis_core.segmenter import VideoSegmenter  # takes torch along: only a configure waits for it
 
+    sizes = warm_up_sizes(settings)
     segmenter = VideoSegmenter(
         preset=preset_of(settings.model, settings.backbone), weights=settings.weights or None,
         adapter=settings.adapter or None, tracker=settings.tracker, device=settings.device,
         precision=settings.precision, threads=settings.threads)
     segmenter.options = live_options(settings, settings)
-    segmenter.warm_up(*WARM_UP_SIZE)
+    for size in sizes:
+        segmenter.warm_up(*size)
     return segmenter
+
+
+def warm_up_sizes(settings: Settings) -> list[tuple[int, int]]:
+    """Return heights and widths to warm up. Raise ValueError that names what is no size."""
+    found = []
+    for text in settings.warm_up_sizes:
+        size = re.fullmatch(r'([1-9]\d{0,4})x([1-9]\d{0,4})', text)
+        if size is None:
+            raise ValueError(f"parameter 'warm_up_sizes' has {text!r}: expected WIDTHxHEIGHT such as 1280x720")
+        found.append((int(size[2]), int(size[1])))
+    return found
 
 
 def live_options(configured: Settings, current: Settings) -> SegmenterOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -10,8 +11,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import DeviceLostError, TarVisError
 
+GPU_LOST = os.EX_TEMPFAIL   # exit code 75: what failed may go in a new process
 TURN_S = 0.2    # a signal is answered at the end of a turn
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -31,7 +33,8 @@ def run_node(command: str, parse: Callable[[list[str]], Any], make: Callable[[An
     """Run one node until it ends, or SIGINT or SIGTERM comes. Return the exit code.
 
     The signals are answered from the first line on: ``parse`` and ``make`` are the place for imports that take long.
-    If a signal comes, the node's ``finish()`` is called, if it has one, while ROS still works.
+    If the GPU is lost, the process ends with code ``GPU_LOST``. If a signal comes, the node's ``finish()`` is called,
+    if it has one, while ROS still works.
 
     Args:
         command: name of the program, for its errors.
@@ -74,7 +77,7 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
     from tar_vis_ros.process.dds import use_shared_memory_profile
     from tar_vis_ros.process.parameter_files import ignored_files
 
-    node = None
+    node, lost = None, False
     try:
         try:
             parsed = parse(remove_ros_args(arguments)[1:])
@@ -90,6 +93,7 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
         run(node)
     except TarVisError as error:
         print(f'{command}: {" ".join(str(error).split())}', file=sys.stderr)
+        lost = isinstance(error, DeviceLostError)
         return bad_input
     except KeyboardInterrupt:
         if hasattr(node, 'finish'):
@@ -101,6 +105,9 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+        if lost:    # at once: what gives back memory of such a GPU may abort the process, and with another code
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(GPU_LOST)
     return 0
 
 

@@ -14,6 +14,7 @@ pytest.importorskip('torch')
 from sensor_msgs.msg import Image
 from test_messages import frame, instance, random_masks
 
+from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.segmenter import SegmenterOptions
 from tar_vis_core.state import TemporalState
 from tar_vis_ros.conversions.images import array_to_image
@@ -51,9 +52,20 @@ class Model:
     def __init__(self) -> None:
         self.steps, self.gate = [], threading.Event()
         self.gate.set()
+        self.remarks, self.error, self.cold = (), None, set()
+
+    def needs_recording(self, height, width) -> bool:
+        return (height, width) in self.cold
+
+    def warm_up(self, height, width) -> None:
+        self.steps.append('warm-up')
+        assert self.gate.wait(PATIENCE_S)
+        self.cold.remove((height, width))
 
     def step(self, image, state, stamp_s, stream_break):
         self.steps.append((round(stamp_s, 3), stream_break))
+        if self.error:
+            raise self.error
         assert self.gate.wait(PATIENCE_S)
         return frame([instance(mask) for mask in random_masks(1)])
 
@@ -204,3 +216,37 @@ def test_colours_without_a_name_are_told_once(rig):
         rig.send(1 + number / 10, encoding='8UC3')
         rig.outputs.diagnostics.wait_for(number + 1)
     assert len([line for line in rig.logger.lines if '8UC3 tells no colours: taken for bgr8' in line]) == 1
+
+
+def test_graphs_of_a_new_size_are_recorded_before_its_first_step(rig):
+    rig.model.cold.add((120, 160))
+    held(rig)
+    assert 'recording CUDA graphs for images of 160x120' in rig.pipeline.recording
+    rig.model.gate.set()
+    rig.outputs.instances.wait_for(1)
+    rig.send(1.1)
+    rig.outputs.instances.wait_for(2)
+    assert [step if isinstance(step, str) else step[0] for step in rig.model.steps] == ['warm-up', 1.0, 1.1]
+    assert not rig.pipeline.recording and sum('recording' in line for line in rig.logger.lines) == 1
+
+
+def test_a_lost_gpu_is_asked_no_more(rig):
+    rig.model.error = DeviceLostError('the GPU cuda:0 is lost: restart the process')
+    rig.send(1.0)
+    deadline = time.monotonic() + PATIENCE_S
+    while not rig.pipeline.lost and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rig.pipeline.lost == str(rig.model.error) and rig.pipeline.lost in rig.logger.lines
+    rig.send(1.1)
+    rig.pipeline.stop()
+    status = rig.camera.health.status('node', 'active', '/image', 'cuda:0')
+    assert len(rig.model.steps) == 1 and 'GPU cuda:0 is lost' in status.message
+    assert {value.key: value.value for value in status.values}['frames dropped'] == '1'
+
+
+def test_what_falls_back_is_logged_once(rig):
+    rig.model.remarks = ('one',)
+    assert rig.pipeline.remarks() == rig.pipeline.remarks() == ('one',)
+    rig.model.remarks = ('one', 'two')
+    rig.pipeline.remarks()
+    assert rig.logger.lines == ['one', 'two']
