@@ -30,8 +30,8 @@ NAMESPACE = LaunchConfiguration('namespace')
 IMAGE = ('image', LaunchConfiguration('image_topic'))
 
 # Launch arguments that are parameters of the node, and go over the value of params_file where they are given.
-OVERRIDES = ('model', 'backbone', 'weights', 'adapter', 'device', 'routing', 'latency_budget_ms', 'image_transport',
-             'image_reliability')
+OVERRIDES = ('model', 'backbone', 'weights', 'adapter', 'device', 'precision', 'routing', 'latency_budget_ms',
+             'image_transport', 'image_reliability')
 
 
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -40,20 +40,22 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                   for name in OVERRIDES if LaunchConfiguration(name).perform(context)}
     if topics := _topics(context):
         parameters['image_topics'] = topics
+    autostart, respawn = (IfCondition(LaunchConfiguration(name)).evaluate(context) for name in ('autostart', 'respawn'))
+    if autostart and respawn:       # launch knows transitions of the first process only
+        parameters['autostart'] = True
     node = LifecycleNode(
         package='tar_vis_ros', executable='tar-vis-node', name=LaunchConfiguration('name'), namespace=NAMESPACE,
-        output='screen', emulate_tty=True, remappings=[IMAGE],
+        output='screen', emulate_tty=True, remappings=[IMAGE], respawn=respawn, respawn_delay=2.0,
         parameters=[given_file(LaunchConfiguration('params_file').perform(context)), parameters])
 
     def transition(identifier: int) -> EmitEvent:
         return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=identifier))
 
-    autostart = IfCondition(LaunchConfiguration('autostart')).evaluate(context)
     # A configure that fails leaves the node up and unconfigured, and nothing is activated.
     activate = RegisterEventHandler(OnStateTransition(
         target_lifecycle_node=node, start_state='configuring', goal_state='inactive',
         entities=[transition(Transition.TRANSITION_ACTIVATE)]))
-    return [activate, node, transition(Transition.TRANSITION_CONFIGURE)] if autostart else [node]
+    return [activate, node, transition(Transition.TRANSITION_CONFIGURE)] if autostart and not respawn else [node]
 
 
 def _topics(context: LaunchContext) -> list[str]:
@@ -102,6 +104,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('name', default_value='tar_vis', description='name of the node, and of its topics'),
         DeclareLaunchArgument('autostart', default_value='true', choices=['true', 'false'], description=(
             'configure and activate the node; false: a lifecycle manager does')),
+        DeclareLaunchArgument('respawn', default_value='false', choices=['true', 'false'], description=(
+            'start the node again if it ends, as it does when the GPU is lost')),
         DeclareLaunchArgument('overlay', default_value='false', choices=['true', 'false'], description=(
             'show the overlay in a window; needs the package rqt_image_view')),
         DeclareLaunchArgument('rviz', default_value='false', choices=['true', 'false'], description=(
