@@ -55,7 +55,7 @@ def test_the_programs_run_in_their_order(tmp_path):
 def test_the_tables_name_every_field_and_method():
     assert names_below('## `FrameResult`') == has(FrameResult)
     assert names_below('## `Instance`') == has(Instance)
-    assert names_below('`InstanceClient` (') - {'InstanceClient', 'frame', 'frame_3d'} == has(InstanceClient)
+    assert names_below('forget the ids\nfrom before.') - {'frame', 'frame_3d'} == has(InstanceClient)
     assert names_below('ends the subscriptions |\n') - {'Frame'} == has(Frame)
     times = re.search(r'^\| `times` \|(.*)', PAGE, re.MULTILINE)[1]
     assert set(re.findall(r'`(\w+)`', times)) == has(StageTimes)
