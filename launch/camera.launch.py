@@ -11,8 +11,10 @@ from launch.actions import (
     OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
+    Shutdown,
 )
 from launch.conditions import IfCondition
+from launch.event_handlers import OnProcessExit
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
@@ -24,6 +26,7 @@ from lifecycle_msgs.msg import Transition
 from tar_vis_ros.node.cameras import camera_topics
 from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.dds import profile_environment
+from tar_vis_ros.process.launching import check_arguments
 from tar_vis_ros.process.resources import config_file, given_file
 
 NAMESPACE = LaunchConfiguration('namespace')
@@ -32,6 +35,16 @@ IMAGE = ('image', LaunchConfiguration('image_topic'))
 # Launch arguments that are parameters of the node, and go over the value of params_file where they are given.
 OVERRIDES = ('model', 'backbone', 'weights', 'adapter', 'device', 'precision', 'routing', 'latency_budget_ms',
              'image_transport', 'image_reliability')
+
+VIEWERS = {'overlay': 'rqt_image_view', 'rviz': 'rviz2'}    # package that each argument needs
+
+
+def _check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Nothing, after an error for what is wrong or missing: later a part of the graph would run already."""
+    names = (*OVERRIDES, 'params_file', *VIEWERS)
+    check_arguments({name: LaunchConfiguration(name).perform(context) for name in names}, TABLE, VIEWERS)
+    camera_topics(_topics(context))
+    return []
 
 
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -66,10 +79,15 @@ def _camera(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The project's own source, where a camera is named."""
     if not LaunchConfiguration('camera').perform(context):
         return []
-    return [Node(
+    source = Node(
         package='tar_vis_ros', executable='tar-vis-video', name='tar_vis_video', namespace=NAMESPACE, output='screen',
         emulate_tty=True, remappings=[IMAGE],
-        parameters=[{'source': ParameterValue(LaunchConfiguration('camera'), value_type=str)}])]
+        parameters=[{
+            'source': ParameterValue(LaunchConfiguration('camera'), value_type=str),
+            'wait_for_subscribers': 1,   # the node subscribes when it is active: no image is sent before
+        }])
+    return [source, RegisterEventHandler(OnProcessExit(
+        target_action=source, on_exit=[Shutdown(reason='the camera has ended')]))]
 
 
 def _viewers(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -111,6 +129,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('rviz', default_value='false', choices=['true', 'false'], description=(
             'show the overlay and 3-D markers in RViz; needs the package rviz2')),
         *(SetEnvironmentVariable(name, value) for name, value in profile_environment().items()),
+        OpaqueFunction(function=_check),
         OpaqueFunction(function=_node),
         OpaqueFunction(function=_camera),
         OpaqueFunction(function=_viewers),

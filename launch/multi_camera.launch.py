@@ -6,10 +6,12 @@
 Takes the arguments of camera.launch.py too.
 """
 
+from pathlib import Path
+
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, ThisLaunchFileDir
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -39,7 +41,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('sources', default_value='', description=(
             'cameras (0 or /dev/video0), videos, folders of images or photographs with commas between, to publish on '
             'image_topics, files over and over; empty: somebody else publishes')),
-        IncludeLaunchDescription(PythonLaunchDescriptionSource(
-            PathJoinSubstitution([ThisLaunchFileDir(), 'camera.launch.py']))),
+        IncludeLaunchDescription(PythonLaunchDescriptionSource(     # a plain path: --show-args looks into it
+            str(Path(__file__).with_name('camera.launch.py')))),
         OpaqueFunction(function=_sources),
     ])

@@ -5,11 +5,13 @@
 Takes the arguments of camera.launch.py too.
 """
 
+from pathlib import Path
+
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, RegisterEventHandler, Shutdown
 from launch.event_handlers import OnProcessExit
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, ThisLaunchFileDir
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
@@ -27,7 +29,7 @@ def generate_launch_description() -> LaunchDescription:
             'wait_for_subscribers': 1,   # the node subscribes when it is active: no frame is sent before
         }])
     node = IncludeLaunchDescription(PythonLaunchDescriptionSource(
-        PathJoinSubstitution([ThisLaunchFileDir(), 'camera.launch.py'])))
+        str(Path(__file__).with_name('camera.launch.py'))))     # a plain path: --show-args looks into it
     return LaunchDescription([
         DeclareLaunchArgument('video', default_value='photographs', description=(
             "video file, folder of images, or 'photographs' for a simulated camera over scikit-image's photographs")),

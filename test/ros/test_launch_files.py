@@ -19,7 +19,7 @@ from tar_vis_ros.replay.command import command_line
 from tar_vis_ros.video_source import VideoSource
 
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
-MAY_IMPORT = {'launch', 'launch_ros', 'lifecycle_msgs', 'tar_vis_ros'}
+MAY_IMPORT = {'pathlib', 'launch', 'launch_ros', 'lifecycle_msgs', 'tar_vis_ros'}
 FOREIGN = {('rqt_image_view', 'rqt_image_view'), ('rviz2', 'rviz2')}    # only when asked for, as their arguments say
 by_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
 
@@ -41,7 +41,7 @@ def test_launch_files_are_thin(path):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
             assert {module.partition('.')[0] for module in modules} <= MAY_IMPORT
     assert not calls(tree, 'eval', 'exec', 'compile', '__import__', 'open', 'system', 'ExecuteProcess')
-    assert len(path.read_text().splitlines()) < 120
+    assert len(path.read_text().splitlines()) < 140
 
 
 @by_file
