@@ -1,4 +1,30 @@
 import os as _os
+import signal as _signal
+import sys as _sys
 
 # OpenCV reads this once, when it is loaded: no header of a picture makes it allocate more than 300 MB.
 _os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '100000000')
+
+
+def _on_interrupt(number, frame):
+    """Raise KeyboardInterrupt as Python does, but end at once if it would go through an import.
+
+    A program that is still loading has nothing to put in order, and nobody wants to read where it was.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith('<frozen importlib'):
+            _os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _is_program():
+    words = _sys.orig_argv
+    module = words[words.index('-m') + 1:][:1] if '-m' in words else ()
+    return _os.path.basename(_sys.argv[0] if _sys.argv else '').startswith('tar-vis') or any(
+        name.startswith(('tar_vis_core.', 'tar_vis_ros.')) for name in module)
+
+
+# Only for the programs of this package: who imports it as a library has handlers of their own.
+if _is_program() and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _on_interrupt)

@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -126,11 +128,25 @@ def test_a_signal_ends_the_active_node_quietly(tmp_path, number):
     assert not process.lines('[ERROR]') and not process.lines('rror')
 
 
-def test_an_interrupt_while_the_model_is_loaded_ends_it_quietly(tmp_path):
-    process = NodeProcess(tmp_path, 'interrupted_node', weights=nano_weights(tmp_path) or "''", autostart='true')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_is_loaded_ends_it_quietly(tmp_path, number):
+    process = NodeProcess(tmp_path, f'{number.name.lower()}_node', weights=nano_weights(tmp_path) or "''",
+                          autostart='true')
     wait_until(lambda: 'libtorch' in process.mapped_files, 'torch in the node', process)
-    assert process.end(signal.SIGINT) == 0
-    assert not process.output
+    assert process.end(number) == 0
+    assert not process.output, 'it does not wait for the model'
+
+
+@pytest.mark.parametrize('module', ['tar_vis_ros.depth.node', 'tar_vis_ros.bags.command', 'tar_vis_ros.node'])
+def test_ctrl_c_while_a_program_is_loading_is_quiet(module):
+    process = subprocess.Popen([sys.executable, '-m', module, '--help'], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    maps = Path(f'/proc/{process.pid}/maps')
+    while process.poll() is None and not re.search(r'numpy|rclpy', maps.read_text()):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert error == '' and process.returncode in (130, 0), (out, error)
 
 
 def test_an_interrupt_that_went_through_exec_is_no_failure():
