@@ -75,6 +75,15 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'   # nothing of a test 
 os.environ['RCUTILS_COLORIZED_OUTPUT'] = '0'
 
 
+@pytest.fixture(autouse=True, scope='module')
+def auto_is_the_cpu(request: pytest.FixtureRequest):
+    """`device: auto` means the CPU in tests and their processes, on machines with a GPU too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__.rpartition('.')[2] != 'test_gpu':
+            patch.setenv('CUDA_VISIBLE_DEVICES', '')
+        yield
+
+
 @pytest.fixture
 def ros_env(tmp_path: Path) -> dict[str, str]:
     """Environment for a child process: this process's domain, profile and threads, logs in ``tmp_path``.

@@ -114,9 +114,9 @@ def plain_model(args: argparse.Namespace) -> VideoInstanceModel:
     return build_model(args.preset)
 
 
-def taken(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> tuple[int, float | None]:
+def taken(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> tuple[int, float | None, int | None]:
     """What a model and a few frames take: bytes by which the peak memory of this process, a fresh one, rises, and
-    the mean of the watts that a GPU draws."""
+    the mean of the watts that a GPU draws, and the bytes that it has lent to all processes then."""
     device = pick_device(args.device)
     before, model = memory(device)[0], plain_model(args)
     if line != REFERENCE:
@@ -128,7 +128,7 @@ def taken(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> tupl
     for index, image in enumerate(images):
         shown.step(image, state, float(index))
     if device.type == 'cpu':
-        return memory(device)[1] - before, None
+        return memory(device)[1] - before, None, None
     torch.cuda.empty_cache()        # what choosing algorithms took is not taken again
     torch.cuda.reset_peak_memory_stats(device)
     shown.step(images[-1], state, float(len(images)))
@@ -137,7 +137,8 @@ def taken(args: argparse.Namespace, line: str, images: list[np.ndarray]) -> tupl
         end = time.monotonic() + POWER_S
         while time.monotonic() < end:
             shown.step(images[0], segmenter.new_state(), 0.0)
-    return rise, float(np.mean(watts)) if watts else None
+    free, total = torch.cuda.mem_get_info(device)
+    return rise, float(np.mean(watts)) if watts else None, total - free
 
 
 def memory_and_power(args: argparse.Namespace, images: list[np.ndarray]) -> dict[str, dict[str, float | None]]:
@@ -146,8 +147,9 @@ def memory_and_power(args: argparse.Namespace, images: list[np.ndarray]) -> dict
     for line in (REFERENCE, FULL):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as fresh:
             found[line] = fresh.submit(taken, args, line, images).result()
-    return {'peak_memory_gb': {line: peak / 1e9 for line, (peak, _) in found.items()},
-            'power_w': {line: watts for line, (_, watts) in found.items()}}
+    return {'peak_memory_gb': {line: peak / 1e9 for line, (peak, _, _) in found.items()},
+            'device_memory_gb': {line: lent and lent / 1e9 for line, (_, _, lent) in found.items()},
+            'power_w': {line: watts for line, (_, watts, _) in found.items()}}
 
 
 class Baseline:
@@ -205,6 +207,7 @@ def measure(args: argparse.Namespace) -> dict:
     title = (f'{args.preset}{", fresh weights" if args.untrained else ""}, {args.size} {args.source}, network input '
              f'{width}x{height}, {segmenter.device}, {args.precision}, {torch.get_num_threads()} threads')
     return {'title': title, 'date': datetime.date.today().isoformat(), 'machine': machine(segmenter.device),
+            'remarks': list(segmenter.remarks),
             'configuration': configuration, 'input': f'{width}x{height}', 'parameters': parameters,
             **memory_and_power(args, images[:3]), 'lines': found}
 

@@ -1,7 +1,8 @@
 """The plain model run as the published implementations run it, for ``tar-vis bench`` and ``tar-vis study operations``.
 
 Full-size masks and all heads after every layer, attention as separate products, deformable attention as Deformable
-DETR's pure PyTorch form. The weights and the results are the model's own, up to rounding; only the work differs.
+DETR's pure PyTorch form, on GPUs fused. The weights and the results are the model's own, up to rounding; only the work
+differs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tar_vis_core.models.layers import bilinear, sine_encoding
 from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory, MaskedDecoder
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.runtime import kernels
 
 
 class UnreducedMemory(FrameMemory):
@@ -82,11 +84,16 @@ def published_attention(module: DeformableAttention, query: Tensor, value: Tenso
                         added: Tensor | None = None) -> Tensor:
     """``DeformableAttention.forward`` in the steps of the published form.
 
-    ``grid_sample`` level by level, all samples stacked in memory, weighted, summed.
+    ``grid_sample`` level by level, all samples stacked in memory, weighted, summed. Published implementations have a
+    fused operator for GPUs, so there the kernel of ours takes the samples.
     """
     n, s, _ = query.shape
     heads, levels, points = module.heads, module.levels, module.points
     offsets = module.sampling_offsets(query).view(n, s, heads, levels, points, 2)
+    if fused(query.device, value.shape[-1] // heads):
+        logits = module.attention_weights(query).view(offsets.shape[:-1])
+        samples = kernels.sample_on_gpu(module.value_proj(value), offsets.float(), logits, reference, shapes)
+        return module.output_proj(samples, added)
     weights = module.attention_weights(query).view(n, s, heads, -1).softmax(-1)
     # float32, and with them the positions, also within a backbone in mixed precision
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=query.device)
@@ -102,11 +109,21 @@ def published_attention(module: DeformableAttention, query: Tensor, value: Tenso
     return out if added is None else added + out
 
 
+def fused(device: torch.device, width: int) -> bool:
+    """Return whether deformable attention is one operator, as it is on GPUs."""
+    return device.type == 'cuda' and kernels.samples_on_gpu(width, device)
+
+
+def sampler(device: torch.device, width: int) -> str:
+    """Return what samples, in words."""
+    return 'Triton kernel, fused as published ones' if fused(device, width) else 'grid_sample, as published'
+
+
 @contextlib.contextmanager
 def published_sampling() -> Iterator[None]:
     """All deformable attention by :func:`published_attention` while the block runs."""
     with mock.patch.object(DeformableAttention, 'forward', published_attention), \
-            mock.patch.object(deformable, 'sampler', lambda *_: 'grid_sample, as published'):
+            mock.patch.object(deformable, 'sampler', sampler):
         yield
 
 

@@ -10,10 +10,22 @@ import torch
 from tiny_model import picture, tiny_model
 
 from tar_vis_core.benchmark import measurement
+from tar_vis_core.benchmark import reference as reference_style
 from tar_vis_core.benchmark.compare import TOLERANCE, fallen, ratios, times_of_both
-from tar_vis_core.benchmark.contenders import FULL, REFERENCE, STAGES, TAR, costs, make_lines, summary, take_turns
+from tar_vis_core.benchmark.contenders import (
+    FULL,
+    REFERENCE,
+    STAGES,
+    TAR,
+    costs,
+    make_lines,
+    operators,
+    summary,
+    take_turns,
+)
 from tar_vis_core.benchmark.machine import in_words, machine, power_draw
 from tar_vis_core.commands.main import main
+from tar_vis_core.models.deformable import sample_by_grid
 from tar_vis_core.models.packed import packable
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import elapsed_ms, mark
@@ -47,6 +59,21 @@ def test_reference_style_and_ours_agree(changes):
     for name, value in expected.items():
         gap = (found[name] - value).abs() / max(1.0, value.abs().max().item())
         assert gap.max() < 1e-4, name
+
+
+def test_reference_style_is_fused_on_a_gpu(monkeypatch):
+    """As published implementations are there, so that no ratio flatters ours."""
+    monkeypatch.setattr(kernels, 'samples_on_gpu', lambda *_: True)
+    assert reference_style.sampler(torch.device('cuda:0'), 32) == 'Triton kernel, fused as published ones'
+    assert reference_style.sampler(torch.device('cpu'), 32) == 'grid_sample, as published'
+    line, asked = make_lines(tiny_model())[REFERENCE], []
+    expected = decoded(line, picture())
+    monkeypatch.setattr(reference_style, 'fused', lambda *_: True)
+    monkeypatch.setattr(kernels, 'sample_on_gpu', lambda *args: asked.append(args) or sample_by_grid(*args))
+    found = decoded(line, picture())
+    assert asked and 'Triton' in operators(line, picture())['deformable_attention']
+    for name, value in expected.items():
+        assert ((found[name] - value).abs() / max(1.0, value.abs().max().item())).max() < 1e-4, name
 
 
 def test_lines_report_the_same_instances():
@@ -238,6 +265,8 @@ def test_the_command_writes_figures_plot_and_table_and_guards_them(tmp_path, cap
         assert line['frames'] == 2 and line['p95_ms'].keys() == line['median_ms'].keys() == {*STAGES, 'total'}
         assert line['executed_layers'] == sum(line['executed_by_stride'].values())
     assert found['peak_memory_gb'].keys() == {REFERENCE, FULL} and min(found['peak_memory_gb'].values()) > 0.01
+    assert found['device_memory_gb'] == {REFERENCE: None, FULL: None}, 'a CPU has none'
+    assert len(found['remarks']) == (kernels.compiled() is None), 'nothing falls back'
     assert plot.read_bytes().startswith(b'\x89PNG')
     head, line, *rows = table.read_text().splitlines()
     assert [row.split(' | ')[0] for row in rows] == [f'| nano, {name}' for name in (REFERENCE, FULL, TAR)]

@@ -1,5 +1,6 @@
 """Ways to a device and back, and clocks of it."""
 
+import os
 import time
 import warnings
 from unittest import mock
@@ -109,3 +110,12 @@ def test_an_error_that_sticks_is_told_apart(place, afterwards, raised, monkeypat
     words = 'restart the process .illegal access.' if kind is not raised else 'illegal'
     with pytest.raises(raised, match=words), watched(torch.device(place)):
         raise kind('illegal access\nCUDA kernel errors might be reported later')
+
+
+def test_auto_is_the_cpu_in_tests(gpus, monkeypatch):
+    """Also in the processes that they start, on a machine with a GPU that torch has found already."""
+    hidden = os.environ['CUDA_VISIBLE_DEVICES']
+    gpus(1)
+    assert pick_device('auto').type == 'cuda'
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+    assert pick_device('auto') == CPU
