@@ -6,6 +6,8 @@ CAMERA ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
+FUZZ_SECONDS ?= 60
+FUZZ_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,13 +23,13 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 unexport LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint setup clean distclean
+.PHONY: help demo test quick lint fuzz setup clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
 	@echo 'tar_vis_ros: tracked instance masks from a camera topic'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
-	@echo 'variables: VIDEO=file.mp4  CAMERA=0  PYTHON=python3.11  PYTEST_ARGS=  DEMO_ARGS=  PIP_ARGS='
+	@echo 'variables: VIDEO=file.mp4  CAMERA=0  PYTHON=python3.11  PYTEST_ARGS=  DEMO_ARGS=  PIP_ARGS=  FUZZ_SECONDS=60'
 
 demo: setup  ## masks on a moving camera's pictures, results in demo/ (VIDEO=file.mp4 or CAMERA=0 for your own)
 	@$(BIN)/tar-vis-demo $(if $(VIDEO),--video '$(VIDEO)') $(if $(CAMERA),--camera '$(CAMERA)') $(DEMO_ARGS)
@@ -40,6 +42,9 @@ quick: setup $(REQUIRED_TEST)  ## the tests that take no longer than two minutes
 
 lint: $(REQUIRED_TEST)  ## ruff over the whole tree
 	@$(BIN)/ruff check .
+
+fuzz: setup  ## damaged and hostile input against the live code (FUZZ_SECONDS=60, FUZZ_ARGS='--seed 1')
+	@$(BIN)/python test/fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 setup: $(REQUIRED) $(BUILT)  ## only make .venv and build the messages
 	@:

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class TarVisError(Exception):
-    """Base of this package's own errors; the message is one line fit for a terminal or a log."""
+    """Base of this package's own errors; the message is one line fit for a terminal or a log.
+
+    Names out of strangers' files are part of messages: what a terminal does not print is shown as ``\\n``.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if text.isprintable() else ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class WeightsError(TarVisError):

@@ -29,6 +29,8 @@ LAST_LINES = 12
 class ProcessError(TarVisError):
     """A child process failed; the message carries its last lines."""
 
+    __str__ = Exception.__str__     # the process's last words have lines of their own
+
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)    # the last one: the terminal was closed
 PR_SET_PDEATHSIG = 1        # of Linux's prctl
