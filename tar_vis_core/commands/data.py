@@ -15,7 +15,7 @@ from tar_vis_core.media.pictures import write_picture
 
 
 def synth(args: argparse.Namespace) -> None:
-    """Writes made-up videos of look-alike crowds."""
+    """Write made-up videos of look-alike crowds."""
     from tar_vis_core.data.synth import SynthVideos
     from tar_vis_core.data.ytvis_writer import write_ytvis
     from tar_vis_core.models.class_sets import CROWD
@@ -29,7 +29,7 @@ def synth(args: argparse.Namespace) -> None:
 
 
 def move(args: argparse.Namespace) -> None:
-    """Writes videos of stills that a camera moves over and objects move in."""
+    """Write videos made of stills: a camera moves over them, and objects move in them."""
     from tar_vis_core.data.coco import CocoDataset, load_coco
     from tar_vis_core.data.pseudo_video import PseudoVideoDataset
     from tar_vis_core.data.ytvis_writer import write_ytvis
@@ -49,7 +49,7 @@ def move(args: argparse.Namespace) -> None:
 
 
 def split(args: argparse.Namespace) -> None:
-    """Writes two files beside an annotation file: every N-th picture or video to choose by, the others to fit."""
+    """Write two files beside an annotation file: every N-th picture or video to choose by, the others to train on."""
     content = read_labels(args.path)
     listed, noun = ('videos', 'video') if holds_videos(content) else ('images', 'image')
     kind = 'COCO or YouTube-VIS file that can be split'
@@ -68,7 +68,7 @@ def split(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Prints what a file holds, and draws samples of it."""
+    """Print what a file holds, and draw samples of it."""
     from tar_vis_core.data.inspection import contact_sheet, describe, open_set
 
     data = open_set(args.path)

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Return the exit code: 0, or 1 after one line about what went wrong; end with 2 for wrong words."""
+    """Run a command. Return the exit code: 0, or 1 after one line about the error. Exit with 2 for wrong arguments."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser().parse_known_args(words[:1])
     say_anything()

@@ -22,7 +22,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option] = OPTIONS) -> None:
-    """Add a flag for each option; what is not given stays None."""
+    """Add a flag for each option. A flag that is not given stays None."""
     for name, option in options.items():
         many = isinstance(option.default, tuple)
         default = '' if many or option.default == '' else f' (default: {option.default})'

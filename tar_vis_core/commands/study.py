@@ -33,7 +33,7 @@ STUDIES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = argparse.ArgumentParser(prog='tar-vis study', description=__doc__)
     names = made.add_subparsers(dest='study', required=True, metavar='NAME')
     for name, (module, weights, text) in STUDIES.items():
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a study; gives 0. Raises TarVisError or ValueError for what is wrong."""
+    """Run a study and return 0. Raise TarVisError or ValueError if something is wrong."""
     args = parser().parse_args(argv)
     args.call(args)
     return 0

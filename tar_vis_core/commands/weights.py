@@ -21,7 +21,7 @@ def list_weights(args: argparse.Namespace) -> None:
 
 
 def get(args: argparse.Namespace) -> None:
-    """Fetches a file whose licence the user has seen."""
+    """Fetch a file whose licence the user has seen."""
     entry = find_weights(args.name)
     if entry.file:
         print(f'{entry.name} comes with the package: {entry.path}')
@@ -53,14 +53,14 @@ def get(args: argparse.Namespace) -> None:
 
 
 def verify_weights(args: argparse.Namespace) -> None:
-    """Checks files against the manifest and against their presets."""
+    """Check files against the manifest and against their presets."""
     from tar_vis_core.weights.verify import verify
 
     print('\n'.join(verify(args.target)))
 
 
 def convert(args: argparse.Namespace) -> None:
-    """An official checkpoint to safetensors."""
+    """Convert an official checkpoint to safetensors."""
     _convert(args.source, args.out, args.preset, args.classes)
 
 
@@ -89,7 +89,7 @@ def split(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line after ``tar-vis weights``."""
+    """Return the command line after ``tar-vis weights``."""
     made = argparse.ArgumentParser(prog='tar-vis weights', description='Files of weights: known, fetched, converted.')
     actions = made.add_subparsers(required=True, metavar='ACTION')
     listing = actions.add_parser('list', help='all known weights: preset, licence, and whether they are here')
@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs an action; 0, or an error that the caller prints."""
+    """Run an action and return 0. The caller prints its errors."""
     args = parser().parse_args(argv)
     args.call(args)
     return 0

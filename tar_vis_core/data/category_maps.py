@@ -1,4 +1,4 @@
-"""Which COCO categories stand for which classes of the video sets, for pseudo-videos made of COCO's stills.
+"""COCO categories that stand for classes of the video sets, for pseudo-videos made of COCO's stills.
 
 Source: the tables that DVIS and DVIS++ train with. A COCO category that is not here, such as the computer's mouse,
 is left out.

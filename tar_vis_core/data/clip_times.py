@@ -1,4 +1,4 @@
-"""Which moments of a video a clip shows."""
+"""The moments of a video that a clip shows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 
 def check_gaps(gaps: Sequence[int]) -> tuple[int, ...]:
-    """``gaps`` for :func:`draw_times`; ValueError where they are no whole numbers from 0, or all 0."""
+    """Return ``gaps`` for :func:`draw_times`. Raise ValueError if they are no whole numbers from 0, or all 0."""
     if not gaps or min(gaps) < 0 or not max(gaps):
         raise ValueError(f'gaps are {list(gaps)}, expected whole numbers from 0, not all 0')
     return tuple(gaps)
 
 
 def draw_times(rng: np.random.Generator, frames: int, gaps: Sequence[int]) -> list[int]:
-    """The moments of a clip, from 0: each lies one of ``gaps``, drawn evenly, after the one before; 0 shows it again.
+    """Return the moments of a clip, from 0. Each comes one of ``gaps``, drawn evenly, after the one before.
 
-    A world that now rests and now jumps is what gives a router something to decide by.
+    A gap of 0 shows the same moment again. Clips that rest and jump give a router something to decide by.
     """
     drawn = gaps if len(gaps) == 1 else rng.choice(gaps, frames - 1)
     return [0, *np.cumsum(np.broadcast_to(drawn, frames - 1)).tolist()]

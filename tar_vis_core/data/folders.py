@@ -1,4 +1,4 @@
-"""Where the pictures of an annotation file lie: publishers and annotation tools do not agree on that."""
+"""Find the pictures of an annotation file: publishers and annotation tools lay them out in different ways."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def find_pictures(json_path: Path, names: Sequence[str], *usual: str) -> list[Pa
 
 
 def check_pictures(json_path: Path, names: Sequence[str], paths: Sequence[Path]) -> None:
-    """Raise DataError if pictures are missing: how many, the first one, and what may be the reason."""
+    """Raise DataError if pictures are missing. It names how many, the first one, and the likely reason."""
     missing = [(name, path) for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
     if not missing:
         return
@@ -90,7 +90,7 @@ def _spellings(names: Sequence[str]) -> Iterator:
 
 
 def _plain(name: str) -> str:
-    """A name with slashes, without the query of an address or its %20."""
+    """Return a name with slashes, without the query of an address or its %20."""
     name = name.replace('\\', '/')
     if '://' in name or '?d=' in name:
         name = unquote(name.rpartition('?d=')[2] if '?d=' in name else name.partition('?')[0])

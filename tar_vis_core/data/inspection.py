@@ -1,4 +1,4 @@
-"""What a labelled data set holds, in words and in a picture: YouTube-VIS and COCO files alike."""
+"""Show what a labelled data set holds, in words and in a picture: YouTube-VIS and COCO files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LabelledSet:
 
 
 def open_set(path: Path) -> LabelledSet:
-    """Read and check an annotation file, or the one in a folder. Raises DataError that names what is wrong."""
+    """Read and check an annotation file, or the one in a folder. Raise DataError that names what is wrong."""
     if path.is_dir():
         found = sorted(path.glob('*.json'))
         if len(found) != 1:
@@ -64,7 +64,7 @@ def _classes(path: Path, content: dict) -> tuple[str, ...]:
 def check_sizes(records: Sequence[VideoRecord]) -> list[str]:
     """Compare the pictures' headers with the sizes in the file; return notes on EXIF orientations.
 
-    Raises DataError for a picture of another size, or one that cannot be read.
+    Raise DataError for a picture of another size, or one that cannot be read.
     """
     turned, ignored = [], []
     pictures = [(record, index) for record in records for index in range(len(record.paths))]
@@ -118,9 +118,9 @@ def _common(texts: Iterable[str], most: int = 5) -> str:
 
 
 def contact_sheet(data: LabelledSet, seed: int = 0, rows: int = 5) -> np.ndarray:
-    """Random samples as one RGB picture: a row shows four frames of a video, or four images, and below their masks.
+    """Return random samples as one RGB picture. A row shows four frames of a video, or four images, above their masks.
 
-    Raises DataError for pictures that cannot be read or are not of the size that the file says.
+    Raise DataError for pictures that cannot be read or are not of the size that the file says.
     """
     rng = np.random.default_rng(seed)
     if data.kind == 'YouTube-VIS':
@@ -145,7 +145,7 @@ def contact_sheet(data: LabelledSet, seed: int = 0, rows: int = 5) -> np.ndarray
 
 
 def paint(record: VideoRecord, frame: int, image: np.ndarray) -> np.ndarray:
-    """A darkened copy of a frame with its masks, each object in the same colour throughout its video."""
+    """Return a darkened copy of a frame with its masks. An object has the same colour throughout its video."""
     picture = image // 3
     for index, track in enumerate(record.tracks):
         mask = track.mask(frame)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_labels(path: str | Path) -> dict[str, Any]:
-    """Return the content of an annotation file, an object of lists. Raises DataError."""
+    """Return the content of an annotation file, an object of lists. Raise DataError."""
     content = read_json(path)
     if not isinstance(content, dict):
         what = 'a list, such as results have' if isinstance(content, list) else type(content).__name__
@@ -130,7 +130,7 @@ class Entry:
 
 
 def entries(path: Path, content: Mapping[str, Any], key: str, noun: str, kind: str) -> list[Entry]:
-    """Return the objects of one list of an annotation file. Raises DataError if that is no list of objects."""
+    """Return the objects of one list of an annotation file. Raise DataError if that is no list of objects."""
     values = content.get(key)
     if not isinstance(values, list):
         missing = 'is missing' if key not in content else f'is {_shown(values)}'
@@ -143,7 +143,7 @@ def entries(path: Path, content: Mapping[str, Any], key: str, noun: str, kind: s
 
 
 def by_id(made: Iterable[Entry], told_by: Callable[[Entry], str]) -> dict[Id, Entry]:
-    """Return entries by their ids. Raises DataError if an id comes twice; ``told_by`` tells two entries apart."""
+    """Return entries by their ids. Raise DataError if an id comes twice; ``told_by`` tells two entries apart."""
     found: dict[Id, Entry] = {}
     for entry in made:
         own = entry.id()
@@ -155,14 +155,14 @@ def by_id(made: Iterable[Entry], told_by: Callable[[Entry], str]) -> dict[Id, En
 
 
 def category_names(path: Path, content: Mapping[str, Any], kind: str) -> dict[Id, str]:
-    """Return the names of the categories by id. Raises DataError."""
+    """Return the names of the categories by id. Raise DataError."""
     made = by_id(entries(path, content, 'categories', 'category', kind), lambda entry: repr(entry.values.get('name')))
     return {own: entry.text('name') for own, entry in made.items()}
 
 
 @dataclass
 class LeftOut:
-    """What of a file is not used, and why; told in one line."""
+    """The entries of a file that are not used, and why; one line says so."""
 
     path: Path
     total: int

@@ -1,7 +1,7 @@
 """Four pictures on one canvas: each takes a quarter or so, and its instances are about half as large as alone.
 
-What a small network on a small input misses are small persons, and stills hold few of them that are labelled. A mosaic
-shows four times as many instances for the same arithmetic (YOLOv4, Bochkovskiy et al. 2020).
+A small network on a small input misses small persons, and stills hold few labelled ones. A mosaic shows four times as
+many instances for the same arithmetic (YOLOv4, Bochkovskiy et al. 2020).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ CUT = 0.35, 0.65        # of the canvas: where the four meet
 
 
 def random_mosaic(rng: np.random.Generator, scenes: Sequence[Scene], size: tuple[int, int]) -> Scene:
-    """Four scenes on a canvas ``size`` (height, width), each in a random view that fills its cell.
+    """Return four scenes on a canvas ``size`` (height, width), each in a random view that fills its cell.
 
-    Where one of them labels persons only, so does the whole.
+    If one of them labels persons only, so does the whole.
     """
     height, width = size
     y, x = round(height * rng.uniform(*CUT)), round(width * rng.uniform(*CUT))

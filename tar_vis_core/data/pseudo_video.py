@@ -40,11 +40,10 @@ def draw_amplitude(rng: np.random.Generator, size: tuple[int, int], still: float
 
 def draw_path(rng: np.random.Generator, times: Sequence[int], size: tuple[int, int], amplitude: float,
               perspective: bool = False) -> list[np.ndarray]:
-    """A 3x3 matrix for each of the ``times`` (frames, rising): a smooth pan, zoom and turn about the canvas's centre
-    with some shake.
+    """Return a 3x3 matrix for each of the ``times`` (frames, rising): a smooth pan, zoom and turn with some shake.
 
-    ``amplitude`` is the typical motion in pixels a frame; with 0 all matrices are the identity. A random frame of the
-    clip keeps its place.
+    The turn is about the canvas's centre. ``amplitude`` is the typical motion in pixels per frame; with 0 all matrices
+    are the identity. A random frame of the clip keeps its place.
     """
     (height, width), frames = size, times[-1] + 1
     radius = math.hypot(height, width) / 2
@@ -68,9 +67,9 @@ def draw_path(rng: np.random.Generator, times: Sequence[int], size: tuple[int, i
 
 def render_clip(scene: Scene, view: np.ndarray, camera: list[np.ndarray], movers: list[Mover],
                 size: tuple[int, int]) -> list[Scene]:
-    """The frames of a clip. Instances keep their index: the scene's own, then each mover's; unseen ones are empty.
+    """Return the frames of a clip. Instances keep their index: the scene's, then each mover's; unseen ones are empty.
 
-    ``view`` maps the still to the canvas; ``camera`` then moves all, a mover's path moves it in the world before.
+    ``view`` maps the still to the canvas. A mover's path moves it in the world; then ``camera`` moves everything.
     """
     frames = []
     for index, shot in enumerate(camera):
@@ -105,7 +104,7 @@ def align_clip(frames: list[Scene], min_pixels: int, max_instances: int) -> list
 class PseudoVideoDataset(Dataset):
     """Clips of ``frames`` samples whose masks, labels and trust stand at the same index in every frame.
 
-    From one frame to the next a clip goes on by one of ``gaps`` (:func:`sampling.draw_times`). Seed, epoch, canvas,
+    A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`). Seed, epoch, canvas,
     instance limits and the stills themselves are those of ``stills``. The same (seed, epoch, index) gives the same
     clip.
     """
@@ -145,7 +144,7 @@ class PseudoVideoDataset(Dataset):
         return [tf.to_sample(frame) for frame in align_clip(clip, self.stills.min_pixels, self.stills.max_instances)]
 
     def draw_movers(self, rng: np.random.Generator, times: list[int], size: tuple[int, int]) -> list[Mover]:
-        """One to three pasted groups; now and then all are copies of one, so that only position tells them apart."""
+        """Return one to three groups to paste. Sometimes all are copies of one: only position tells them apart."""
         movers: list[Mover] = []
         copies, donor = rng.random() < 0.25, None
         for _ in range(int(rng.integers(2, 4) if copies else rng.integers(1, 4))):

@@ -1,4 +1,4 @@
-"""Masks as annotation files have them, to the run lengths of pycocotools."""
+"""Convert the masks of annotation files to the run lengths of pycocotools."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ MAX_OUTLINE = 4e6       # pixels, of one polygon: 160 MB in pycocotools
 def to_rle(segmentation: list | dict | None, height: int, width: int) -> dict:
     """Return pycocotools' compressed run lengths of polygons, uncompressed or compressed run lengths.
 
-    Every number is checked, for pycocotools' C code believes what it gets. Polygons of less than three points cover
-    nothing. Raises ValueError if the mask is missing, malformed, or not of the image's size.
+    Every number is checked, because pycocotools' C code does not check. Polygons of less than three points cover
+    nothing. Raise ValueError if the mask is missing, malformed, or not of the image's size.
     """
     if segmentation is None:
         raise ValueError('there is none')
@@ -62,10 +62,10 @@ def _polygon(points: list) -> np.ndarray:
 
 
 def compressed_total(counts: bytes) -> int:
-    """Pixels that COCO's compressed run lengths cover (pycocotools leaves what they do not cover uninitialised).
+    """Return the pixels that COCO's compressed run lengths cover (pycocotools leaves the others uninitialised).
 
-    Six bits a character from '0' on: five of value, one that says that the number goes on; from the fourth number on
-    the difference to the number two before is stored.
+    A character holds six bits, counted from '0': five of value, and one if the number goes on. From the fourth number
+    on, the difference to the number two before is stored.
     """
     runs: list[int] = []
     value = shift = 0

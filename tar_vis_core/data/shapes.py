@@ -16,20 +16,20 @@ POINTS = 64                     # corners of an outline
 
 @dataclass(frozen=True)
 class Shape:
-    """One body: the class it belongs to and what makes it an individual."""
+    """One body: its class and the numbers that make it an individual."""
 
     label: int                  # index in CROWD
     traits: np.ndarray          # (6,) uniform in 0..1
 
     @staticmethod
     def draw(rng: np.random.Generator, label: int) -> Shape:
-        """A random individual of a class."""
+        """Return a random individual of a class."""
         return Shape(label, rng.random(6))
 
     def outline(self, phase: float) -> np.ndarray:
-        """The closed curve about the origin, corners ``(n, 2)``, about 2 across (a worm 2.7).
+        """Return the closed curve about the origin, corners ``(n, 2)``, about 2 across (a worm 2.7).
 
-        ``phase`` (radians) articulates it.
+        ``phase`` (radians) moves its parts.
         """
         return OUTLINES[CROWD[self.label]](self.traits, phase)
 
@@ -39,7 +39,7 @@ def _polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 
 def _ribbon(x: np.ndarray, y: np.ndarray, half_width: np.ndarray) -> np.ndarray:
-    """The outline of a band of varying width about the curve ``(x, y)``."""
+    """Return the outline of a band of varying width about the curve ``(x, y)``."""
     slope = np.gradient(y, x)
     normal = np.stack([-slope, np.ones_like(slope)], 1) / np.hypot(slope, 1)[:, None] * half_width[:, None]
     spine = np.stack([x, y], 1)
@@ -47,7 +47,7 @@ def _ribbon(x: np.ndarray, y: np.ndarray, half_width: np.ndarray) -> np.ndarray:
 
 
 def disc(traits: np.ndarray, phase: float) -> np.ndarray:
-    """A pebble: a circle with dents that travel round it."""
+    """Return the outline of a pebble: a circle with dents that travel round it."""
     angle = np.linspace(0, 2 * math.pi, POINTS, endpoint=False)
     radius = np.full(POINTS, 0.9)
     for order, size, place in zip((2, 3, 4), traits[:3], traits[3:], strict=True):
@@ -65,7 +65,7 @@ def star(traits: np.ndarray, phase: float) -> np.ndarray:
 
 
 def leaf(traits: np.ndarray, phase: float) -> np.ndarray:
-    """A band pointed at both ends, broader on one side, that bends to and fro."""
+    """Return the outline of a leaf: a band pointed at both ends, broader on one side, that bends to and fro."""
     x = np.linspace(-1.15, 1.15, POINTS // 2)
     half_width = (0.38 + 0.12 * traits[0]) * (1 - (x / 1.15) ** 2) * (1 - 0.45 * traits[1] * x)
     bend = 0.35 * (2 * traits[2] - 1) + 0.3 * math.sin(2 * math.pi * traits[3] + phase)
@@ -73,7 +73,7 @@ def leaf(traits: np.ndarray, phase: float) -> np.ndarray:
 
 
 def worm(traits: np.ndarray, phase: float) -> np.ndarray:
-    """A long band with round ends along a travelling wave."""
+    """Return the outline of a worm: a long band with round ends along a travelling wave."""
     reach, thick = 1.35, 0.23 + 0.06 * traits[0]
     end = np.linspace(0, math.pi / 2, 8)
     trunk = np.linspace(-reach + thick, reach - thick, POINTS // 3)[1:-1]
@@ -87,13 +87,13 @@ OUTLINES = dict(zip(CROWD, (disc, star, leaf, worm), strict=True))
 
 
 def smooth_noise(rng: np.random.Generator, feature: float) -> np.ndarray:
-    """A ``(TILE, TILE)`` field of about 0..1 whose blobs are ``feature`` pixels wide."""
+    """Return a ``(TILE, TILE)`` field of about 0..1 whose blobs are ``feature`` pixels wide."""
     cells = max(4, round(TILE / feature))
     return cv2.resize(rng.random((cells, cells), np.float32), (TILE, TILE), interpolation=cv2.INTER_CUBIC)
 
 
 def draw_tile(rng: np.random.Generator, contrast: float = 1.0) -> np.ndarray:
-    """A random texture ``(TILE, TILE, 3)`` uint8: mottles, spots, or wavy stripes of two colours with fine grain."""
+    """Return a random texture ``(TILE, TILE, 3)`` uint8: mottles, spots or wavy stripes of two colours, with grain."""
     feature = rng.uniform(4, 12)
     field, kind = smooth_noise(rng, feature), rng.integers(3)
     if kind == 1:

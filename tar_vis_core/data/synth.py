@@ -1,7 +1,7 @@
 """Made-up videos without limit, with exact truth: crowds of look-alikes that overlap, occlude, leave and return.
 
-In a clip several bodies share class, texture and colours, so that neither appearance nor a place of its own tells
-them apart: a model has to group what belongs together. Sizes stay moderate (12 to 40 % of the short side) and every
+In a clip several bodies share class, texture and colours. Neither appearance nor position alone tells them apart, so
+a model has to group what belongs together. Sizes stay moderate (12 to 40 % of the short side) and every
 edge is shaded, so that a person who looks closely can tell. The background shows shards of the same textures, which
 are no instances.
 """
@@ -59,9 +59,9 @@ class Crowd:
 
 
 def wander(rng: np.random.Generator, frames: int, speed: float, reach: float) -> np.ndarray:
-    """Smooth offsets ``(frames,)`` that swing with at most ``speed`` a frame; 0 in a random frame.
+    """Return smooth offsets ``(frames,)`` that change by at most ``speed`` per frame and are 0 in a random frame.
 
-    They stay within ``2 reach`` however long the clip is, so that what leaves comes back.
+    They stay within ``2 reach`` however long the clip is, so a body that leaves comes back.
     """
     places = reach * np.sin(min(speed / reach, 1.0) * np.arange(frames) + rng.uniform(0, 2 * math.pi))
     return places - places[rng.integers(frames)]
@@ -83,7 +83,7 @@ def draw_camera(rng: np.random.Generator, frames: int, size: tuple[int, int], am
 
 def draw_places(rng: np.random.Generator, kinds: np.ndarray, diameters: np.ndarray, size: tuple[int, int]
                 ) -> np.ndarray:
-    """Centres ``(n, 2)``: most bodies lie half over an earlier one, of their own kind where there is one."""
+    """Return centres ``(n, 2)``. Most bodies lie half over an earlier one, of their own kind if there is one."""
     centres = np.zeros((len(kinds), 2))
     extent = np.array(size[::-1], float)
     for i, kind in enumerate(kinds):
@@ -103,7 +103,7 @@ def draw_places(rng: np.random.Generator, kinds: np.ndarray, diameters: np.ndarr
 
 
 def draw_crowd(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Crowd:
-    """A random clip on a canvas ``size``: 4 to 14 bodies of one to three kinds (class and look) and their motion."""
+    """Return a random clip on a canvas ``size``: 4 to 14 bodies of one to three kinds (class and look) that move."""
     short, count = min(size), int(rng.integers(4, 15))
     kinds = int(rng.integers(1, 2 + min(2, count // 4)))
     looks = [draw_tile(rng) for _ in range(int(rng.integers(1, kinds + 1)))]
@@ -132,7 +132,7 @@ def draw_crowd(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> 
 
 
 def draw_background(rng: np.random.Generator, size: tuple[int, int], looks: list[np.ndarray], rim: float) -> np.ndarray:
-    """A textured ground, larger than the canvas, strewn with angular shards of the bodies' own textures."""
+    """Return a textured ground, larger than the canvas, with angular shards of the bodies' own textures."""
     height, width = round(WORLD * size[0]), round(WORLD * size[1])
     short = min(size)
     ground = cv2.warpAffine(draw_tile(rng, 0.6), _texture(rng.uniform(0, TILE, 2), 1.7 * short / 192, 0)[:2],
@@ -150,7 +150,7 @@ def draw_background(rng: np.random.Generator, size: tuple[int, int], looks: list
 
 
 def _texture(patch: np.ndarray, scale: float, turn: float) -> np.ndarray:
-    """3x3 from a tile to the place of what is cut out of it, about the point ``patch`` of the tile."""
+    """Return the 3x3 matrix from a tile to the piece that is cut out of it, about the point ``patch`` of the tile."""
     c, s = scale * math.cos(turn), scale * math.sin(turn)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ tf.translation(*-patch)
 
@@ -188,7 +188,7 @@ def stamp(image: np.ndarray, ids: np.ndarray, index: int, points: np.ndarray, ti
 
 
 def line_kernel(streak: np.ndarray, side: int) -> np.ndarray:
-    """A ``(side, side)`` kernel that smears along ``streak``."""
+    """Return a ``(side, side)`` kernel that smears along ``streak``."""
     kernel, middle = np.zeros((side, side), np.float32), (side - 1) / 2
     end = np.asarray(streak) / np.abs(streak).max() * middle
     first, last = np.rint(middle - end).astype(int), np.rint(middle + end).astype(int)
@@ -197,7 +197,7 @@ def line_kernel(streak: np.ndarray, side: int) -> np.ndarray:
 
 
 def render(crowd: Crowd, frame: int, size: tuple[int, int]) -> Scene:
-    """Draw one frame, back to front; masks hold the visible pixels, empty where a body is not seen."""
+    """Draw one frame, back to front; masks hold the visible pixels, empty if a body is not seen."""
     camera, bodies = crowd.camera[frame], crowd.bodies
     before = max(frame - 1, 0)
     after = before + 1 if len(crowd.camera) > 1 else before         # the motion that the shutter sees
@@ -224,8 +224,8 @@ def render(crowd: Crowd, frame: int, size: tuple[int, int]) -> Scene:
 class SynthVideos(Dataset):
     """Clips of ``frames`` samples of class set 'crowd', whose instances stand at the same index in every frame.
 
-    The same (seed, epoch, index) gives the same clip; ``length`` only says when an epoch ends. From one frame to the
-    next the world goes on by one of ``gaps`` (:func:`sampling.draw_times`). ``set_epoch``,
+    The same (seed, epoch, index) gives the same clip; ``length`` only says when an epoch ends. From frame
+    to frame the world advances by one of ``gaps`` (:func:`draw_times`). ``set_epoch``,
     ``set_size`` and ``set_frames`` reach the workers of a running DataLoader as well.
     """
 

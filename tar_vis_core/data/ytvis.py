@@ -2,9 +2,11 @@
 
 Format: one annotation a track with ``segmentations``, a list over the frames; frame files lie in ``JPEGImages`` beside
 the JSON, or where the data sets' own archives have them (:mod:`tar_vis_core.data.folders`). Optional additions:
-``video.exhaustive`` 0 where further objects of the labelled categories are visible but not labelled;
-``video.annotated`` ``person`` (default: ``all``) where only persons are labelled; ``video.stamps``, nanoseconds of each
-frame, where they are to be found among the images of a bag.
+
+
+- ``video.exhaustive`` is 0 if further objects of the labelled categories are visible but not labelled.
+- ``video.annotated`` is ``person`` if only persons are labelled (default: ``all``).
+- ``video.stamps`` are the nanoseconds of each frame, by which it is found among the images of a bag.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Track:
     crowd: bool = False            # several objects in one: neither found nor missed
 
     def mask(self, frame: int) -> np.ndarray | None:
-        """Boolean ``(h, w)``, None where the object is not seen."""
+        """Return the mask, boolean ``(h, w)``, or None if the object is not seen."""
         rle = self.rles[frame]
         return None if rle is None else coco_mask.decode(rle).astype(bool)
 
@@ -56,18 +58,18 @@ class VideoRecord:
     stamps_ns: tuple[int, ...] = ()    # one a frame, or none
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The pictures in time order, ``(h, w, 3)`` uint8 RGB."""
+        """Return the pictures in time order, ``(h, w, 3)`` uint8 RGB."""
         return map(self.frame, range(len(self.paths)))
 
     def frame(self, index: int) -> np.ndarray:
-        """One picture, ``(h, w, 3)`` uint8 RGB. Raises DataError where it is unreadable or of another size."""
+        """Return one picture, ``(h, w, 3)`` uint8 RGB. Raise DataError if it is unreadable or of another size."""
         return sized_picture(self.paths[index], self.height, self.width)
 
 
 def load_ytvis(json_path: str | Path, pictures: bool = True) -> list[VideoRecord]:
-    """Read a YouTube-VIS file, whose pictures need not be there where ``pictures`` is False.
+    """Read a YouTube-VIS file. If ``pictures`` is False, its pictures need not be there.
 
-    Raises DataError naming the file, video or annotation that is wrong.
+    Raise DataError that names the file, video or annotation that is wrong.
     """
     json_path = Path(json_path)
     content = read_labels(json_path)
@@ -111,7 +113,7 @@ def load_ytvis(json_path: str | Path, pictures: bool = True) -> list[VideoRecord
 
 
 def _file_names(video: Entry) -> list[str]:
-    """The names of a video's frames, in order."""
+    """Return the names of a video's frames, in order."""
     if 'file_names' not in video.values:
         raise video.error(": field 'file_names' is missing: no YouTube-VIS, which lists the frames of a video there "
                           "(CocoVID has them as 'images' with 'video_id')")

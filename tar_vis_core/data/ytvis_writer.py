@@ -1,4 +1,4 @@
-"""Labelled clips to a YouTube-VIS file with its frames, as :func:`tar_vis_core.data.ytvis.load_ytvis` reads it."""
+"""Write labelled clips as a YouTube-VIS file with its frames, for :func:`tar_vis_core.data.ytvis.load_ytvis`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tar_vis_core.media.pictures import write_picture
 
 
 def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[str, ...], description: str) -> Path:
-    """Write ``instances.json`` and ``JPEGImages/VIDEO/FRAME.jpg``; gives the path of the JSON, which comes last.
+    """Write ``instances.json`` and ``JPEGImages/VIDEO/FRAME.jpg``. Return the path of the JSON, which is written last.
 
-    A sample's masks must stand at the same index in all frames of its clip. Raises DataError where the folder holds
-    such a file already.
+    An instance's masks must stand at the same index in all frames of its clip. Raise DataError if the folder already
+    holds such a file.
     """
     path = folder / 'instances.json'
     if path.exists():

@@ -27,7 +27,7 @@ Prediction = tuple[float, str, np.ndarray]     # score, category name, mask (h, 
 
 @dataclass(frozen=True)
 class CategoryAP:
-    """Average precision of one category, each 0..1, NaN where no instance could count."""
+    """Average precision of one category, each 0..1, NaN if no instance could count."""
 
     name: str
     images: int          # images on which the category counts
@@ -48,7 +48,7 @@ class CategoryAP:
 
 @dataclass(frozen=True)
 class CocoResult:
-    """What :func:`evaluate` gives; ``str`` is a text table in percent."""
+    """The result of :func:`evaluate`; ``str`` is a text table in percent."""
 
     images: int
     categories: list[CategoryAP] = field(default_factory=list)
@@ -64,7 +64,7 @@ class CocoResult:
         return self['person']
 
     def mean_ap(self, exclude: Container[str] = ('person',)) -> float:
-        """Mean AP over the categories that have instances, persons left out; NaN where there are none."""
+        """Return the mean AP over the categories that have instances, persons left out; NaN if there are none."""
         values = [c.ap for c in self.categories if c.name not in exclude and not math.isnan(c.ap)]
         return float(np.mean(values)) if values else math.nan
 
@@ -84,15 +84,12 @@ def evaluate(predict: Callable[[np.ndarray], Iterable[Prediction]], json_path: s
              progress: bool = True) -> CocoResult:
     """Run ``predict`` on every image of a COCO file and score the masks.
 
-    Parameters
-    ----------
-    predict: takes an image ``(h, w, 3)`` uint8 RGB, gives (score, category name, mask ``(h, w)`` bool) of each
-        instance. Names are COCO's or Pascal VOC's; names that are not evaluated are left out.
-    json_path: the COCO file, or records of :func:`tar_vis_core.data.coco.load_coco`.
-    categories: which to evaluate; ``'voc'`` among them stands for the 20 Pascal VOC classes that occur in the file.
-    image_ids: only these images.
+    ``predict`` takes an image ``(h, w, 3)`` uint8 RGB and returns (score, category name, mask ``(h, w)`` bool) of each
+    instance. Names are COCO's or Pascal VOC's; names that are not evaluated are left out. ``json_path`` is the COCO
+    file or records of :func:`tar_vis_core.data.coco.load_coco`. ``'voc'`` among the ``categories`` stands for the 20
+    Pascal VOC classes that occur in the file. ``image_ids`` limits the images.
 
-    Raises DataError for a faulty data set and ValueError for a prediction that does not fit its image.
+    Raise DataError for a faulty data set and ValueError for a prediction that does not fit its image.
     """
     records = load_coco(json_path, preload=False) if isinstance(json_path, (str, Path)) else list(json_path)
     records = [r for r in records if image_ids is None or r.id in image_ids]
@@ -123,10 +120,10 @@ def expand_categories(categories: Sequence[str], records: Sequence[ImageRecord])
 
 
 def score_category(name: str, records: Sequence[ImageRecord], predictions: Sequence[dict]) -> CategoryAP:
-    """AP of one category. ``predictions`` hold image_id (position in ``records``), score, segmentation and area.
+    """Return the AP of one category.
 
-    An image that labels only persons does not count for another category, neither its instances nor what is
-    predicted there.
+    ``predictions`` hold image_id (position in ``records``), score, segmentation and area. An image that labels only
+    persons does not count for another category: neither its instances nor its predictions.
     """
     counted = [n for n, record in enumerate(records) if record.exhaustive or name == 'person']
     truth = [{'id': 0, 'image_id': n, 'category_id': 1, 'iscrowd': int(a.crowd), 'segmentation': a.rle, 'area': a.area,
@@ -155,7 +152,7 @@ def score_category(name: str, records: Sequence[ImageRecord], predictions: Seque
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is defined; pycocotools writes -1 where nothing is."""
+    """Return the mean of the defined values; pycocotools writes -1 for undefined ones."""
     values = values[values > -1]
     return float(values.mean()) if values.size else math.nan
 

@@ -1,12 +1,12 @@
-"""How well identities hold: switches, IDF1 and HOTA of the same tubes that the average precision is computed from.
+"""Identity measures: switches, IDF1 and HOTA of the same tubes that the average precision is computed from.
 
     switches   an object is matched with another tube than at its last match  (Bernardin and Stiefelhagen 2008)
     IDF1       2 IDTP / (labelled + predicted masks), one tube an object      (Ristani et al. 2016)
     HOTA       sqrt(DetA AssA), mean over the overlaps 0.05 to 0.95           (Luiten et al. 2021)
 
-All look at frames: a mask matches where its IoU with the labelled one reaches one half (HOTA: each overlap in turn).
-Categories are kept apart and their counts added up. A tube below ``min_score`` does not take part. One half is where
-scores that are a softmax name one class an object. In a video that is not exhaustive, a predicted mask that matches
+All count frames: a mask matches if its IoU with the labelled one reaches one half (HOTA: each overlap in turn).
+Categories are kept apart and their counts added up. A tube below ``min_score`` does not take part. One half is the
+score at which a softmax names one class for an object. In a video that is not exhaustive, a predicted mask that matches
 nothing may be a real object, and counts nowhere.
 """
 
@@ -37,7 +37,7 @@ ROUNDING = 1e-9         # an overlap that is the limit itself passes
 
 @dataclass(frozen=True)
 class IdentityMeasures:
-    """Figures are 0..1, NaN where nothing is labelled."""
+    """Figures are 0..1, NaN if nothing is labelled."""
 
     objects: int         # labelled ones
     masks: int           # labelled ones, over all frames
@@ -57,9 +57,9 @@ class IdentityMeasures:
 
 def identity_measures(records: Sequence[VideoRecord], predictions: Sequence[TubePrediction],
                       min_score: float = MATCH, categories: Sequence[str] | None = None) -> IdentityMeasures:
-    """Identities of the tubes that score at least ``min_score``; ``categories`` as in ``evaluate_tubes``.
+    """Return the identity measures of the tubes that score at least ``min_score``.
 
-    Raises ValueError for a prediction that does not fit its video.
+    ``categories`` are as in ``evaluate_tubes``. Raise ValueError for a prediction that does not fit its video.
     """
     check_tubes(predictions, records)
     answers = by_video_and_category(predictions)
@@ -96,7 +96,7 @@ def identity_measures(records: Sequence[VideoRecord], predictions: Sequence[Tube
 
 
 def overlaps(truth: Sequence[Rles], tubes: Sequence[Rles], frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mask IoU ``(frames, G, P)``; where the objects ``(frames, G)`` and the tubes ``(frames, P)`` have a mask."""
+    """Return the mask IoU ``(frames, G, P)``, and if objects ``(frames, G)`` and tubes ``(frames, P)`` have a mask."""
     true_areas, areas = frame_areas(truth, frames), frame_areas(tubes, frames)
     common = frame_intersections(truth, tubes, true_areas)
     union = true_areas.T[:, :, None] + areas.T[:, None] - common
@@ -104,9 +104,9 @@ def overlaps(truth: Sequence[Rles], tubes: Sequence[Rles], frames: int) -> tuple
 
 
 def identity_switches(ious: np.ndarray) -> int:
-    """Frames in which an object is matched with another tube than when it was last matched.
+    """Count the frames in which an object is matched with another tube than when it was last matched.
 
-    Where its last tube still fits, it keeps it; the others are matched for the greatest total overlap.
+    An object keeps its last tube if that still fits. The others are matched for the greatest total overlap.
     """
     objects = np.arange(ious.shape[1])
     last = np.full(len(objects), -1)

@@ -28,15 +28,15 @@ KEYS = {'video_id', 'score', 'category_id', 'segmentations'}
 
 
 def categories_of(json_path: str | Path) -> dict[int, str]:
-    """Names by id of a data set's categories. Raises DataError where the file has none."""
+    """Return the names of a data set's categories by id. Raise DataError if the file has none."""
     path = Path(json_path)
     return category_names(path, read_labels(path), 'YouTube-VIS')
 
 
 def write_results(path: str | Path, predictions: Sequence[TubePrediction], categories: Mapping[int, str]) -> None:
-    """Write predictions; a ``path`` that ends in .zip gives what a server takes.
+    """Write predictions. A ``path`` that ends in .zip becomes the archive that the servers take.
 
-    Raises ValueError for a category that the data set does not have.
+    Raise ValueError for a category that the data set does not have.
     """
     ids = {name: number for number, name in categories.items()}
     path = Path(path)
@@ -64,7 +64,7 @@ def _as_text(rle: dict | None) -> dict | None:
 
 def read_results(path: str | Path, records: Sequence[VideoRecord],
                  categories: Mapping[int, str]) -> list[TubePrediction]:
-    """Predictions for the videos of a data set, checked. Raises DataError naming the entry that is wrong."""
+    """Return the predictions for the videos of a data set, checked. Raise DataError that names the wrong entry."""
     path, videos = Path(path), {record.id: record for record in records}
     try:
         rows = parse_json(_member(path), f'{path}: {MEMBER}') if zipfile.is_zipfile(path) else read_json(path)
@@ -83,7 +83,7 @@ def read_results(path: str | Path, records: Sequence[VideoRecord],
 
 
 def _member(path: Path) -> bytes:
-    """The JSON in a zip file; what a few bytes of deflate blow up to without end is not taken for results."""
+    """Return the JSON in a zip file. A few bytes that deflate to an endless file are refused."""
     with zipfile.ZipFile(path) as archive:
         if (size := archive.getinfo(MEMBER).file_size) > MAX_MEMBER:
             raise ValueError(f'{MEMBER} says that it has {size} bytes, at most {MAX_MEMBER} are read')

@@ -1,12 +1,12 @@
-"""How well one track follows a labelled object: mean mask IoU over the frames that show it.
+"""Measure how well one track follows a labelled object: the mean mask IoU over the frames that show it.
 
-It says what masks and identities are worth together and charges no false positives, so it also holds on videos in
-which not every object is labelled. Three ways to choose the track:
+The measure joins masks and identities and does not count false positives. So it also holds on videos in which not every
+object is labelled. Three ways to choose the track:
 
     track   by the truth, among all tracks, whatever they are called: the mean IoU of the one that follows it best
     named   the same among the tracks that carry the object's class
-    found   without the truth: of the tracks of that class the one with the greatest total score. Where further objects
-            of the class are to be seen and are not labelled, this may well be one of these.
+    found   without the truth: of the tracks of that class the one with the greatest total score. If further
+            objects of the class are visible but not labelled, this may be one of them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class TrackIoU:
 
 
 def track_ious(records: Sequence[VideoRecord], predictions: Sequence[TubePrediction]) -> list[TrackIoU]:
-    """Every labelled object that is no crowd against the tubes of its video.
+    """Compare every labelled object that is no crowd with the tubes of its video.
 
-    Raises ValueError for a prediction that does not fit its video.
+    Raise ValueError for a prediction that does not fit its video.
     """
     check_tubes(predictions, records)
     results = []
@@ -60,7 +60,7 @@ def track_ious(records: Sequence[VideoRecord], predictions: Sequence[TubePredict
 
 
 def as_table(results: Sequence[TrackIoU]) -> str:
-    """A text table in percent, an object a line, and the mean over the objects."""
+    """Return a text table in percent: one line for each object, and the mean."""
     lines = [f'{"video":<20}{"category":<14}{"frames":>7}{"track":>8}{"named":>8}{"found":>8}{"frame":>8}{"ids":>5}']
     lines += [f'{r.video:<20}{r.category:<14}{r.frames:>7}' + _cells(_means(r)) + f'{r.identities:>5}' for r in results]
     if results:

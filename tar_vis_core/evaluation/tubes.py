@@ -1,4 +1,4 @@
-"""Tubes: what is predicted of one object of a video, a mask or none in every frame, and how tubes overlap."""
+"""Tubes: the predicted masks of one object of a video, one or none in every frame, and how tubes overlap."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrackTubes:
         self._seen: dict[tuple[int, int], list[tuple[int, str, float, dict]]] = {}
 
     def add(self, frame: int, result: FrameResult) -> None:
-        """What was found in a frame."""
+        """Add the objects that were found in a frame."""
         for instance in result.instances:
             if instance.status != TrackStatus.LOST:
                 mask = np.asfortranarray(instance.mask(result.height, result.width), np.uint8)
@@ -51,7 +51,7 @@ class TrackTubes:
 
 
 def check_tubes(predictions: Sequence[TubePrediction], records: Sequence[VideoRecord]) -> None:
-    """ValueError that names the prediction whose video is not there, whose masks do not fit it, or without a score."""
+    """Raise ValueError that names a prediction without its video, with masks that do not fit it, or without a score."""
     videos = {record.id: record for record in records}
     for number, tube in enumerate(predictions):
         record = videos.get(tube.video_id)
@@ -69,7 +69,7 @@ def check_tubes(predictions: Sequence[TubePrediction], records: Sequence[VideoRe
 
 
 def by_video_and_category(predictions: Sequence[TubePrediction]) -> dict[tuple[int, str], list[TubePrediction]]:
-    """The predictions of each (video id, category), in their order."""
+    """Return the predictions of each (video id, category), in their order."""
     groups: dict[tuple[int, str], list[TubePrediction]] = {}
     for tube in predictions:
         groups.setdefault((tube.video_id, tube.category), []).append(tube)
@@ -77,12 +77,12 @@ def by_video_and_category(predictions: Sequence[TubePrediction]) -> dict[tuple[i
 
 
 def is_evaluated(record: VideoRecord, category: str) -> bool:
-    """Whether the video says anything of that category: one that is annotated for persons does not of others."""
+    """Return whether the video is labelled for that category: one annotated for persons is not labelled for others."""
     return record.annotated == 'all' or category == record.annotated
 
 
 def frame_areas(tubes: Sequence[Rles], frames: int) -> np.ndarray:
-    """Mask areas ``(N, frames)`` in pixels, float64, 0 where there is no mask."""
+    """Return mask areas ``(N, frames)`` in pixels, float64, 0 if there is no mask."""
     areas = np.zeros((len(tubes), frames))
     for row, rles in zip(areas, tubes, strict=True):
         seen = [t for t, rle in enumerate(rles) if rle is not None]
@@ -93,7 +93,7 @@ def frame_areas(tubes: Sequence[Rles], frames: int) -> np.ndarray:
 
 
 def frame_intersections(a: Sequence[Rles], b: Sequence[Rles], area_a: np.ndarray) -> np.ndarray:
-    """Common pixels ``(frames, A, B)`` of every pair, float64 whole numbers; ``area_a (A, frames)``."""
+    """Return the common pixels ``(frames, A, B)`` of every pair, float64 whole numbers; ``area_a (A, frames)``."""
     common = np.zeros((area_a.shape[1], len(a), len(b)))
     for t, pairs in enumerate(common):
         rows = [i for i, rles in enumerate(a) if rles[t] is not None]

@@ -35,10 +35,10 @@ class VideoInstances:
 
 
 def rows_by_slot(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The slots ``(S,)`` of a video, rising, and the row of each in every frame ``(S, T)``, -1 where it is absent.
+    """Return the slots ``(S,)`` of a video, rising, and the row of each in every frame ``(S, T)``, -1 if it is absent.
 
-    ``slots (T, R)`` are -1 for a row that stands for none. What was forgotten as fleeting is left out; a slot that
-    comes again later begins anew.
+    ``slots (T, R)`` are -1 for a row without a slot. A slot that the tracker forgot as fleeting is left out. If it
+    comes again later, it begins anew.
     """
     frame, row = np.nonzero(slots >= 0)
     numbers, which = np.unique(slots[frame, row], return_inverse=True)
@@ -55,8 +55,10 @@ def rows_by_slot(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_logits(logits: Tensor, rows: Tensor) -> Tensor:
-    """Class logits ``(S, classes + 1)`` of slots, the mean of ``logits (T, R, .)`` over the frames of ``rows (S, T)``
-    that are not -1."""
+    """Return the class logits ``(S, classes + 1)`` of slots.
+
+    They are the mean of ``logits (T, R, .)`` over the frames of a slot; ``rows (S, T)`` is -1 in a frame without the
+    slot."""
     own = logits.float()[torch.arange(len(logits), device=rows.device), rows.clamp(min=0)]
     here = (rows >= 0)[..., None]
     return (own * here).sum(1) / here.sum(1)
@@ -72,9 +74,9 @@ def resize_mask_logits(mask_logits: Tensor, geometry: MaskGeometry) -> Tensor:
 @torch.no_grad()
 def segment_video(tracked: Tracked, mask_features: Tensor | Sequence[Tensor], geometry: MaskGeometry,
                   max_instances: int = 10, keep: Callable[[Tensor], Any] | None = None) -> VideoInstances:
-    """The instances of a video from all its frames, tracked, and their mask features ``(T, D, h, w)``.
+    """Return the instances of a video from all its frames, tracked, and their mask features ``(T, D, h, w)``.
 
-    A long video's masks are large: ``keep`` takes a frame's ``(K, H, W)`` and gives what is to be kept of them.
+    A long video's masks are large: ``keep`` takes a frame's ``(K, H, W)`` and returns what is to be kept of them.
     No score threshold and no duplicate removal: the metric wants all of them. MinVIS and DVIS++ give 10 instances
     (20 on OVIS), CTVIS as many as there are classes. In a frame without the slot its mask is empty.
     """

@@ -37,7 +37,7 @@ TITLES = {'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75', 'ar1': 'AR1', 'ar10': 'AR1
 
 @dataclass(frozen=True)
 class TubeAP:
-    """Figures of one category, each 0..1, NaN where no object could count."""
+    """Figures of one category, each 0..1, NaN if no object could count."""
 
     name: str
     videos: int          # in which the category counts
@@ -54,7 +54,7 @@ class TubeAP:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What :func:`evaluate_tubes` gives; ``str`` is a text table in percent."""
+    """The result of :func:`evaluate_tubes`; ``str`` is a text table in percent."""
 
     categories: list[TubeAP]     # those with at least one labelled object
 
@@ -82,7 +82,7 @@ class VideoResult:
 
 
 def cells(figures: TubeAP) -> str:
-    """The eight figures in percent as columns of a table."""
+    """Return the eight figures in percent as columns of a table."""
     values = [getattr(figures, name) for name in TITLES]
     return ''.join(f'{"-":>8}' if math.isnan(v) else f'{100 * v:>8.1f}' for v in values)
 
@@ -91,7 +91,7 @@ def evaluate_tubes(records: Sequence[VideoRecord], predictions: Sequence[TubePre
                    categories: Sequence[str] | None = None) -> VideoResult:
     """Score tubes against labelled videos; ``categories`` limits what counts (default: all that are labelled).
 
-    Raises ValueError for a prediction that does not fit its video.
+    Raise ValueError for a prediction that does not fit its video.
     """
     check_tubes(predictions, records)
     found = by_video_and_category(predictions)
@@ -137,17 +137,17 @@ def tube_ious(common: np.ndarray, areas: np.ndarray, true_areas: np.ndarray) -> 
 
 
 def outside(areas: np.ndarray) -> np.ndarray:
-    """``(A, N)``: which tubes of areas ``(N, frames)`` are not of a size; the bounds belong to both sides."""
+    """Return ``(A, N)``: which tubes of areas ``(N, frames)`` are not of a size. The bounds belong to both sides."""
     mean = areas.sum(1) / np.maximum((areas > 0).sum(1), 1)
     return (mean < AREA_RANGES[:, :1]) | (mean > AREA_RANGES[:, 1:])
 
 
 def match(ious: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's greedy matching at all area ranges and thresholds at once.
+    """Match as COCO does, greedily, at all area ranges and thresholds at once.
 
-    ``ious (D, G)`` by falling score; ``skipped (A, G)`` are the objects that do not count. Each prediction in turn
-    takes the free object of the greatest overlap, one that counts before one that does not, of equals the last.
-    Gives ``(A, T, D)`` twice: has a match; its match does not count.
+    ``ious (D, G)`` are by falling score; ``skipped (A, G)`` are the objects that do not count. Each prediction in turn
+    takes the free object of the greatest overlap. An object that counts goes before one that does not. Of equal objects
+    the last is taken. Return ``(A, T, D)`` twice: the prediction has a match; its match does not count.
     """
     count, objects = ious.shape
     shape = len(skipped), len(IOU_THRESHOLDS), count
@@ -170,7 +170,7 @@ def match(ious: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def counts(matches: Sequence[Matches], most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Running true and false positives ``(A, T, N)`` over all videos by falling score, ``most`` from each video."""
+    """Return running true and false positives ``(A, T, N)`` by falling score, ``most`` from each video."""
     scores = np.concatenate([m.scores[:most] for m in matches])
     order = np.argsort(-scores, kind='stable')
     matched, ignored = (np.concatenate(parts, -1)[..., order] for parts in (
@@ -179,7 +179,7 @@ def counts(matches: Sequence[Matches], most: int) -> tuple[np.ndarray, np.ndarra
 
 
 def average_precision(matches: Sequence[Matches]) -> np.ndarray:
-    """A category's average precision ``(A, T)`` over videos, NaN at area ranges without an object."""
+    """Return a category's average precision ``(A, T)`` over videos, NaN at area ranges without an object."""
     objects = sum(m.objects for m in matches)
     right, wrong = counts(matches, MAX_DETECTIONS)
     precision = right / np.maximum(right + wrong, 1)
@@ -194,7 +194,7 @@ def average_precision(matches: Sequence[Matches]) -> np.ndarray:
 
 
 def summarise(name: str, matches: Sequence[Matches]) -> TubeAP:
-    """A category's figures from the matches of all videos."""
+    """Return a category's figures from the matches of all videos."""
     objects = sum(m.objects for m in matches)
 
     def recall(most: int) -> float:

@@ -1,4 +1,4 @@
-"""Say what is wrong with an input file before a parser meets it."""
+"""Find out what is wrong with an input file before a parser reads it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ\0': 'xz', b'\x28\
 
 
 def problem_of(path: str | Path) -> str | None:
-    """Return why a path gives no bytes to read (it may be missing, a folder, a pipe, forbidden), or None.
+    """Return why a path cannot be read (missing, a folder, a pipe, no permission), or None.
 
     A pipe would make a reader wait for ever, and a device may have no end.
     """
@@ -29,7 +29,7 @@ def problem_of(path: str | Path) -> str | None:
 
 
 def what_it_is(head: bytes) -> str | None:
-    """Return what the first bytes of a file (some hundred) show it to be if it is none of ours; None if they do not."""
+    """Return the kind of a file that is none of ours, as its first hundreds of bytes show it; None if they do not."""
     if not head:
         return 'an empty file'
     if not head.strip(b'\0'):

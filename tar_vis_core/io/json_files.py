@@ -14,7 +14,7 @@ from tar_vis_core.io.input_files import problem_of, what_it_is
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file: UTF-8 whatever the locale, UTF-16 or UTF-32, with a byte order mark or not.
 
-    ``NaN`` and ``Infinity``, which Python writes, are read. Raises DataError with one line that says what is wrong.
+    ``NaN`` and ``Infinity``, which Python writes, are read. Raise DataError with one line that names the fault.
     """
     if problem := problem_of(path):
         raise DataError(f'{path}: {problem}')
@@ -26,7 +26,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(data: bytes, name: str) -> Any:
-    """Return what JSON bytes say; ``name`` stands in the message of a DataError."""
+    """Return the content of JSON bytes. ``name`` is used in the message of a DataError."""
     if known := what_it_is(data[:512]):
         raise DataError(f'{name}: no JSON, but {known}')
     try:
@@ -46,7 +46,7 @@ def parse_json(data: bytes, name: str) -> Any:
 
 
 def read_text(path: str | Path) -> str:
-    """Return a text file, in UTF-8 whatever the locale, without byte order mark. Raises DataError."""
+    """Return a text file, in UTF-8 whatever the locale, without byte order mark. Raise DataError."""
     if problem := problem_of(path):
         raise DataError(f'{path}: {problem}')
     data = Path(path).read_bytes()

@@ -1,4 +1,4 @@
-"""What a command says, on any terminal."""
+"""Print on any terminal, and recognise errors about memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def say_anything() -> None:
-    """Let print write names in any alphabet: what a terminal's encoding does not have comes out as ``\\xdf``."""
+    """Let print write names in any alphabet. A character that the terminal cannot show comes out as ``\\xdf``."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):      # else replaced, as in a test or a notebook
             stream.reconfigure(errors='backslashreplace')

@@ -53,16 +53,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a binary file whole. Raises WriteError."""
+    """Write a binary file whole. Raise WriteError."""
     with replacing(path) as half:
         half.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole, in UTF-8 whatever the locale. Raises WriteError."""
+    """Write a text file whole, in UTF-8 whatever the locale. Raise WriteError."""
     write_bytes(path, text.encode('utf-8', 'surrogateescape'))
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Write a JSON file whole. Raises WriteError, and ValueError for numbers that JSON does not have."""
+    """Write a JSON file whole. Raise WriteError, and ValueError for numbers that JSON does not have."""
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + '\n')

@@ -15,7 +15,7 @@ Polyline = list[tuple[float, float]]    # mask centres x, y in pixels, frame aft
 
 
 def track_colour(track_id: int) -> tuple[int, int, int]:
-    """The RGB colour of a track id: always the same, and neighbouring ids far apart in hue."""
+    """Return the RGB colour of a track id: always the same, with neighbouring ids far apart in hue."""
     hue = (track_id * 0.618033988749895) % 1.0
     saturation, value = ((0.80, 1.00), (0.95, 0.85), (0.55, 1.00))[(track_id // 5) % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -23,9 +23,9 @@ def track_colour(track_id: int) -> tuple[int, int, int]:
 
 
 class Trails:
-    """Where each track's mask was centred in the last frames of one stream. Memory does not grow with time.
+    """The centres of each track's mask in the last frames of one stream. Memory does not grow with time.
 
-    Only those who draw keep one: it need not see every frame, and what it has missed is a gap in the paths.
+    It is kept for drawing only. It need not see every frame: a frame that it missed is a gap in the paths.
     """
 
     def __init__(self, frames: int = 45):
@@ -35,7 +35,7 @@ class Trails:
         self._centres: dict[int, dict[int, tuple[float, float]]] = {}    # track id: frame index: x, y
 
     def follow(self, result: FrameResult) -> dict[int, list[Polyline]]:
-        """Takes the next frame; gives each track's paths up to now, in pieces where frames lie between."""
+        """Take the next frame. Return each track's paths up to now, cut at frames that were missed."""
         if result.track_epoch != self._epoch:
             self._epoch, self._centres = result.track_epoch, {}
         for instance in result.instances:
@@ -50,7 +50,7 @@ class Trails:
 
 
 def _pieces(centres: Mapping[int, tuple[float, float]]) -> list[Polyline]:
-    """The centres by frame index, cut where an index is missing."""
+    """Return the centres, given by frame index, cut where an index is missing."""
     pieces: list[Polyline] = []
     for index, centre in centres.items():
         if index - 1 not in centres:
@@ -60,7 +60,7 @@ def _pieces(centres: Mapping[int, tuple[float, float]]) -> list[Polyline]:
 
 
 def mask_centre(instance: Instance) -> tuple[float, float]:
-    """Mean x and y of the mask's pixels, from the run lengths alone. ValueError where the mask is empty."""
+    """Return the mean x and y of the mask's pixels, from its run lengths. Raise ValueError if the mask is empty."""
     if not instance.area:
         raise ValueError(f'track {instance.track_id} has no mask in this frame')
     x, y, width, _ = instance.box
@@ -75,10 +75,10 @@ def mask_centre(instance: Instance) -> tuple[float, float]:
 def draw_overlay(rgb: np.ndarray, instances: Sequence[Instance], *, opacity: float = 0.45,
                  labels: bool = True, lost: bool = False, trails: Mapping[int, Sequence[Polyline]] | None = None
                  ) -> np.ndarray:
-    """A copy of the image with the instances on it, the best score on top.
+    """Return a copy of the image with the instances on it, the best score on top.
 
     ``rgb`` is ``(H, W, 3)`` uint8, the image that the instances were found in. ``lost`` adds the
-    last box of LOST tracks, ``trails`` the paths that :meth:`Trails.follow` gives. Line and letter sizes follow the
+    last box of LOST tracks, ``trails`` the paths that :meth:`Trails.follow` returns. Line and letter sizes follow the
     image's size.
     """
     picture = np.array(rgb, order='C')
@@ -137,7 +137,7 @@ def _draw_label(picture: np.ndarray, instance: Instance, unit: float, taken: lis
 
 def _free_place(box: tuple[int, int, int, int], width: int, height: int, shape: tuple[int, ...],
                 taken: Sequence[tuple[int, int, int, int]]) -> tuple[int, int]:
-    """Top left corner of a label: above its box, or below what is there already, inside the image where it fits."""
+    """Return the top left corner of a label: above its box or below other labels, inside the image if it fits."""
     lowest = max(0, shape[0] - height)
     x = max(0, min(box[0], shape[1] - width))
     y = max(0, min(box[1] - height, lowest))

@@ -1,7 +1,7 @@
-"""Decode and write compressed pictures, whatever strangers put into them.
+"""Decode and write compressed pictures safely, whatever they contain.
 
-What a header declares is checked before anything is allocated: 2 kB of JPEG may say that they hold a gigapixel.
-What a codec writes to stderr is read here: it is the only sign of a JPEG whose middle or end is missing.
+The size in the header is checked before anything is allocated: a JPEG of 2 kB may declare a gigapixel. The codec's
+stderr is read, because it is the only sign of a JPEG whose middle or end is missing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def declared_size(data: bytes) -> tuple[int, int, int] | None:
     """Return width, height, and the bytes that they need at least, as the header of a JPEG or PNG has them.
 
     A JPEG spends at least one bit on each block of 8x8 pixels; deflate makes PNG's rows smaller by 1032 at most.
-    None for other formats, and where there is no such header.
+    None for other formats, or if there is no such header.
     """
     if data.startswith(PNG_START) and data[12:16] == b'IHDR' and len(data) >= 26:
         width, height, depth, kind = struct.unpack('>IIBB', data[16:26])
@@ -97,7 +97,7 @@ def declared_size(data: bytes) -> tuple[int, int, int] | None:
 def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
     """Decode any format that OpenCV knows; by default to ``(H, W, 3)`` uint8 RGB, orientation tags ignored.
 
-    Raises PictureError if the picture is damaged, too large or of another format.
+    Raise PictureError if the picture is damaged, too large or of another format.
     """
     check_declared_size(data)
     try:
@@ -119,7 +119,7 @@ def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
 
 @contextlib.contextmanager
 def codec_messages() -> Iterator[list[str]]:
-    """Collect what codecs write to stderr in here; the list is filled at the end. Other lines come out afterwards."""
+    """Collect the lines that codecs write to stderr; the list is filled at the end. Other lines come out afterwards."""
     said: list[str] = []
     with STDERR, contextlib.ExitStack() as stack:
         try:
@@ -144,12 +144,12 @@ def codec_messages() -> Iterator[list[str]]:
 
 
 def _scratch_file() -> IO[bytes]:
-    """Return a file in memory where the system has such files: a robot's disk may be full or read-only."""
+    """Return a file in memory if the system has such files: a robot's disk may be full or read-only."""
     return os.fdopen(os.memfd_create('codec'), 'r+b') if hasattr(os, 'memfd_create') else tempfile.TemporaryFile()
 
 
 def read_picture(path: str | Path, flags: int = RGB_AS_STORED) -> np.ndarray:
-    """Decode a picture file as :func:`decode_picture` does. Raises PictureError that names the file."""
+    """Decode a picture file as :func:`decode_picture` does. Raise PictureError that names the file."""
     path = Path(path)
     if problem := problem_of(path):
         raise PictureError(f'{path}: {problem}')
@@ -176,7 +176,7 @@ def sized_picture(path: Path, height: int, width: int, data: bytes = b'') -> np.
     """Read a labelled picture, whose file (or its content ``data``) must be of the size that its labels say.
 
     An EXIF orientation is followed only if the labels' size fits the upright picture and not the stored one: then they
-    were made on the upright one. Raises PictureError.
+    were made on the upright one. Raise PictureError.
     """
     def read(flags: int) -> np.ndarray:
         return decode_picture(data, flags) if data else read_picture(path, flags)
@@ -195,7 +195,7 @@ def sized_picture(path: Path, height: int, width: int, data: bytes = b'') -> np.
 def write_picture(path: str | Path, rgb: np.ndarray, quality: int = 95) -> None:
     """Write ``(H, W, 3)`` uint8 RGB as the format that the name ends with; ``quality`` is JPEG's.
 
-    OpenCV's own imwrite does not notice a full disk. Raises WriteError, and DataError for an ending without encoder.
+    OpenCV's own imwrite does not notice a full disk. Raise WriteError, and DataError for an ending without encoder.
     """
     path = Path(path)
     try:

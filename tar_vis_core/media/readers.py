@@ -27,7 +27,7 @@ class SourceError(TarVisError):
 
 
 class FrameReader(ABC):
-    """What every reader offers; a reader is a context manager that closes what it opened."""
+    """The interface of all readers. A reader is a context manager that closes its source."""
 
     name: str = ''
     fps: float = FOLDER_FPS      # the source's own rate
@@ -37,7 +37,7 @@ class FrameReader(ABC):
 
     @abstractmethod
     def read(self) -> np.ndarray | None:
-        """The next image, uint8 RGB ``(H, W, 3)``, or None after the last one."""
+        """Return the next image, uint8 RGB ``(H, W, 3)``, or None after the last one."""
 
     @abstractmethod
     def rewind(self) -> None:
@@ -175,7 +175,7 @@ class CameraReader(FrameReader):
 
 
 def camera_path(device: str) -> str:
-    """The device file of a camera given as ``0`` or ``/dev/video0``; SourceError where it cannot be opened."""
+    """Return the device file of a camera, given as ``0`` or ``/dev/video0``. Raise SourceError if it does not open."""
     path = f'/dev/video{device}' if device.isdigit() else device
     if not Path(path).exists():
         raise SourceError(f'there is no camera {path} ({_cameras_here()})')
@@ -185,7 +185,7 @@ def camera_path(device: str) -> str:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return an image file upright, uint8 RGB ``(H, W, 3)``. Raises SourceError if it cannot be decoded."""
+    """Return an image file upright, uint8 RGB ``(H, W, 3)``. Raise SourceError if it cannot be decoded."""
     try:
         return read_picture(path, cv2.IMREAD_COLOR_RGB)
     except PictureError as error:
@@ -194,7 +194,7 @@ def read_image(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Keep the codecs' own chatter off the terminal: what matters is said in our one line."""
+    """Keep the codecs' own messages off the terminal: our own error line has all that matters."""
     try:
         saved = os.dup(2)
     except OSError:     # no stderr at all

@@ -44,7 +44,7 @@ class OverlayVideo:
             self._write(picture)
 
     def close(self) -> None:
-        """End the file. Raises WriteError if it does not hold every picture: OpenCV is silent about a full disk."""
+        """End the file. Raise WriteError if it does not hold every picture: OpenCV is silent about a full disk."""
         if self._writer is None and self._waiting:
             self._open()
         if self._writer is not None:
@@ -102,14 +102,14 @@ class JsonLines:
             self._file = self._place.enter_context(half.open('w', encoding='utf-8'))
 
     def write(self, row: dict) -> None:
-        """Append a line. Raises WriteError if there is no room; the file is given up then."""
+        """Append a line. Raise WriteError if there is no room; the file is given up then."""
         text = json.dumps(row, allow_nan=False) + '\n'
         with self._giving_up():
             self._file.write(text)
             self._file.flush()
 
     def close(self) -> None:
-        """End the file, which keeps the lines that were written. Raises WriteError."""
+        """End the file, which keeps the lines that were written. Raise WriteError."""
         self._place.close()
 
     @contextlib.contextmanager
@@ -122,7 +122,7 @@ class JsonLines:
 
 
 def fit_into(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The picture scaled into ``size`` (width, height) with its aspect kept, on black."""
+    """Return the picture scaled into ``size`` (width, height) with its aspect kept, on black."""
     width, height = size
     h, w = picture.shape[:2]
     if (w, h) == size:
@@ -136,7 +136,7 @@ def fit_into(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def result_line(result: FrameResult) -> dict:
-    """A frame's result as a dictionary for JSON; boxes are x, y, width, height; NaN becomes null."""
+    """Return a frame's result as a dictionary for JSON. Boxes are x, y, width, height; NaN becomes null."""
     return {
         'frame_index': result.frame_index, 'track_epoch': result.track_epoch,
         'height': result.height, 'width': result.width,
@@ -151,5 +151,5 @@ def result_line(result: FrameResult) -> dict:
 
 
 def finite_or_none(value: float) -> float | None:
-    """Rounded to three decimals; JSON has no NaN."""
+    """Return the value rounded to three decimals, None for NaN, which JSON does not have."""
     return round(float(value), 3) if math.isfinite(value) else None
