@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap over videos, whose frames are no independent draws, and rank correlation."""
+"""Uncertainty of a figure: bootstrap over videos, because frames are not independent; and rank correlation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LEVEL = 0.95
 
 
 def resamples(videos: int, times: int, seed: int = 0) -> np.ndarray:
-    """Indices ``(times, videos)`` drawn with replacement: the videos of each bootstrap sample."""
+    """Return indices ``(times, videos)`` drawn with replacement: the videos of each bootstrap sample."""
     return np.random.default_rng(seed).integers(videos, size=(times, videos))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The middle 95 % of bootstrap values, those that are NaN left out; NaN where none is left."""
+    """Return the middle 95 % of bootstrap values without those that are NaN; NaN if none is left."""
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     if not len(values):
@@ -37,7 +37,7 @@ def with_interval(measure: Callable[[np.ndarray], float], videos: int, times: in
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation, ties with their mean rank; NaN where one of them does not vary."""
+    """Return Spearman's rank correlation; ties have their mean rank. NaN if one of the two does not vary."""
     if len(x) < 2:
         return math.nan
     ranks = np.stack([rankdata(x), rankdata(y)])
@@ -57,7 +57,7 @@ class Precision:
                           if is_evaluated(record, name) else None for record in records] for name in names]
 
     def __call__(self, videos: np.ndarray) -> float:
-        """AP in 0..1, the mean over the categories with an object in those videos; NaN where there is none."""
+        """Return the AP, 0..1: the mean over the categories with an object in those videos, NaN if there is none."""
         values = []
         for category in self._matches:
             chosen = [category[i] for i in videos if category[i] is not None]

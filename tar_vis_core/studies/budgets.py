@@ -1,4 +1,4 @@
-"""How the latency budget answers when it changes: off, tight, loose, impossible, in one stream."""
+"""Step response of the latency budget: off, tight, loose, impossible, in one stream."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Phase:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study's own options."""
+    """Add the study's own options."""
     parser.add_argument('--phase', type=int, default=1000, help='frames with each budget (default: 1000)')
     parser.add_argument('--range-frames', type=int, default=200,
                         help='frames before, to find out what times can be reached (default: 200)')
@@ -104,7 +104,7 @@ def follow(segmenter: VideoSegmenter, images: Iterator[np.ndarray], budgets: dic
 
 
 def row_of(phase: Phase) -> dict[str, object]:
-    """A phase in the table: what held in its second half, and how often the bias turned in all of it."""
+    """Return a phase as a table row: the figures of its second half, and how often the bias turned in all of it."""
     half = len(phase.ms) // 2
     ms = phase.ms[half:]
     late = float('nan') if phase.budget_ms is None else 100 * float((ms > phase.budget_ms).mean())

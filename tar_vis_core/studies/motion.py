@@ -1,7 +1,7 @@
 """Executed layers against how much the picture changes (the paper's Figure 5).
 
-The hypothesis (abstract, conclusion and axis of the figure; the paper's text once says the opposite): the less changes
-from frame to frame, the fewer layers run, so the rank correlation of the two is positive.
+The hypothesis (abstract, conclusion and axis of the figure; the paper's text once says the opposite): if less changes
+from frame to frame, fewer layers run. So the rank correlation of the two is positive.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ PARTS = 5       # of the frames, by rising difference
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study's own options."""
+    """Add the study's own options."""
     parser.add_argument('--skip-bias', type=float, default=0.0, help="added to the routers' skip score (default: 0)")
     parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
 
 
 @torch.inference_mode()
 def follow(model: VideoInstanceModel, record: VideoRecord, skip_bias: float) -> np.ndarray:
-    """Inter-frame MSE (grey levels squared, 64 pixels wide) and executed layers, ``(frames - 1, 2)``: all frames but
-    the first."""
+    """Return inter-frame MSE and executed layers, ``(frames - 1, 2)``, of all frames except the first.
+
+    The MSE is in squared grey levels of pictures that are 64 pixels wide."""
     state, previous, seen = TemporalState(), None, []
     for image in record.frames():
         mse = state.frame_mse(small_grey(image))
@@ -62,7 +63,7 @@ def correlations(videos: list[np.ndarray], times: int) -> tuple[dict[str, float]
 
 
 def rows_of(videos: list[np.ndarray], times: int) -> list[dict[str, object]]:
-    """The table: all frames, single videos, and frames by their difference."""
+    """Return the rows of the table: all frames, single videos, and frames by their difference."""
     frames = np.concatenate(videos)
     pooled, within = correlations(videos, times)
     nothing = dict.fromkeys(pooled, math.nan)

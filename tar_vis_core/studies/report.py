@@ -1,4 +1,4 @@
-"""What a study leaves behind: table.csv, table.md and plot.png in one folder."""
+"""Result files of a study: table.csv, table.md and plot.png in one folder."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ UNKNOWN = 'n/a'     # the paper does not say, or we do not know what it says
 
 
 def cell(value: object) -> str:
-    """A table's cell: numbers to two places, ``n/a`` for None and NaN."""
+    """Return a table's cell: numbers to two places, ``n/a`` for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return UNKNOWN
     return f'{value:.2f}' if isinstance(value, float) else str(value)
 
 
 def with_bounds(row: dict[str, object], name: str) -> str:
-    """A cell, with the bounds of its interval where it has known ones."""
+    """Return a cell, with the bounds of its interval if they are known."""
     bounds = [cell(row.get(f'{name}: {end}')) for end in ('low', 'high')]
     return cell(row[name]) + ('' if UNKNOWN in bounds else f' ({bounds[0]} to {bounds[1]})')
 
 
 def machine(device: torch.device) -> str:
-    """What computed, in a line: device, threads, torch."""
+    """Return a line about the machine: device, threads, torch."""
     if device.type == 'cuda':
         return f'{torch.cuda.get_device_name(device)}, torch {torch.__version__}'
     return f'{processor()} CPU, {torch.get_num_threads()} threads, ' \

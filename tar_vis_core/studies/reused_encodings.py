@@ -1,4 +1,4 @@
-"""What it saves, and costs, to take over the image encoder's features while the picture stands still."""
+"""Savings and costs of reusing the image encoder's features while the picture stands still."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Followed:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study's own options."""
+    """Add the study's own options."""
     parser.add_argument('--bounds', type=float, nargs='+', default=[4, 8, 16], metavar='LEVELS',
                         help='of encoder_reuse, beside off (default: 4 8 16)')
     parser.add_argument('--clips', nargs='+', metavar='VIDEO', help='files without labels, instead of the videos')
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def clip_frames(path: str, args: argparse.Namespace) -> Iterator[np.ndarray]:
-    """The frames of a clip that were asked for, uint8 RGB."""
+    """Return the frames of a clip that were asked for, uint8 RGB."""
     with open_frames(path) as reader:
         for frame in play(reader, limit=args.first + args.clip_frames if args.clip_frames else 0, width=args.width):
             if frame.index >= args.first:
@@ -62,9 +62,9 @@ def clip_frames(path: str, args: argparse.Namespace) -> Iterator[np.ndarray]:
 
 def follow(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: int, runs: Sequence[Followed]
            ) -> tuple[int, int, int]:
-    """Every frame of a video by each bound in turn, a state each; what came is added to ``runs``.
+    """Run every frame of a video with each bound in turn, each with its own state; add the results to ``runs``.
 
-    Gives the number of frames and their size (height, width), zeros where there is none.
+    Return the number of frames and their size (height, width), zeros if there is none.
     """
     options, frames, size = segmenter.options, 0, (0, 0)
     states, tracks = [segmenter.new_state() for _ in runs], [TrackTubes() for _ in runs]
@@ -86,8 +86,10 @@ def follow(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: int, 
 
 
 def agreement(expected: Sequence[TubePrediction], given: Sequence[TubePrediction], frames: int) -> np.ndarray:
-    """Mask IoU by frame, ``(frames,)``: of both sides' masks, paired one to one for the most, the mean, 0 for one that
-    is alone; NaN where neither shows anything."""
+    """Return the mask IoU by frame, ``(frames,)``: the mean over the masks of both sides.
+
+    Masks are paired one to one for the greatest sum; a mask without a partner counts 0. NaN if neither shows
+    anything."""
     ious, seen, shown = overlaps([t.rles for t in expected], [t.rles for t in given], frames)
     means = np.full(frames, np.nan)
     for t, frame in enumerate(ious):
@@ -97,7 +99,7 @@ def agreement(expected: Sequence[TubePrediction], given: Sequence[TubePrediction
 
 
 def without_truth(run: Followed, off: Followed, records: Sequence[VideoRecord]) -> Row:
-    """What a bound changes against the run that encodes every frame, whose tracks count as true."""
+    """Compare a bound with the run that encodes every frame, whose tracks count as true."""
     values, truth = [], []
     for record in records:
         expected, given = ([t for t in r.tubes if t.video_id == record.id] for r in (off, run))
@@ -109,13 +111,13 @@ def without_truth(run: Followed, off: Followed, records: Sequence[VideoRecord]) 
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of those that are not NaN; NaN where there is none."""
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float('nan')
 
 
 def with_truth(runs: Sequence[Followed], records: Sequence[VideoRecord], samples: np.ndarray) -> list[Row]:
-    """What each bound gives against labels; AP is over all videos, its interval over bootstrap samples of them."""
+    """Compare each bound with labels. AP is over all videos, its interval over bootstrap samples of them."""
     names = sorted({track.category for record in records for track in record.tracks})
     known, rows, off = {plain_name(name): name for name in names}, [], None
     for run in runs:

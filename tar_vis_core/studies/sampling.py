@@ -47,15 +47,15 @@ def sample(model: VideoInstanceModel, records: list[VideoRecord], ways: Mapping[
 
 
 def spread(title: str, values: np.ndarray) -> dict[str, float]:
-    """A figure, then its interval: of ``values`` the first is of all videos, the others are bootstrap samples."""
+    """Return a figure and its interval. The first of ``values`` is of all videos, the others are bootstrap samples."""
     low, high = interval(values[1:])
     return {title: float(values[0]), f'{title}: low': low, f'{title}: high': high}
 
 
 def mean_rows(rows: Sequence[Row], group: Sequence[str], label: str) -> list[Row]:
-    """The mean row of those that agree in the columns ``group``; column ``label`` says of how many.
+    """Return the mean row of the rows that agree in the columns ``group``; column ``label`` says of how many.
 
-    Low and high are the least and the greatest value of them.
+    Low and high are the least and the greatest value.
     """
     made = []
     for key in dict.fromkeys(tuple(row[name] for name in group) for row in rows):

@@ -1,4 +1,4 @@
-"""How a frame's queries come into the last frame's slots, with the router on and off (the paper's Table 3)."""
+"""Ways to bring a frame's queries into the last frame's slots, with the router on and off (the paper's Table 3)."""
 
 from __future__ import annotations
 

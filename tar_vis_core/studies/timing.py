@@ -1,4 +1,4 @@
-"""The shares of a frame's time by stage (the paper's Figure 1): backbone, pixel decoder, decoder, tracker."""
+"""Shares of a frame's time by stage (the paper's Figure 1): backbone, pixel decoder, decoder, tracker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAPER_MS = {'all': 40.5}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study's own options."""
+    """Add the study's own options."""
     parser.add_argument('--timed', type=int, default=60, help='frames that are timed (default: 60)')
     parser.add_argument('--warm-up', type=int, default=10, help='frames before, not timed (default: 10)')
     parser.add_argument('--precision', default='float32', help=f'{", ".join(PRECISIONS)} (default: float32)')

@@ -9,7 +9,7 @@ from tar_vis_core.studies.trained_variants import Variant, report
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study's own options."""
+    """Add the study's own options."""
     parser.add_argument('--warmup-layers', type=int, nargs='+', default=[1, 2, 3, 4], help='M^s (default: 1 2 3 4)')
     trained_variants.add_options(parser)
 

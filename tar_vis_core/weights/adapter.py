@@ -20,9 +20,9 @@ from tar_vis_core.weights.loading import (
 
 
 def save_adapter(model: VideoInstanceModel, path: str | Path, base: str | Path) -> None:
-    """Writes the Synchronizer and Routers of a model that was trained on the frozen weights in the file ``base``.
+    """Write the Synchronizer and Routers of a model that was trained on the frozen weights in the file ``base``.
 
-    Raises :class:`WeightsError` where the rest of the model is no longer ``base``: that is no adapter then.
+    Raise :class:`WeightsError` if the rest of the model differs from ``base``, because an adapter would not fit then.
     """
     preset = read_header(base).metadata.get('preset')
     if preset is None:
@@ -37,7 +37,7 @@ def save_adapter(model: VideoInstanceModel, path: str | Path, base: str | Path) 
 
 
 def split_adapter(full: str | Path, base: str | Path, adapter: str | Path) -> None:
-    """Writes the weights of the file ``full`` as two: a model without routing, and the adapter that brings it."""
+    """Write the weights of the file ``full`` as two files: a model without routing, and the adapter with routing."""
     header = read_header(full)
     if header.kind != 'model' or not header.has_routing or 'preset' not in header.metadata:
         raise WeightsError(f'{full} holds no model with a Synchronizer and Routers, so there is nothing to split')

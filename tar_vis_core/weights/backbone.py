@@ -24,10 +24,10 @@ KINDS = {
 
 def backbone_tensors(state: Mapping[str, Tensor], source: Path,
                      ) -> tuple[str, dict[str, Tensor], dict[str, Tensor], list[str], list[tuple[str, str]]]:
-    """A file without a segmentation head: backbone, its tensors, those expected, notes, (name, reason) of the rest.
+    """Read a file without a segmentation head: backbone, tensors, expected names, notes, (name, reason) of the rest.
 
     Names may lack the prefix ``backbone.``, as files with 'matching_heuristics' do. Tensors get it.
-    Raises :class:`WeightsError` where it is no backbone that is known.
+    Raise :class:`WeightsError` if it is no known backbone.
     """
     state = {name.removeprefix('backbone.'): value for name, value in state.items()}
     if 'cls_token' in state:   # DINOv2 by itself
@@ -54,21 +54,21 @@ def backbone_tensors(state: Mapping[str, Tensor], source: Path,
 
 
 def is_fresh(kind: str, name: str) -> bool:
-    """Whether files of this backbone alone lack the tensor, for it comes with the segmentation model."""
+    """Return whether files of this backbone alone lack the tensor, because it comes with the segmentation model."""
     fresh = KINDS[kind][2]
     return fresh is not None and re.fullmatch(fresh, name.removeprefix('backbone.')) is not None
 
 
 def expected_backbone(kind: str, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """What of a model's ``state`` a converted backbone with these names must hold."""
+    """Return the part of a model's ``state`` that a converted backbone with these names must hold."""
     return {name: value for name, value in state.items()
             if name.startswith('backbone.') and (name in names or not is_fresh(kind, name))}
 
 
 def load_backbone(model: VideoInstanceModel, path: str | Path) -> None:
-    """Copies a converted backbone into ``model``; the rest of the model stays as it is.
+    """Copy a converted backbone into ``model``; the rest of the model stays as it is.
 
-    Raises :class:`WeightsError` where the file is no backbone, or of another one.
+    Raise :class:`WeightsError` if the file is no backbone, or another one.
     """
     header = read_header(path)
     found, wanted = header.metadata.get('backbone'), model.config.backbone

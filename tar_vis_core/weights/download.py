@@ -1,4 +1,4 @@
-"""Fetching a published file, with resume. Nothing here runs by itself: only ``tar-vis weights get`` calls it."""
+"""Fetch a published file, with resume. Only ``tar-vis weights get`` calls this module."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TIMEOUT_S = 30.0  # without a byte
 
 
 def download(url: str, path: Path, sha256: str | None = None) -> str:
-    """Fetches ``url`` to ``path`` and gives the file's SHA-256, which must be ``sha256`` where that is known.
+    """Fetch ``url`` to ``path``. Return the file's SHA-256, which must be ``sha256`` if that is known.
 
-    A cut transfer goes on where ``path.part`` ends, also in a later call. Raises :class:`WeightsError` that says
-    where to put the file by hand.
+    A transfer that was cut continues at the end of ``path.part``, also in a later call. Raise :class:`WeightsError`
+    that says where to put the file by hand.
     """
     part = path.with_name(f'{path.name}.part')
     by_hand = f'or fetch it by hand and put it at {path}'
@@ -56,7 +56,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Appends to ``part`` what it lacks; OSError or HTTPException where the transfer fails."""
+    """Append to ``part`` what it lacks. Raise OSError or HTTPException if the transfer fails."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={'User-Agent': 'tar-vis'})
     if have:

@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class WeightsHeader:
-    """What a weights file says of itself before its numbers are read."""
+    """The header of a weights file: what is known before its numbers are read."""
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
@@ -43,7 +43,7 @@ class WeightsHeader:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The class names that the file carries, one a line of its metadata; empty where it carries none."""
+        """Return the class names that the file carries, one per line of its metadata; empty if it carries none."""
         return tuple(filter(None, self.metadata.get('class_names', '').split('\n')))
 
 
@@ -53,10 +53,10 @@ def is_routing(name: str) -> bool:
 
 
 def load_model(preset: str, path: str | Path, adapter: str | Path | None = None) -> VideoInstanceModel:
-    """The preset's model with the weights of ``path``, in evaluation mode on the CPU.
+    """Return the preset's model with the weights of ``path``, in evaluation mode on the CPU.
 
-    Routing is there where the file has it or an ``adapter`` brings it; class names are the file's where it carries
-    some. Raises :class:`WeightsError` as :func:`load_weights` does, and where the adapter was made for other weights;
+    The model has routing if the file has it or an ``adapter`` brings it. Class names are the file's if it carries any.
+    Raise :class:`WeightsError` as :func:`load_weights` does, and if the adapter was made for other weights. Raise
     ValueError for an unknown preset.
     """
     header = read_header(path)
@@ -69,7 +69,7 @@ def load_model(preset: str, path: str | Path, adapter: str | Path | None = None)
 
 
 def config_of(header: WeightsHeader, preset: str, path: str | Path) -> ModelConfig:
-    """The preset's configuration with the routing and the classes of a model's file."""
+    """Return the preset's configuration with the routing and the classes of a model's file."""
     config = find_preset(preset)
     if header.kind != 'model':
         raise WeightsError(f'{path} is of kind {header.kind!r}, expected the weights of a whole model')
@@ -87,7 +87,7 @@ def config_of(header: WeightsHeader, preset: str, path: str | Path) -> ModelConf
 
 
 def _check_adapter(adapter: str | Path, preset: str, path: str | Path, header: WeightsHeader) -> None:
-    """Raises :class:`WeightsError` where ``adapter`` is none, or was not made for the weights at ``path``."""
+    """Raise :class:`WeightsError` if ``adapter`` is none, or was not made for the weights at ``path``."""
     of_adapter = read_header(adapter)
     made_for = of_adapter.metadata.get('preset')
     if of_adapter.kind != 'adapter' or not all(is_routing(name) for name in of_adapter.shapes):
@@ -115,7 +115,7 @@ def content_hash(path: str | Path) -> str:
 
 
 def read_header(path: str | Path) -> WeightsHeader:
-    """Names, shapes and metadata of a safetensors file; :class:`WeightsError` where it cannot be read."""
+    """Return names, shapes and metadata of a safetensors file. Raise :class:`WeightsError` if it cannot be read."""
     with reading(path), open(path, 'rb') as file:
         head = file.read(9)  # safetensors: 8 bytes of length, then JSON
         if head.startswith((b'PK', b'\x80')) and not head.endswith(b'{'):
@@ -127,11 +127,11 @@ def read_header(path: str | Path) -> WeightsHeader:
 
 
 def load_weights(model: nn.Module, path: str | Path, adapter: str | Path | None = None) -> dict[str, str]:
-    """Copies the safetensors file at ``path``, with that of its adapter, into ``model``; gives the file's metadata.
+    """Copy the safetensors file at ``path`` and that of its adapter into ``model``. Return the file's metadata.
 
-    Names and shapes must be exactly the model's; stored half precision is widened. Raises :class:`WeightsError`, one
-    line, where the file is missing, unreadable, truncated, does not fit, or holds numbers that are not finite; the
-    model is unchanged then.
+    Names and shapes must be exactly the model's; stored half precision is widened. Raise :class:`WeightsError`, one
+    line, if the file is missing, unreadable, truncated, does not fit, or holds numbers that are not finite. The model
+    is unchanged then.
     """
     state = model.state_dict()
     added = {name: value for name, value in state.items() if adapter is not None and is_routing(name)}
@@ -144,14 +144,14 @@ def load_weights(model: nn.Module, path: str | Path, adapter: str | Path | None 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
-    """Writes a model's state as safetensors, floating point as ``dtype``; an interrupted write leaves no file."""
+    """Write a model's state as safetensors, floating point as ``dtype``. An interrupted write leaves no file."""
     state = {name: value.to(dtype) if value.is_floating_point() else value
              for name, value in model.state_dict().items()}
     save_tensors(state, path, metadata)
 
 
 def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes named tensors as safetensors, beside the goal first and then in one move."""
+    """Write named tensors as safetensors: first beside the goal, then in one move."""
     path = Path(path)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     try:
@@ -169,13 +169,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_tensors(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which must have the names and shapes of ``expected``, in its types."""
+    """Return the tensors of a safetensors file, which must have the names and shapes of ``expected``, in its types."""
     check_fit(read_header(path).shapes, shapes_of(expected), path)
     return fitted(read_tensors(path), expected, path)
 
 
 def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """``state`` in the types of ``expected``; :class:`WeightsError` where a kind differs or a number is not finite."""
+    """Return ``state`` in the types of ``expected``. Raise :class:`WeightsError` for another kind or for NaN."""
     for name, value in state.items():
         if value.is_floating_point() != expected[name].is_floating_point():
             raise WeightsError(f'{path}: {name} is stored as {value.dtype}, expected {expected[name].dtype}')
@@ -190,7 +190,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(found: Shapes, expected: Shapes, path: str | Path) -> None:
-    """Raises :class:`WeightsError` where the key sets or any shape differ."""
+    """Raise :class:`WeightsError` if the key sets or any shape differ."""
     problems = []
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing:
@@ -207,7 +207,7 @@ def check_fit(found: Shapes, expected: Shapes, path: str | Path) -> None:
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turns whatever goes wrong while a weights file is read into one clear line."""
+    """Turn any error while a weights file is read into one clear line."""
     path = Path(path)
     if problem := problem_of(path):
         raise WeightsError(f'weights file not found: {path}{problem.partition("no such file")[2]}'
@@ -238,6 +238,6 @@ def _one_line(error: Exception) -> str:
 
 
 def some(names: Collection[str]) -> str:
-    """The first three of them."""
+    """Return the first three names as text."""
     shown = sorted(names)
     return ', '.join(shown[:3]) + (', ..' if len(shown) > 3 else '')

@@ -1,4 +1,4 @@
-"""Which weights there are: ``manifest.json`` names each file, its licence, where it comes from, and how to tell it.
+"""The list of known weights: ``manifest.json`` names each file, its licence, its source and its content.
 
 Some come with the package. The others are official files that the user fetches from their publishers.
 """
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """One entry of the manifest: packaged where it has a ``file``, fetched where it has a ``url``, else by hand."""
+    """One entry of the manifest. It is packaged if it has a ``file``, fetched if it has a ``url``, else got by hand."""
 
     name: str
     preset: str                 # '' for a backbone alone, which training starts from
@@ -35,7 +35,7 @@ class KnownWeights:
 
     @property
     def path(self) -> Path | None:
-        """Where the file lies or would lie; None where only its publisher's folder is known."""
+        """Return where the file lies or would lie, None if only its publisher's folder is known."""
         if self.file:
             return FOLDER / self.file
         return cache_folder() / self.url.rpartition('/')[2] if self.url else None
@@ -59,7 +59,7 @@ def manifest() -> list[KnownWeights]:
 
 
 def find_weights(name: str) -> KnownWeights:
-    """The manifest's entry of that name; :class:`WeightsError` with the nearest name otherwise."""
+    """Return the manifest's entry of that name. Raise :class:`WeightsError` with the nearest name if there is none."""
     known = {entry.name: entry for entry in manifest()}
     if name not in known:
         raise WeightsError(f"no weights are known as {name!r}{near(name, known)}; 'tar-vis weights list' names all")
@@ -67,14 +67,14 @@ def find_weights(name: str) -> KnownWeights:
 
 
 def cache_folder() -> Path:
-    """Where fetched files lie: ``$TAR_VIS_WEIGHTS``, or ``~/.cache/tar_vis/weights``."""
+    """Return the folder of fetched files: ``$TAR_VIS_WEIGHTS``, or ``~/.cache/tar_vis/weights``."""
     return user_path(os.environ.get('TAR_VIS_WEIGHTS') or '~/.cache/tar_vis/weights')
 
 
 def packaged_weights(preset: str) -> Path:
-    """The packaged default weights of a preset.
+    """Return the path of a preset's packaged weights.
 
-    Raises :class:`WeightsError` with what to do where there are none, ValueError for an unknown preset.
+    Raise :class:`WeightsError` that says what to do if there are none, ValueError for an unknown preset.
     """
     find_preset(preset)
     entries = [entry for entry in manifest() if entry.preset == preset]

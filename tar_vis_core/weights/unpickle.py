@@ -1,8 +1,8 @@
-"""Tensors out of checkpoint files that strangers made: ``.pth`` (zip and older) and ``.pkl``, of torch or numpy.
+"""Read tensors of checkpoint files from untrusted sources: ``.pth`` (zip and older) and ``.pkl``, of torch or numpy.
 
-A pickle is a program, and this one machine runs all of them: it may build plain containers and this module's own
-records of tensors and arrays, no more. An object of another class becomes an inert stand-in, and a call of anything
-else ends the reading. Numbers are read only after the program has ended, for the tensors that are asked for.
+A pickle is a program. The interpreter here may build plain containers and this module's own records of tensors and
+arrays, and nothing else. An object of another class becomes an inert stand-in. A call of anything else ends the
+reading. Numbers are read after the program has ended, and only for the tensors that are asked for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     tensors: dict[str, Tensor]   # the model, under the names that the file gives them
     beside: tuple[str, ...]      # what lies beside the model: optimizer, scheduler, iteration
@@ -48,7 +48,7 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; its model is one of :data:`MODEL_ENTRIES` or else the whole of it. No code of the file runs.
 
-    Raises :class:`WeightsError` where the file is damaged, no checkpoint, or calls what no checkpoint needs.
+    Raise :class:`WeightsError` if the file is damaged, is no checkpoint, or calls what no checkpoint needs.
     """
     path = Path(path)
     if path.suffix == '.safetensors':
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _model_of(content: Any, path: Path) -> tuple[Mapping, tuple[str, ...]]:
-    """Return the mapping that is the model, one entry deeper where trainers put it, and the names of what is beside."""
+    """Return the mapping that is the model, one entry deeper if a trainer put it there, and the names beside it."""
     beside: list[str] = []
     for _ in range(3):
         entry = next((name for name in MODEL_ENTRIES
@@ -93,7 +93,7 @@ def _model_of(content: Any, path: Path) -> tuple[Mapping, tuple[str, ...]]:
 
 
 def _hint(content: Mapping) -> str:
-    """Where the tensors are, if they are one entry deeper under a name that is not known."""
+    """Return where the tensors are, if they are one entry deeper under an unknown name."""
     inside = [repr(name) for name, value in content.items()
               if isinstance(value, Mapping) and any(isinstance(part, _Tensor | _Array) for part in value.values())]
     return f'; tensors are in entry {" and ".join(inside[:4])}' if inside else ''
@@ -169,7 +169,7 @@ def _array(content: bytes | str, dtype: _Dtype, shape: tuple = (), order: str = 
 
 
 class _Dict(dict):
-    """OrderedDict and its like; what is attached to it (module versions) is not kept."""
+    """An OrderedDict or similar; attached data (module versions) are not kept."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -183,7 +183,7 @@ class _NoCalls(type):
 
 
 def _stand_in(name: str) -> type:
-    """A new class for objects that nobody will look at: they take all that a pickle gives and keep nothing."""
+    """Return a new class for objects that are not used: they accept everything from a pickle and keep nothing."""
     def ignore(*_: object) -> None:
         pass
 
@@ -212,7 +212,7 @@ def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, stride: tuple,
 
 
 def _load_from_bytes(content: bytes) -> Any:
-    """A storage that was pickled by itself: a whole file of torch's older format in a string."""
+    """Return a storage that was pickled by itself: a whole file of torch's older format in a string."""
     return _read_stream(_Bounded(io.BytesIO(content)))
 
 
@@ -223,7 +223,7 @@ def _bytes(content: bytes | str = b'', encoding: str = 'latin1') -> bytes:
 
 
 def _own(function: Any) -> _Callable:
-    """A function that a pickle hands over: one of ours, or the reading ends."""
+    """Return a function that a pickle hands over, if it is one of ours; else end the reading."""
     if not isinstance(function, _Callable):
         name = getattr(function, '__name__', 'something')
         raise pickle.UnpicklingError(f'the file calls {name}, which no checkpoint needs')
@@ -265,9 +265,9 @@ class _Bounded:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one machine for every pickle; ``storage`` gives the numbers behind a torch file's storage key.
+    """The one interpreter for every pickle; ``storage`` returns the numbers behind a torch file's storage key.
 
-    It is Python's own machine in Python: the one in C takes memory for whatever index a pickle names in its memo.
+    It is Python's own interpreter written in Python. The one in C allocates memory for any memo index in a pickle.
     """
 
     def __init__(self, file: BinaryIO, storage: Callable[[torch.dtype, str, int], _Storage] | None = None) -> None:
@@ -316,7 +316,7 @@ def _read_zip(file: BinaryIO) -> Any:
 
 
 def _read_stream(file: BinaryIO) -> Any:
-    """A single pickle, or torch's older format: magic number, version, system, program, storage keys, numbers."""
+    """Read a single pickle, or torch's older format: magic number, version, system, program, storage keys, numbers."""
     content = _Unpickler(file).load()
     if content != LEGACY_MAGIC:
         return content

@@ -1,4 +1,4 @@
-"""Is a weights file whole, and does it fit what it says of itself?"""
+"""Check that a weights file is whole and fits its own header."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tar_vis_core.weights.manifest import KnownWeights, manifest, sha256_of
 
 
 def verify_entry(entry: KnownWeights, path: Path) -> str:
-    """Compares a file with its manifest entry and says what was found; :class:`WeightsError` where it differs."""
+    """Compare a file with its manifest entry. Return a line about it; raise :class:`WeightsError` if it differs."""
     digest, size = sha256_of(path), path.stat().st_size
     if entry.sha256 is not None and digest != entry.sha256:
         raise WeightsError(f'{path} has sha256 {digest}, expected {entry.sha256}; '
@@ -28,7 +28,7 @@ def verify_entry(entry: KnownWeights, path: Path) -> str:
 
 
 def verify_file(path: Path) -> str:
-    """Checks header, preset, names, shapes and numbers of a safetensors file, and says what it is."""
+    """Check header, preset, names, shapes and numbers of a safetensors file. Return a line that says what it is."""
     header = read_header(path)
     preset = header.metadata.get('preset', '')
     with torch.device('meta'):
@@ -53,7 +53,7 @@ def verify_file(path: Path) -> str:
 
 
 def verify(target: str | None = None) -> list[str]:
-    """What was found of a file or a name of the manifest, or of all its files that are here; lines for a terminal."""
+    """Verify a file, a name of the manifest, or all its files that are here. Return lines for a terminal."""
     target = target and str(user_path(target))
     if target is None:
         files = [(entry, entry.path) for entry in manifest() if entry.state != 'absent']
