@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -35,12 +36,20 @@ class Trails:
         self._centres: dict[int, dict[int, tuple[float, float]]] = {}    # track id: frame index: x, y
 
     def follow(self, result: FrameResult) -> dict[int, list[Polyline]]:
-        """Take the next frame. Return each track's paths up to now, cut at frames that were missed."""
+        """Take the next frame; return each track's paths up to now.
+
+        A path is in pieces where frames lie between. It begins anew where the centre moved by more than the mask's
+        larger side: an id that jumps is no object that ran.
+        """
         if result.track_epoch != self._epoch:
             self._epoch, self._centres = result.track_epoch, {}
         for instance in result.instances:
             if instance.area:
-                self._centres.setdefault(instance.track_id, {})[result.frame_index] = mask_centre(instance)
+                path = self._centres.setdefault(instance.track_id, {})
+                centre, before = mask_centre(instance), path.get(result.frame_index - 1)
+                if before is not None and math.dist(centre, before) > max(instance.box[2:]):
+                    path.clear()
+                path[result.frame_index] = centre
         first, listed = result.frame_index - self._frames, {instance.track_id for instance in result.instances}
         # a track that may come back keeps its path, one that is over does not
         kept = {track: {index: centre for index, centre in centres.items() if index > first}

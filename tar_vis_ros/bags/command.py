@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -16,6 +19,7 @@ from tar_vis_ros.bags.maker import BagOptions, labelled_videos, write_images, wr
 from tar_vis_ros.bags.writer import STORAGES
 
 INTERRUPTED = 130
+LARGE = 200_000_000     # bytes: a bag of more is announced
 
 
 def options_of(args: argparse.Namespace, fps: float) -> BagOptions:
@@ -33,9 +37,29 @@ def from_video(args: argparse.Namespace) -> None:
         frames = played if args.fps is None else (frame.image for frame in played)     # else by their own times
         total = min(args.frames or sys.maxsize, reader.count or sys.maxsize)
         options = options_of(args, reader.fps)
+        frames = with_room(frames, total, args.out, options)
         count = write_images(args.out, tqdm(frames, total=None if total == sys.maxsize else total, unit='image',
                                             disable=None), options)
     print(f'{args.out}: {count} images on {options.full_topic}, {options.fps:g} per second')
+
+
+def with_room(frames: Iterable, total: int, out: Path, options: BagOptions) -> Iterator:
+    """Return the frames after a word about the size of a large bag. Raises TarVisError if there is no room for it."""
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        return frames
+    if not options.compressed and total < sys.maxsize:
+        size = total * getattr(first, 'image', first).nbytes
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
+        room = shutil.disk_usage(folder).free
+        advice = '--compressed (JPEG) makes it about a tenth of that'
+        if size > room:
+            raise TarVisError(f'{out} would take {size / 1e9:.2f} GB and {folder} has {room / 1e9:.2f} GB free: '
+                              f'{advice}')
+        if size > LARGE:
+            print(f'tar-vis-bag: {out} will take {size / 1e9:.2f} GB: {advice}', file=sys.stderr)
+    return itertools.chain([first], frames)
 
 
 def from_youtube_vis(args: argparse.Namespace) -> None:

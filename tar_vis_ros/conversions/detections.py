@@ -1,6 +1,7 @@
 """Instances as the standard messages of vision_msgs, for tools that know those; only where that package is installed.
 
-A detection has no mask: its id is the track id of the InstanceMask of the same stamp.
+A detection has no mask: its id is the track id of the InstanceMask of the same stamp. Its class_id is a number as
+text, whose name LabelInfo tells.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _encode_detection(instance: Instance, header: Header) -> Detection2D:
     box = BoundingBox2D(size_x=float(width), size_y=float(height))
     # Pixels are squares whose upper left corner has whole coordinates, as in vision_msgs/create_aabb.hpp.
     box.center.position.x, box.center.position.y = x + width / 2, y + height / 2
-    hypothesis = ObjectHypothesis(class_id=instance.class_name, score=float(instance.score))
+    hypothesis = ObjectHypothesis(class_id=str(instance.class_id), score=float(instance.score))
     return Detection2D(header=header, id=str(instance.track_id), bbox=box,
                        results=[ObjectHypothesisWithPose(hypothesis=hypothesis)])
 

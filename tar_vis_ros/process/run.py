@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -89,6 +90,9 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
         except (RCLError, RCLInvalidROSArgsError, UnknownROSArgsError) as error:
             # A YAML file that is none, for example.
             text = re.sub(r', at [^ ]+:[0-9]+', '', str(error))     # without lines of rcl's source
+            if 'security libraries' in text:
+                raise TarVisError('ROS_SECURITY_ENABLE is set, and the DDS of this installation has no security (that '
+                                  'of the ROS wheels never has): use ROS from apt, or unset it') from error
             raise TarVisError(f'ROS arguments: {" ".join(text.split())}') from error
         run(node)
     except TarVisError as error:

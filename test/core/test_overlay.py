@@ -100,15 +100,22 @@ def test_a_trail_is_the_path_of_the_mask_centre_over_the_last_frames():
     assert paths == {7: [[(130, 210), (140, 210), (150, 210)]]}
 
 
+def test_a_trail_begins_anew_where_an_id_jumps():
+    trails = Trails()
+    for index, x in enumerate((0, 20, 300, 310)):
+        paths = trails.follow(frame(index, disc(1, x, 0, 21)))
+    assert paths == {1: [[(310, 10), (320, 10)]]}
+
+
 def test_a_trail_has_a_gap_where_frames_were_missed_and_ends_with_its_track():
     trails, gone = Trails(frames=4), {
         track: Instance(track, TrackStatus.LOST, 1, 0, 'person', 0.5, (0, 0, 4, 4), 0, np.array([16], np.uint32))
         for track in (1, 2)}
     trails.follow(frame(0, disc(1, 0, 0, 21), disc(2, 300, 0, 21)))
-    trails.follow(frame(1, disc(1, 50, 0, 21), gone[2]))
-    paths = trails.follow(frame(3, disc(1, 100, 0, 21), gone[2]))
-    assert paths == {1: [[(10, 10), (60, 10)], [(110, 10)]], 2: [[(310, 10)]]}
-    assert trails.follow(frame(4, gone[1])) == {1: [[(60, 10)], [(110, 10)]]}
+    trails.follow(frame(1, disc(1, 20, 0, 21), gone[2]))
+    paths = trails.follow(frame(3, disc(1, 40, 0, 21), gone[2]))
+    assert paths == {1: [[(10, 10), (30, 10)], [(50, 10)]], 2: [[(310, 10)]]}
+    assert trails.follow(frame(4, gone[1])) == {1: [[(30, 10)], [(50, 10)]]}
     assert trails.follow(frame(5)) == {}
     assert trails.follow(frame(6, gone[1])) == {}
 

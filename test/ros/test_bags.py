@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from video_files import write_videos
 
 from tar_vis_core.data.ytvis import load_ytvis
 from tar_vis_core.media.frames import Frame
+from tar_vis_ros.bags import command as bag_command
 from tar_vis_ros.bags.command import main
 from tar_vis_ros.bags.maker import BagOptions, truth_path, write_images
 from tar_vis_ros.bags.reader import BagError, ImageBag, header_stamp_ns, read_topics
@@ -154,6 +156,21 @@ def test_a_video_whose_name_is_no_folders_name_is_refused(tmp_path, capsys, name
                                   'videos': [{**content['videos'][0], 'name': name}]}))
     assert main(['from-youtube-vis', str(source), str(tmp_path / 'bags')]) == 2
     assert 'is no name of a folder' in capsys.readouterr().err
+
+
+def test_a_large_bag_is_announced_and_one_without_room_is_not_begun(tmp_path, capsys, monkeypatch):
+    (tmp_path / 'pictures').mkdir()
+    for seed in range(3):
+        cv2.imwrite(str(tmp_path / 'pictures' / f'{seed}.png'), picture(seed))
+    size = 3 * picture(0).nbytes
+    monkeypatch.setattr(bag_command, 'LARGE', size - 1)
+    assert main(['from-video', str(tmp_path / 'pictures'), str(tmp_path / 'bag')]) == 0
+    assert 'GB: --compressed' in capsys.readouterr().err
+    assert main(['from-video', str(tmp_path / 'pictures'), str(tmp_path / 'small'), '--compressed']) == 0
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(bag_command.shutil, 'disk_usage', lambda _: SimpleNamespace(free=size - 1))
+    assert main(['from-video', str(tmp_path / 'pictures'), str(tmp_path / 'full')]) == 2
+    assert 'would take' in capsys.readouterr().err and not (tmp_path / 'full').exists()
 
 
 @pytest.mark.parametrize('compressed', [False, True])

@@ -54,7 +54,7 @@ def test_detections_agree_with_the_instances_of_the_same_image():
         assert detection.header == HEADER
         assert detection.id == str(mask.track_id)
         assert [(r.hypothesis.class_id, r.hypothesis.score) for r in detection.results] == \
-            [(mask.class_name, mask.score)]
+            [(str(mask.class_id), mask.score)]
         box, roi = detection.bbox, mask.roi
         assert (box.size_x, box.size_y, box.center.theta) == (roi.width, roi.height, 0)
         assert box.center.position.x - box.size_x / 2 == roi.x_offset
@@ -67,6 +67,9 @@ def test_a_frame_with_nobody_is_an_empty_message():
 
 def test_labels_name_every_class_id():
     info = over_the_wire(label_info(('person', 'dog'), 0.5, HEADER))
+    array = encode_detections(frame(instance(2, (0, 0, 9, 9), TrackStatus.NEW, class_id=1, class_name='dog')), HEADER)
+    names = {str(entry.class_id): entry.class_name for entry in info.class_map}
+    assert names[array.detections[0].results[0].hypothesis.class_id] == 'dog', 'as vision_msgs has it looked up'
     assert {entry.class_id: entry.class_name for entry in info.class_map} == {0: 'person', 1: 'dog'}
     assert info.threshold == 0.5 and info.header == HEADER
 

@@ -167,3 +167,15 @@ def test_autostart_that_fails_leaves_the_node_up(tmp_path):
     finally:
         client.close()
         assert process.end() == 0
+
+
+def test_security_that_the_wheels_do_not_have_is_one_line(tmp_path):
+    (tmp_path / 'enclaves').mkdir()
+    env = dict(os.environ, ROS_SECURITY_ENABLE='true', ROS_SECURITY_STRATEGY='Enforce',
+               ROS_SECURITY_KEYSTORE=str(tmp_path))
+    done = subprocess.run([sys.executable, '-m', 'tar_vis_ros.depth.node'], env=env, text=True, capture_output=True,
+                          timeout=PATIENCE_S, check=False)
+    said = [line for line in done.stderr.splitlines() if not line.startswith('[INFO]')]
+    if 'no security' not in done.stderr:
+        pytest.skip(f'the DDS of this ROS has security, or says something else: {done.stderr[-300:]}')
+    assert done.returncode == 2 and len(said) == 1 and said[0].startswith('tar-vis-depth: ROS_SECURITY_ENABLE is set')

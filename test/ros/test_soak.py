@@ -1,6 +1,6 @@
-"""A camera faster than the model, for a while: every image is accounted for, answers do not fall behind, memory stays.
+"""Cameras faster than the model, for a while: every image is accounted for, answers do not fall behind, memory stays.
 
-TAR_VIS_SOAK_S=600 makes it ten minutes.
+TAR_VIS_SOAK_S=1200 makes it twenty minutes.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import itertools
 
 from node_process import Client, NodeProcess, nano_weights, picture, resident_mb
 from replay_process import Command, environment, processes, report_of
+from sensor_msgs.msg import Image
 
 from tar_vis_ros.bags.maker import BagOptions, write_images
 
@@ -73,6 +74,62 @@ def test_a_camera_that_is_too_fast(tmp_path):
         assert max(tenths) < (1 + GROWTH) * min(tenths[:2]), 'ten minutes: no growth after the first'
     finally:
         client.close()
+        process.end()
+
+
+def test_two_cameras_that_are_too_fast(tmp_path):
+    """Nothing begins anew that the cameras did not break, though the model leaves out most images; somebody looks."""
+    rates_hz = {'front': 40, 'rear': 25}
+    process = NodeProcess(tmp_path, 'soaked_twice', weights=nano_weights(tmp_path) or "''", reset_gap_s=0.3,
+                          image_topics="['/front/image_raw', '/rear/image_raw']")
+    clients = {name: Client(process, name) for name in rates_hz}
+    pictures = [picture(480, 640, shift) for shift in range(0, 64, 4)]
+    answered, dropped, waited, memory, looked = dict.fromkeys(rates_hz, 0), dict.fromkeys(rates_hz, 0), [], [], []
+    try:
+        front = clients['front']
+        assert front.transition('configure') and front.transition('activate'), process.output
+        front.node.create_subscription(Image, '/soaked_twice/front/overlay', lambda m: looked.append(m.height), 1)
+        for client in clients.values():
+            for pixels in pictures:      # a first round, in which memory is taken
+                client.ask(client.image(pixels, step_s=0.025))
+            client.diagnostics.clear()
+            client.sent = 0
+
+        def collect(name: str) -> None:
+            for message in clients[name].diagnostics.values():
+                answered[name], dropped[name] = answered[name] + 1, dropped[name] + message.frames_dropped
+                waited.append(message.latency_ms - message.total_ms)
+                assert not message.state_reset, f'{name}: {message.reset_reason}'
+            clients[name].diagnostics.clear()
+            clients[name].instances.clear()
+
+        began = time.monotonic()
+        while (now := time.monotonic()) < began + SECONDS:
+            for name, client in clients.items():
+                if now >= began + client.sent / rates_hz[name]:
+                    client.images.publish(client.image(pictures[client.sent % 16], step_s=1 / rates_hz[name]))
+                    client.sent += 1
+                client._executor.spin_once(timeout_sec=0.002)
+                if client.sent % rates_hz[name] == 0:
+                    collect(name)
+            if len(memory) < now - began:
+                memory.append(process.resident_mb)
+        for name, client in clients.items():
+            client.spin(1)
+            client.ask(client.image(pictures[0], step_s=1 / rates_hz[name]))      # tells of what was dropped before it
+            collect(name)
+        tenths = [np.mean(part) for part in np.array_split(memory, 10)]
+        print(f'\n{ {name: client.sent for name, client in clients.items()} } sent, {answered} answered, {dropped} '
+              f'dropped, {len(looked)} overlays seen; latency above the step, ms: median {np.median(waited):.1f}, p95 '
+              f'{np.percentile(waited, 95):.1f}; memory, MB, mean of each tenth of the time: '
+              f'{" ".join(f"{mean:.1f}" for mean in tenths)}, most {max(memory):.1f}')
+        for name, client in clients.items():
+            assert answered[name] + dropped[name] == client.sent and dropped[name] > 0, name
+        assert looked
+        assert max(tenths[1:]) < (1 + GROWTH) * min(tenths[1:3]), 'no growth after the first tenths'
+    finally:
+        for client in clients.values():
+            client.close()
         process.end()
 
 
