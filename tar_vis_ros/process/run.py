@@ -78,6 +78,8 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
     from tar_vis_ros.process.dds import use_shared_memory_profile
     from tar_vis_ros.process.parameter_files import ignored_files
 
+    # what rclpy adds to the error of a node that could not be made
+    warnings.filterwarnings('ignore', 'Failed to fini', RuntimeWarning)
     node, lost = None, False
     try:
         try:
