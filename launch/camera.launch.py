@@ -40,7 +40,7 @@ VIEWERS = {'overlay': 'rqt_image_view', 'rviz': 'rviz2'}    # package that each 
 
 
 def _check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Nothing, after an error for what is wrong or missing: later a part of the graph would run already."""
+    """Raise an error if something is wrong or missing, before a part of the graph runs. Return no actions."""
     names = (*OVERRIDES, 'params_file', *VIEWERS)
     check_arguments({name: LaunchConfiguration(name).perform(context) for name in names}, TABLE, VIEWERS)
     camera_topics(_topics(context))
@@ -48,7 +48,7 @@ def _check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The lifecycle node, and with autostart the events that bring it to the active state."""
+    """Return the lifecycle node, and with autostart the events that bring it to the active state."""
     parameters = {name: ParameterValue(LaunchConfiguration(name), value_type=type(TABLE.options[name].default))
                   for name in OVERRIDES if LaunchConfiguration(name).perform(context)}
     if topics := _topics(context):
@@ -76,7 +76,7 @@ def _topics(context: LaunchContext) -> list[str]:
 
 
 def _camera(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The project's own source, where a camera is named."""
+    """Return the project's own source, if a camera is named."""
     if not LaunchConfiguration('camera').perform(context):
         return []
     source = Node(
@@ -91,7 +91,7 @@ def _camera(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 
 def _viewers(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """What shows the overlay: of several cameras that of the first."""
+    """Return the viewers of the overlay; of several cameras, that of the first."""
     place = '/'.join(part for part in (LaunchConfiguration('name').perform(context),
                                        next(iter(camera_topics(_topics(context))))) if part)
     return [
@@ -105,7 +105,7 @@ def _viewers(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` runs."""
+    """Return what `ros2 launch` runs."""
     return LaunchDescription([
         DeclareLaunchArgument('image_topic', default_value='camera/image_raw', description='topic of the images'),
         DeclareLaunchArgument('image_topics', default_value='', description=(

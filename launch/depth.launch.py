@@ -13,7 +13,7 @@ from tar_vis_ros.process.dds import profile_environment
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` runs."""
+    """Return what `ros2 launch` runs."""
     return LaunchDescription([
         DeclareLaunchArgument('depth_topic', default_value='/camera/aligned_depth_to_color/image_raw', description=(
             'depth images, registered to the images of the masks and with their stamps')),

@@ -17,7 +17,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 
 def _sources(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The project's own sources, the first on the first topic, and so on."""
+    """Return the project's own sources, the first on the first topic, and so on."""
     sources, topics = (LaunchConfiguration(name).perform(context).split(',') for name in ('sources', 'image_topics'))
     if len(sources) > len(topics):
         raise ValueError(f'{len(sources)} sources for {len(topics)} image_topics: expected a topic for each source')
@@ -33,7 +33,7 @@ def _sources(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` runs."""
+    """Return what `ros2 launch` runs."""
     return LaunchDescription([
         DeclareLaunchArgument('image_topics', default_value='camera_1/image_raw,camera_2/image_raw', description=(
             'topics of the cameras with commas between; /front/image_raw answers on tar_vis/front/instances, and so '

@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The command, with the options that were given."""
+    """Return the command, with the options that were given."""
     given = {name: LaunchConfiguration(name).perform(context) for name in OPTIONS}
     words = [word for name, value in given.items() if value for word in (f'--{name}', value)]
     if not given['node']:
@@ -38,7 +38,7 @@ def _replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` runs."""
+    """Return what `ros2 launch` runs."""
     return LaunchDescription([
         DeclareLaunchArgument('bag', default_value='bag', description='rosbag2 folder, .db3 or .mcap file to replay'),
         DeclareLaunchArgument('mode', default_value='lossless', choices=['lossless', 'realtime'], description=(

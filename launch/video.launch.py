@@ -17,7 +17,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` runs."""
+    """Return what `ros2 launch` runs."""
     source = Node(
         package='tar_vis_ros', executable='tar-vis-video', name='tar_vis_video',
         namespace=LaunchConfiguration('namespace'), output='screen', emulate_tty=True,

@@ -1,4 +1,4 @@
-"""``tar-vis-video``: publishes a video file, a folder of images, a camera or the built-in photographs as images.
+"""``tar-vis-video``: publish a video file, a folder of images, a camera or the built-in photographs as images.
 
 Every option is a command line flag and a ROS parameter; both come from the table SourceSettings.
 """
@@ -155,7 +155,7 @@ class VideoSource(ParameterNode):
 
 
 def command_line(arguments: list[str]) -> dict[str, Any]:
-    """The options that a command line sets, by parameter name."""
+    """Return the options that a command line sets, by parameter name."""
     parser = argparse.ArgumentParser(
         prog='tar-vis-video', argument_default=argparse.SUPPRESS,
         description='Publish a video file, a folder of images, a camera or the built-in photographs on the ROS topic '
@@ -175,7 +175,7 @@ def command_line(arguments: list[str]) -> dict[str, Any]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Send all frames. Return 0, or 1 after one line on stderr about what is wrong.
+    """Send all frames. Return 0, or 1 after one line on stderr about an error.
 
     ``args`` is the whole command line, program name included.
     """

@@ -1,1 +1,1 @@
-"""rosbag2 bags (sqlite3 and MCAP) without a ROS installation's own tools: read, written, made from files."""
+"""Read, write and make rosbag2 bags (sqlite3 and MCAP) without the tools of a ROS installation."""

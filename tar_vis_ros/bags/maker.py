@@ -1,4 +1,4 @@
-"""Bags from files: a video or a folder of pictures, or the videos of a YouTube-VIS file with their ground truth."""
+"""Make bags from files: a video, a folder of pictures, or the videos of a YouTube-VIS file with their ground truth."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BagOptions:
         return f'{self.topic}/compressed' if self.compressed else self.topic
 
     def stamp_ns(self, index: int) -> int:
-        """The stamp of image ``index``, nanoseconds."""
+        """Return the stamp of image ``index``, nanoseconds."""
         return round(self.start_s * 1e9) + round(index * 1e9 / self.fps)
 
 
@@ -53,7 +53,7 @@ def write_images(path: Path, pictures: Iterable[np.ndarray | Path | Frame], opti
     """Write a bag of RGB arrays ``(H, W, 3)`` uint8, picture files or frames, header stamps and the bag's own alike.
 
     A frame is stamped with its own time in the source, the others by the rate. JPEG files go into a compressed bag as
-    they are. Return the number of images. Raises BagError.
+    they are. Return the number of images. Raise BagError.
     """
     count = 0
     kind = CompressedImage if options.compressed else Image
@@ -70,7 +70,7 @@ def write_images(path: Path, pictures: Iterable[np.ndarray | Path | Frame], opti
 
 
 def compressed(picture: np.ndarray | Path, header: Header, quality: int) -> CompressedImage:
-    """A JPEG message of RGB pixels or of a picture file. Raises BagError where it cannot be encoded."""
+    """Return a JPEG message of RGB pixels or of a picture file. Raise BagError if it cannot be encoded."""
     if isinstance(picture, Path) and picture.suffix.lower() in JPEG_SUFFIXES:
         data = picture.read_bytes()
     else:
@@ -83,14 +83,14 @@ def compressed(picture: np.ndarray | Path, header: Header, quality: int) -> Comp
 
 
 def pixels(picture: np.ndarray | Path) -> np.ndarray:
-    """RGB ``(H, W, 3)`` uint8. Raises DataError for a file that is no picture."""
+    """Return RGB ``(H, W, 3)`` uint8. Raise DataError for a file that is no picture."""
     if isinstance(picture, np.ndarray):
         return picture
     return read_picture(picture)
 
 
 def labelled_videos(json_path: Path, names: Iterable[str]) -> list[VideoRecord]:
-    """The videos of a YouTube-VIS file, or those of ``names``. Raises DataError."""
+    """Return the videos of a YouTube-VIS file, or those of ``names``. Raise DataError."""
     records = load_ytvis(json_path)
     held = [record.name for record in records]
     if len(set(held)) < len(held) or not all(held):
@@ -103,12 +103,12 @@ def labelled_videos(json_path: Path, names: Iterable[str]) -> list[VideoRecord]:
 
 
 def truth_path(bag: Path) -> Path:
-    """Where the ground truth of a bag lies: beside it, ``NAME.truth.json``."""
+    """Return the path of a bag's ground truth: beside it, ``NAME.truth.json``."""
     return bag.with_name(f'{bag.stem if bag.suffix in (".db3", ".mcap") else bag.name}.truth.json')
 
 
 def write_truth(json_path: Path, record: VideoRecord, bag: Path, options: BagOptions) -> Path:
-    """The entries of one video beside its bag, ids as they were, with the stamps of its images."""
+    """Write the entries of one video beside its bag, ids as they were, with the stamps of its images."""
     content = read_labels(json_path)
     video = by_id(entries(json_path, content, 'videos', 'video', KIND), str)[record.id].values
     marks = entries(json_path, content | {'annotations': content['annotations'] or []}, 'annotations', 'annotation',
@@ -129,7 +129,7 @@ def as_labelled(record: VideoRecord, index: int) -> np.ndarray | Path:
 
 def write_labelled(json_path: Path, records: Iterable[VideoRecord], folder: Path,
                    options: BagOptions) -> Iterator[tuple[Path, int]]:
-    """A bag ``folder/NAME`` with its truth beside it for each video; yields its path and number of images."""
+    """Write a bag ``folder/NAME`` with its truth beside it for each video. Yield its path and number of images."""
     for record in records:
         bag = folder / record.name
         count = write_images(bag, (as_labelled(record, index) for index in range(len(record.paths))), options)

@@ -1,4 +1,4 @@
-"""The images of a recorded topic as they were recorded: their CDR is passed on, not decoded.
+"""Read the images of a recorded topic as they were recorded: their CDR is passed on, not decoded.
 
 Formats: rosbag2 folders and single .db3 and .mcap files, read by the library rosbags. Messages lie in a bag as ROS
 sends them, OMG CDR behind a header of four bytes, the second of which tells the byte order.
@@ -32,7 +32,7 @@ class RecordedMessage:
 
 
 class ImageBag:
-    """One image topic of a bag; a context manager. Raises BagError, now and while reading.
+    """One image topic of a bag; a context manager. Raise BagError, now and while reading.
 
     ``topic`` may be empty if only one image topic of the bag has messages. A bag without metadata or without an index,
     or one that breaks off, is read as far as it goes; what is missing is told at the end of :meth:`images`.
@@ -68,7 +68,7 @@ class ImageBag:
         return 'mcap' if any('.mcap' in path.suffixes for path in self._stored.files) else 'sqlite3'
 
     def images(self) -> Iterator[RecordedMessage]:
-        """Yield the topic's messages in the order of the bag's time. Raises BagError at the end if some are missing."""
+        """Yield the topic's messages in the order of the bag's time. Raise BagError at the end if some are missing."""
         index = 0
         for recorded_ns, cdr in self._stored.messages(self.topic, self._kind, self.count):
             try:
@@ -94,7 +94,7 @@ class ImageBag:
 
 
 def read_topics(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield topic and CDR of every message of a bag that was closed in order. Raises BagError."""
+    """Yield topic and CDR of every message of a bag that was closed in order. Raise BagError."""
     try:
         with Reader(path) as reader:
             for connection, _, cdr in reader.messages():
@@ -104,7 +104,7 @@ def read_topics(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def header_stamp_ns(cdr: bytes) -> int:
-    """The stamp of a message that begins with a header, in nanoseconds. struct.error where it is too short."""
+    """Return the stamp of a message that begins with a header, nanoseconds. Raise struct.error if it is too short."""
     seconds, nanoseconds = struct.unpack_from('<iI' if cdr[1] & 1 else '>iI', cdr, 4)
     return seconds * 10**9 + nanoseconds
 

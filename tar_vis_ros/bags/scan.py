@@ -1,4 +1,4 @@
-"""Data files of a bag read from their beginning on, without an index, a summary or metadata.
+"""Read the data files of a bag from their beginning on, without an index, a summary or metadata.
 
 A recorder that is killed writes none of those, a disk that is full cuts them off, and converters leave them out. What
 lies before the break is here. Formats: MCAP (mcap.dev/spec), and rosbag2's sqlite3 tables.
@@ -56,7 +56,7 @@ class _Place:
 
 
 class McapScan:
-    """The messages of an MCAP file in the order of their time. Raises ValueError if it is none."""
+    """The messages of an MCAP file in the order of their time. Raise ValueError if it is none."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.broken = path, ''       # why it cannot be read to its end
@@ -251,7 +251,7 @@ def _text(content: bytes, start: int) -> tuple[str, int]:
 
 
 def _unpacked(data: bytes, compression: str, size: int) -> bytes:
-    """Return what can be unpacked of compressed records, ``size`` bytes at most."""
+    """Return the part of compressed records that can be unpacked, ``size`` bytes at most."""
     machine = LZ4FrameDecompressor() if compression == 'lz4' else zstd.ZstdDecompressor()
     parts, length = [], 0
     with contextlib.suppress(Exception):    # of a damaged or cut stream, whatever the library raises

@@ -1,4 +1,4 @@
-"""How a bag is opened: by its index and metadata, or by looking into its files where those are missing or wrong."""
+"""Open a bag: by its index and metadata, or by looking into its files if those are missing or wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StoredBag:
 
     def __init__(self, files: Sequence[Path], reader: Reader | None, counts: Mapping[str, int], lost: Sequence[str]
                  ) -> None:
-        """``counts`` are messages by topic as the metadata has them, ``lost`` says which files are missing."""
+        """Take the messages by topic as the metadata ``counts`` them, and ``lost``, the files that are missing."""
         self.files, self.broken = list(files), ''   # the latter: why not all could be read
         self._reader, self._counts, self._lost = reader, counts, lost
         self._scans: list[McapScan | SqliteScan] = []
@@ -37,7 +37,7 @@ class StoredBag:
 
     @property
     def connections(self) -> list[Connection | Channel]:
-        """Return the topics, with the number of messages that each is said to have."""
+        """Return the topics, with the number of messages in each as the metadata has it."""
         if self._reader:
             return self._reader.connections
         found: dict[tuple[str, str], Channel] = {}
@@ -49,7 +49,7 @@ class StoredBag:
         return list(found.values())
 
     def look_inside(self) -> bool:
-        """Give up the index; return False if there was none any more. Raises BagError if no file can be read."""
+        """Give up the index; return False if there was none any more. Raise BagError if no file can be read."""
         if self._scans:
             return False
         problems = []
@@ -95,7 +95,7 @@ class StoredBag:
 
     @property
     def damage(self) -> str:
-        """Return what is known to be wrong with the files; '' for nothing."""
+        """Return the known damage of the files, '' if there is none."""
         return '; '.join([*self._lost, *(scan.broken for scan in self._scans if scan.broken)])
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class StoredBag:
 
 
 def open_bag(path: Path) -> StoredBag:
-    """Open a rosbag2 folder or a single file of one. Raises BagError."""
+    """Open a rosbag2 folder or a single file of one. Raise BagError."""
     if not path.exists():
         raise BagError(f'{path}: no such bag; {EXPECTED}')
     if path.is_dir():
@@ -163,7 +163,7 @@ def _metadata(path: Path) -> tuple[Mapping | None, str]:
 
 
 def _gaps(path: Path, files: Sequence[Path], problem: str) -> list[str]:
-    """Return which parts of a split recording are missing. Raises BagError if the files are not of one recording."""
+    """Return which parts of a split recording are missing. Raise BagError if the files are not of one recording."""
     if len(files) > 1 and (len({_recording(file) for file in files}) > 1 or _number(files[0])[0] < 0):
         raise BagError(f'{path}: {problem}, and {len(files)} files that are not parts of one recording '
                        f'({", ".join(file.name for file in files)}): give them one by one, or run ros2 bag reindex')

@@ -1,4 +1,4 @@
-"""Writes bags that `ros2 bag` and Foxglove read, the messages of this package among them."""
+"""Write bags that `ros2 bag` and Foxglove read, also with the messages of this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDL_NAMES = {'boolean': 'bool', 'octet': 'byte', 'float': 'float32', 'double': '
 class BagWriter:
     """A new bag with a topic for each entry of ``topics`` (topic: message class); a context manager.
 
-    It is closed in order whatever ends the block, so that what was written can be read. Raises BagError where it
+    It is closed in order however the block ends, so the messages written so far can be read. Raise BagError if it
     cannot be made.
     """
 
@@ -37,7 +37,7 @@ class BagWriter:
             raise self._failed(error) from error
 
     def write(self, topic: str, recorded_ns: int, cdr: bytes) -> None:
-        """Adds a serialised message; ``recorded_ns`` is the bag's own time of it."""
+        """Add a serialised message; ``recorded_ns`` is its time in the bag."""
         try:
             self._writer.write(self._connections[topic], recorded_ns, cdr)
         except Exception as error:      # whatever the storage raises, for example on a full disk
@@ -58,9 +58,9 @@ class BagWriter:
 
 
 def definition(fields: Mapping[str, str]) -> str:
-    """The fields of a message as a .msg file has them, without constants.
+    """Return the fields of a message as a .msg file has them, without constants.
 
-    ``fields`` is what ``get_fields_and_field_types`` of its class gives: no installation path is needed for it.
+    ``fields`` is the result of ``get_fields_and_field_types`` of its class, which needs no installation path.
     """
     lines = []
     for name, kind in fields.items():
@@ -71,7 +71,7 @@ def definition(fields: Mapping[str, str]) -> str:
 
 
 def known_types() -> Typestore:
-    """The messages of ROS 2 Jazzy and this package's own."""
+    """Return the messages of ROS 2 Jazzy and of this package."""
     store = get_typestore(Stores.ROS2_JAZZY)
     for message in (InstanceMask, InstanceMaskArray, SkipDiagnostics):
         store.register(get_types_from_msg(definition(message.get_fields_and_field_types()), type_name(message)))

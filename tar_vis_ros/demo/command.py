@@ -1,11 +1,11 @@
 """``tar-vis-demo``: the whole path on one machine, from a video to pictures of what was found.
 
-Starts the video source and the lifecycle node as processes of their own, on a ROS domain of their own, records what
-they publish, and leaves a video, a contact sheet, a routing picture and one JSON line a frame.
+It starts the video source and the lifecycle node as processes on a free ROS domain and records what they publish. It
+writes a video, a contact sheet, a routing picture and one JSON line for each frame.
 
-Pace: from a file, a folder and the photographs, the source sends the next frame when the last one is answered, at most
-at the file's own rate. So every frame is seen on any machine. ``--live`` sends at the full rate instead, as a camera
-does, and the node's newest-frame mailbox drops what it cannot keep up with.
+From a file, a folder and the photographs, the source sends the next frame when the last one is answered, at most at the
+file's own rate. So every frame is processed on any machine. ``--live`` sends at the full rate instead, as a camera
+does, and the node drops the frames that it has no time for.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ INTERRUPTED = 130           # exit code after Ctrl-C
 
 @dataclass(frozen=True)
 class DemoRun:
-    """What a command line asks for."""
+    """The choices of a command line."""
 
     video: str | None         # a file or folder; None, and no camera: the photographs
     camera: str | None
@@ -66,7 +66,7 @@ class DemoRun:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """What the source will be told, and what is known about it beforehand."""
+    """The arguments of the source, and what is known about it beforehand."""
 
     name: str
     arguments: list[str]
@@ -74,7 +74,7 @@ class SourcePlan:
 
 
 def plan_source(options: DemoRun) -> SourcePlan:
-    """Look at the source and choose the video source's arguments. Raises SourceError where there is nothing to see."""
+    """Look at the source and choose the video source's arguments. Raise SourceError if there is no frame."""
     arguments = ['--wait-for-subscribers', '2']     # the node and the recorder
     live = options.live or options.camera is not None
     if options.camera is not None:
@@ -100,12 +100,12 @@ def plan_source(options: DemoRun) -> SourcePlan:
 
 
 def node_arguments(options: DemoRun) -> list[str]:
-    """Return ROS arguments of the node; only what was asked for, the rest is the node's own default."""
+    """Return the ROS arguments of the node: only what was asked for; the rest is the node's default."""
     return ['--ros-args', *(part for setting in options.parameters for part in ('-p', setting))]
 
 
 def run_graph(options: DemoRun, plan: SourcePlan, writer: FrameWriter, interrupt: StopRequest) -> int:
-    """Start everything, record until the source has ended and is answered; gives the number of frames sent."""
+    """Start everything and record until the source has ended and is answered. Return the number of frames sent."""
     children: list[ChildProcess] = []
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
@@ -169,7 +169,7 @@ def record(executor: SingleThreadedExecutor, recorder: Recorder, source: ChildPr
 
 
 def frames_sent(source: ChildProcess, recorder: Recorder) -> int:
-    """What the source says it has sent; after an interruption, what has arrived here."""
+    """Return the number of frames that the source reports; after an interruption, the number that arrived here."""
     for line in reversed(source.lines):
         if match := re.search(r'sent (\d+) frames', line):
             return int(match.group(1))
@@ -177,7 +177,7 @@ def frames_sent(source: ChildProcess, recorder: Recorder) -> int:
 
 
 def summary_table(sent: int, frames: list[FrameSummary], routing: str) -> list[tuple[str, str]]:
-    """The numbers of a run, as label and text."""
+    """Return the numbers of a run, as label and text."""
     latency = np.array([frame.latency_ms for frame in frames])
     step = np.array([frame.total_ms for frame in frames])
     layers = np.array([sum(frame.executed) for frame in frames])
@@ -201,7 +201,7 @@ def summary_table(sent: int, frames: list[FrameSummary], routing: str) -> list[t
 
 
 def run(options: DemoRun) -> int:
-    """The demo; gives the exit code. Raises TarVisError."""
+    """Run the demo and return the exit code. Raise TarVisError."""
     plan = plan_source(options)
     folder = user_path(options.out)
     try:
@@ -240,7 +240,7 @@ def run(options: DemoRun) -> int:
 
 
 def parse(arguments: list[str] | None) -> DemoRun:
-    """Return what a command line asks for."""
+    """Return the choices of a command line."""
     parser = argparse.ArgumentParser(prog='tar-vis-demo', description=(__doc__ or '').partition('\n\n')[2],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
@@ -268,7 +268,7 @@ def parse(arguments: list[str] | None) -> DemoRun:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the demo; 0, 1 with what went wrong on stderr, or 130 after Ctrl-C."""
+    """Run the demo. Return 0, 1 with one line on stderr if something went wrong, or 130 after Ctrl-C."""
     options = parse(args)
     try:
         return run(options)

@@ -50,7 +50,7 @@ def contact_sheet(video: Path, frames: Sequence[FrameSummary], out: Path, title:
 
 
 def routing_picture(frames: Sequence[FrameSummary], out: Path, title: str) -> None:
-    """Layer x frame raster of what ran, the layers per frame, and the inter-frame MSE, one below the other."""
+    """Draw the executed layers by frame, their number, and the inter-frame MSE, one below the other."""
     executed = np.array([frame.executed for frame in frames], bool)     # (frames, layers)
     mse = np.array([frame.frame_mse for frame in frames], float)
     count, layers = executed.shape
@@ -95,7 +95,7 @@ def routing_picture(frames: Sequence[FrameSummary], out: Path, title: str) -> No
 
 
 def _found(frame: FrameSummary) -> str:
-    """What is seen, short enough to stand below one picture: names and ids of a few, else how many of each."""
+    """Return a caption for one picture: names and ids of a few instances, else how many of each class."""
     text = ', '.join(f'{name} #{number}' for number, name in frame.tracks) or 'nothing'
     if len(text) > CAPTION_LETTERS:
         text = ', '.join(f'{count} {name}' for name, count in Counter(n for _, n in frame.tracks).most_common())

@@ -1,4 +1,4 @@
-"""Joins images with their answers by stamp and writes them down: overlay video, one JSON line a frame, a summary."""
+"""Join images with their answers by stamp and write an overlay video, one JSON line for each frame, a summary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEPT = 120                  # images that wait for an answer; older ones are giv
 
 @dataclass(frozen=True)
 class AnsweredFrame:
-    """An image and what the node said about it; all of one stamp."""
+    """An image and the node's answers of the same stamp."""
 
     stamp: Stamp
     image: np.ndarray      # uint8 RGB (H, W, 3)
@@ -36,7 +36,7 @@ class AnsweredFrame:
 
 @dataclass(frozen=True)
 class FrameSummary:
-    """What stays in memory of an answered frame."""
+    """The part of an answered frame that stays in memory."""
 
     stamp_s: float
     frame_index: int

@@ -65,7 +65,7 @@ class FollowPerson(ParameterNode):
         self.create_timer(WATCH_S, self._watch)
 
     def finish(self) -> None:
-        """Stops the robot."""
+        """Stop the robot."""
         self._commands.publish(Twist())
         self._commands.wait_for_all_acked(Duration(seconds=1))
 
@@ -105,7 +105,7 @@ class FollowPerson(ParameterNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the node until SIGINT or SIGTERM; gives the exit code."""
+    """Run the node until SIGINT or SIGTERM. Return the exit code."""
     return run_node('tar-vis-follow', no_arguments('tar-vis-follow', USAGE), lambda _: FollowPerson(), args)
 
 

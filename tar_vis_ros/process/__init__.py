@@ -1,1 +1,1 @@
-"""What every program here needs of its process: parameters, signals, DDS, children."""
+"""Parts that every program needs: parameters, signals, DDS, child processes."""

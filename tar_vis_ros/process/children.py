@@ -1,4 +1,4 @@
-"""ChildProcess processes and a lifecycle node driven from outside, for commands that start a whole ROS graph."""
+"""Child processes and a lifecycle node driven from outside, for commands that start a whole ROS graph."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def ignored(self) -> Iterator[None]:
-        """No signal disturbs what is done in here: no child is left behind."""
+        """Ignore signals inside the block, so that no child is left behind."""
         before = [(number, signal.signal(number, signal.SIG_IGN)) for number in SIGNALS]
         try:
             yield
@@ -64,7 +64,7 @@ class StopRequest:
 
 
 def _with_parent(parent: int) -> Callable[[], None]:
-    """Return what a new process does first, so that it ends with its parent even if that is killed (Linux)."""
+    """Return the function that a new process calls first. It makes the process end with a killed parent (Linux)."""
     library = ctypes.CDLL(None)     # loaded here: after the fork there is no room for it
 
     def follow() -> None:
@@ -76,7 +76,7 @@ def _with_parent(parent: int) -> Callable[[], None]:
 
 
 class ChildProcess:
-    """A module of this package as a process of its own, whose output is kept and shown only when it matters."""
+    """A module of this package as a child process. Its output is kept and shown only if needed."""
 
     def __init__(self, name: str, module: str, arguments: list[str], environment: Mapping[str, str] | None = None):
         self.name = name
@@ -96,13 +96,13 @@ class ChildProcess:
         return self._process.poll()
 
     def check(self) -> None:
-        """Raises ProcessError where the process has ended, other than with exit code 0."""
+        """Raise ProcessError if the process has ended with another exit code than 0."""
         if self.code:
             ended = f'signal {-self.code}' if self.code < 0 else f'exit code {self.code}'
             raise self.error(f'ended with {ended}')
 
     def error(self, what: str) -> ProcessError:
-        """An error that tells what went wrong and what the process said last."""
+        """Return an error that says what went wrong and what the process printed last."""
         if self.code is not None:
             self._reader.join(timeout=1)
         said = list(self.lines)[-LAST_LINES:]
@@ -140,7 +140,7 @@ class ServiceCaller:
         self._node, self._executor, self._children, self._interrupted = node, executor, children, interrupted
 
     def check(self) -> None:
-        """Raises ProcessError where a child has ended, KeyboardInterrupt where ``interrupted()`` is true."""
+        """Raise ProcessError if a child has ended, KeyboardInterrupt if ``interrupted()`` is true."""
         for child in self._children:
             child.check()
             if child.code is not None:
@@ -149,9 +149,9 @@ class ServiceCaller:
             raise KeyboardInterrupt
 
     def wait(self, done: Callable[[], object], what: str, timeout_s: float) -> None:
-        """Spins until ``done()``.
+        """Spin until ``done()``.
 
-        Raises ProcessError where ``timeout_s`` go by (``what`` is what did not happen), and as :meth:`check` does.
+        Raise ProcessError after ``timeout_s`` (``what`` says what did not happen), and as :meth:`check` does.
         """
         until = time.monotonic() + timeout_s
         while not done():
@@ -162,7 +162,7 @@ class ServiceCaller:
             self._executor.spin_once(timeout_sec=0.1)
 
     def call(self, kind: type, name: str, request: object, timeout_s: float, what: str = '') -> Any:
-        """The answer of a service. Raises as :meth:`wait` does."""
+        """Return the answer of a service. Raise as :meth:`wait` does."""
         client = self._node.create_client(kind, name)
         try:
             what = what or f'{name} did not answer'
@@ -174,9 +174,9 @@ class ServiceCaller:
             self._node.destroy_client(client)
 
     def bring_up(self, node_name: str, timeout_s: float) -> None:
-        """Configures and activates a lifecycle node, the first of the children.
+        """Configure and activate a lifecycle node, the first of the children.
 
-        Raises ProcessError where it refuses, too.
+        Raise ProcessError also if it refuses.
         """
         for transition, label in ((Transition.TRANSITION_CONFIGURE, 'configure'),
                                   (Transition.TRANSITION_ACTIVATE, 'activate')):
@@ -187,7 +187,7 @@ class ServiceCaller:
 
 
 def free_domain() -> int:
-    """A ROS domain between 1 and 101 that no process of this machine uses now: its first discovery port is free."""
+    """Return a ROS domain from 1 to 101 that no process of this machine uses now: its first discovery port is free."""
     domains = list(range(1, 102))
     random.shuffle(domains)
     for domain in domains:

@@ -2,7 +2,7 @@
 
 Fast DDS keeps 512 KiB of shared memory per process by default, less than one 640x480 image, so
 images travel as UDP fragments and many are lost. ``config/fastdds_shm.xml`` raises it to 64 MiB;
-``config/fastdds_shm_small.xml`` (8 MiB) serves where ``/dev/shm`` is small, as in a container.
+``config/fastdds_shm_small.xml`` (8 MiB) is used if ``/dev/shm`` is small, as in a container.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PROCESSES = 6   # source, node, viewer, recorder, and two more: each has a segm
 
 
 def shared_memory_profile(folder: Path = _SHARED_MEMORY) -> Path | None:
-    """The largest profile whose segments fit into ``folder``; None, with one line on stderr, where none does."""
+    """Return the largest profile whose segments fit into ``folder``; None, with one line on stderr, if none does."""
     try:
         status = os.statvfs(folder)
     except OSError:   # no such folder: not Linux, and Fast DDS finds its own place
@@ -37,10 +37,10 @@ def shared_memory_profile(folder: Path = _SHARED_MEMORY) -> Path | None:
 
 
 def profile_environment(folder: Path = _SHARED_MEMORY) -> dict[str, str]:
-    """The variables that make the profile the default of a process.
+    """Return the variables that make the profile the default of a process.
 
-    Empty where the user has chosen a profile of their own (a variable of Fast DDS is
-    set, even to an empty text) or where no profile fits.
+    It is empty if the user has chosen a profile (a variable of Fast DDS is set, even to an empty text), or if no
+    profile fits.
     """
     if any(variable in os.environ for variable in PROFILE_VARIABLES):
         return {}

@@ -1,4 +1,4 @@
-"""What a launch file looks at before it starts anything: one line for what is wrong or missing."""
+"""Checks of a launch file before it starts anything: one line for what is wrong or missing."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SHOWN = 5
 def sections(path: Path) -> dict[str, Mapping]:
     """Return the parameters of a file by the names of their nodes, in which ``*`` and ``**`` may stand.
 
-    Raises TarVisError if it is no parameter file.
+    Raise TarVisError if it is no parameter file.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
@@ -47,7 +47,7 @@ def is_for(section: str, node: str) -> bool:
 
 
 def ignored_files(arguments: Sequence[str], node: str) -> Iterator[str]:
-    """Yield one line for each ``--params-file`` of a command line that says nothing for the node."""
+    """Yield one line for each ``--params-file`` of a command line that has nothing for the node."""
     for option, value in itertools.pairwise(arguments):
         if option == '--params-file':
             try:

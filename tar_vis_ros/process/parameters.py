@@ -26,7 +26,7 @@ class ParameterError(TarVisError, ValueError):
 
 @dataclass(frozen=True)
 class Table:
-    """What may be set at a node. What is neither in ``at_configure`` nor in ``at_start`` may change at any time."""
+    """The parameters of a node. Those neither in ``at_configure`` nor in ``at_start`` may change at any time."""
 
     settings: type                                  # the dataclass
     at_configure: frozenset[str] = frozenset()      # names of what takes effect at the next configure
@@ -41,7 +41,7 @@ class Table:
     def check(self, name: str, value: Any) -> Value:
         """Return the value of a known parameter in its own type. Raise ParameterError if it is not allowed.
 
-        A text is taken for a list of one, a whole number for a text: ``source:=0`` says what it means.
+        A text is accepted for a list of one, and a whole number for a text, as in ``source:=0``.
         """
         default = self.options[name].default
         if value is None and not isinstance(default, tuple):
@@ -61,7 +61,7 @@ class Table:
         return self.settings(**{name: self.check(name, values[name]) for name in self.options})
 
     def unknown(self, name: str) -> str:
-        """Return what to say of a parameter that does not exist."""
+        """Return the message about a parameter that does not exist."""
         return f"there is no parameter '{name}'{near(name, self.options)}"
 
     def declare(self, node: Node) -> tuple[dict[str, str], list[str]]:
@@ -90,7 +90,7 @@ class Table:
         return mistakes, [f'{self.unknown(name)}: ignored' for name in foreign]
 
     def descriptor(self, name: str) -> ParameterDescriptor:
-        """Return what tools show: meaning, range, choices."""
+        """Return the descriptor that tools show: meaning, range, choices."""
         option = self.options[name]
         message = ParameterDescriptor(
             name=name, description=option.description, read_only=name in self.at_start,
@@ -154,7 +154,7 @@ class TableParameters:
     TABLE: ClassVar[Table]
 
     def declare_table(self) -> dict[str, str]:
-        """Declare the parameters. Return what :meth:`Table.declare` says of wrong start-up values."""
+        """Declare the parameters. Return the messages of :meth:`Table.declare` about wrong start-up values."""
         mistakes, remarks = self.TABLE.declare(self)
         for line in remarks:
             self.get_logger().warning(line)
@@ -168,11 +168,11 @@ class TableParameters:
         return self.TABLE.read(values)
 
     def accept(self, changed: Sequence[Parameter], settings: Any) -> None:
-        """Take over what may change at any time. Raise ValueError if it does not fit; then nothing has changed."""
+        """Take over parameters that may change at any time. Raise ValueError before any change if they do not fit."""
         raise NotImplementedError
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """As rclpy's, with our own words for what is wrong and a whole number taken for a double."""
+        """Set parameters as rclpy does, but with our own error messages, and accept a whole number for a double."""
         try:
             for parameter in parameter_list:
                 if not self.has_parameter(parameter.name):
@@ -192,7 +192,7 @@ class TableParameters:
 
 
 class ParameterNode(TableParameters, Node):
-    """A node whose ``options`` are always the present values. Raises ParameterError for a wrong one at start."""
+    """A node whose ``options`` are always the present values. Raise ParameterError for a wrong one at start."""
 
     def __init__(self, name: str, **kwargs) -> None:
         super().__init__(name, **kwargs)

@@ -1,4 +1,4 @@
-"""Who publishes a topic, and what keeps a subscription from hearing them: said with names."""
+"""Find the publishers of a topic, and say by name what keeps a subscription from hearing them."""
 
 from __future__ import annotations
 
@@ -71,5 +71,5 @@ def type_name(message: type) -> str:
 
 
 def _words(reason: str) -> str:
-    """The text of ``qos_check_compatible`` without its decoration."""
+    """Return the text of ``qos_check_compatible`` without its decoration."""
     return reason.replace('ERROR: ', '').strip(' ;').lower()

@@ -6,10 +6,10 @@ from tar_vis_core.io.paths import user_path
 
 
 def config_file(name: str) -> Path:
-    """Path of a file of ``config/``, found without the ament index.
+    """Return the path of a file of ``config/``, found without the ament index.
 
     pip and colcon installations hold the folder in the package, an editable
-    installation has it in the checkout. Raises FileNotFoundError naming both.
+    installation has it in the checkout. Raise FileNotFoundError that names both.
     """
     package = Path(__file__).absolute().parents[1]
     places = [package / 'config' / name, package.parent / 'config' / name]

@@ -1,4 +1,4 @@
-"""How a node of this package starts and ends: one line for a mistake, a quiet end for SIGINT and SIGTERM."""
+"""Start and end a node of this package: one line for a mistake, a quiet end for SIGINT and SIGTERM."""
 
 from __future__ import annotations
 

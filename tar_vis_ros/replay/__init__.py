@@ -1,1 +1,1 @@
-"""``tar-vis-replay``: recorded images through a node, its answers recorded, judged and shown."""
+"""``tar-vis-replay``: send recorded images through a node; record, judge and show its answers."""

@@ -1,4 +1,4 @@
-"""``tar-vis-replay``: recorded images through the node, and a report on its answers."""
+"""``tar-vis-replay``: send recorded images through the node, and report on its answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Exit code: 0, 1 where a node failed, 2 for bad input, 130 after Ctrl-C; what was
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options of ``tar-vis-replay``."""
+    """Return the options of ``tar-vis-replay``."""
     parser = argparse.ArgumentParser(prog='tar-vis-replay', description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('bags', nargs='+', type=user_path, metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
@@ -71,7 +71,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises TarVisError for what does not fit together, ParameterError for a parameter that the node would refuse."""
+    """Raise TarVisError for options that do not fit together, ParameterError for a parameter that the node refuses."""
     if args.node and (args.parameter or args.params_file or args.jobs > 1):
         raise TarVisError('--node drives a node that runs already: -p, --params-file and --jobs are for nodes that are '
                           'started here')
@@ -95,7 +95,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
-    """The jobs, how many images they have together, and what is wrong with the other bags, by their paths."""
+    """Return the jobs, their number of images, and by path what is wrong with the other bags."""
     jobs, images, bad, taken = [], 0, {}, set()
     for number_, path in enumerate(map(str, args.bags), 1):
         try:
@@ -116,9 +116,10 @@ def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
 
 
 def own_parameters(path: Path, folder: Path) -> Path:
-    """Return a parameter file for the node that is started here: this one, or a copy of what it has for another name.
+    """Return a parameter file for the node that is started here: this one, or a copy of its section for another name.
 
-    A robot's file may be for /robot1/tar_vis. If it has one such section, that is meant. Raises TarVisError else.
+    A robot's file may be for /robot1/tar_vis. If it has exactly one such section, that is used. Raise TarVisError
+    otherwise.
     """
     held = sections(path)
     if any(is_for(section, NODE) for section in held):
@@ -134,7 +135,7 @@ def own_parameters(path: Path, folder: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The whole command; gives the exit code. Raises TarVisError and OSError."""
+    """Run the command and return the exit code. Raise TarVisError and OSError."""
     check_options(args)
     interrupt = StopRequest()
     jobs, images, bad = plan(args)
@@ -170,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tell(args: argparse.Namespace, outcomes: dict[Path, BagOutcome]) -> None:
-    """Writes the report and prints its figures."""
+    """Write the report and print its figures."""
     asked = {'command': report.command(), 'mode': args.mode, 'rate': args.rate, 'node': args.node or 'started here'}
     total = report.write_report(args.out, outcomes, asked)
     rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{args.mode}'
@@ -181,7 +182,7 @@ def tell(args: argparse.Namespace, outcomes: dict[Path, BagOutcome]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Gives the exit code: 0, 1 where a node failed, 2 for bad input, 130 after Ctrl-C."""
+    """Return the exit code: 0, 1 if a node failed, 2 for bad input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if '--ros-args' in words:       # what launch adds
         words = words[:words.index('--ros-args')]

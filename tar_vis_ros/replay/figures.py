@@ -22,7 +22,7 @@ Spread = dict[str, float | None]    # p50, p95, p99
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Against the ground truth, 0..1; None where nothing is labelled."""
+    """Accuracy against the ground truth, 0..1; None if nothing is labelled."""
 
     videos: int
     objects: int
@@ -37,7 +37,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is counted and measured; times are milliseconds."""
+    """Counts and measurements; times are milliseconds."""
 
     images: int                 # published
     answered: int
@@ -72,18 +72,18 @@ def figures(outcomes: Sequence[BagOutcome], accuracy: Accuracy | None) -> Figure
 
 
 def spread(values: Sequence[float | None]) -> Spread:
-    """p50, p95 and p99 of what is known."""
+    """Return p50, p95 and p99 of the known values."""
     there = [value for value in values if value is not None]
     return {f'p{share}': finite_or_none(np.percentile(there, share)) if there else None for share in (50, 95, 99)}
 
 
 def labelled(outcomes: Mapping[Path, BagOutcome]) -> dict[Path, BagOutcome]:
-    """The outcomes, by folder, that were judged by a ground truth."""
+    """Return the outcomes, by folder, that have a ground truth."""
     return {folder: outcome for folder, outcome in outcomes.items() if outcome.truth}
 
 
 def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
-    """Of the outcomes with ground truth, over the frames that were played; None where there are none."""
+    """Return the accuracy of the outcomes with ground truth, over the frames that were played; None without any."""
     judged = labelled(outcomes)
     records, predictions, names = [], [], {}
     for number, (folder, outcome) in enumerate(judged.items(), 1):
@@ -101,7 +101,7 @@ def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
 
 
 def whole(folder: Path, outcome: BagOutcome) -> tuple[VideoRecord, list[TubePrediction]]:
-    """A bag as a labelled video, without labels where there are none, and what was predicted of it."""
+    """Return a bag as a labelled video (without labels if there are none), and its predictions."""
     if outcome.truth:
         record = next(r for r in load_ytvis(outcome.truth, pictures=False) if r.id == outcome.video_id)
     else:
@@ -111,9 +111,9 @@ def whole(folder: Path, outcome: BagOutcome) -> tuple[VideoRecord, list[TubePred
 
 
 def merge_results(path: Path, outcomes: Mapping[Path, BagOutcome]) -> None:
-    """One file of all bags, of those with ground truth where some have it.
+    """Return the results of all bags as one file; if some bags have a ground truth, of those only.
 
-    Video ids are those of the truth where they differ, else the bags' places, from 1.
+    Video ids are those of the truth if they differ from each other, else the bags' numbers from 1.
     """
     chosen = labelled(outcomes) or outcomes
     unique = len({outcome.video_id for outcome in chosen.values()}) == len(chosen)

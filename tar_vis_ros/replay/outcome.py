@@ -1,4 +1,4 @@
-"""What one replayed bag leaves behind: the fate of every image, and where the rest lies."""
+"""The outcome of one replayed bag: what became of every image, and where the files are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NODE = '/tar_vis'       # the node that is started for a bag
 
 @dataclass(slots=True)      # there is one for every image
 class ImageOutcome:
-    """What became of one image; figures that nobody can know are None."""
+    """What became of one image; unknown figures are None."""
 
     index: int                           # in the bag, from 0
     stamp_ns: int
@@ -74,7 +74,7 @@ class BagOutcome:
 
 @dataclass(frozen=True)
 class Job:
-    """One bag to replay, as the command tells its process."""
+    """One bag to replay, as the command passes it to its process."""
 
     bag: str
     folder: str                          # of its outcome

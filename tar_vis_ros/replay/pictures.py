@@ -23,7 +23,7 @@ WIDTH, QUALITY = 480, 80     # pixels; of the JPEG
 
 def draw(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Sequence[int], truth: Truth | None,
          most: int) -> None:
-    """Writes ``INDEX.jpg`` for the worst images and for others evenly spaced, ``most`` together, into PICTURES."""
+    """Write ``INDEX.jpg`` of the worst images and of others evenly spaced, ``most`` together, into PICTURES."""
     chosen = choose(outcome, most)
     results = {index: result for index, result, _ in (answers(folder, order) if order else ()) if index in chosen}
     (folder / PICTURES).mkdir()
@@ -47,7 +47,7 @@ def draw(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Sequence[int],
 
 
 def choose(outcome: BagOutcome, most: int) -> set[int]:
-    """Images to draw: all where there is room for them, else the worst and others that were answered."""
+    """Return the images to draw: all if there is room for them, else the worst and others that were answered."""
     images = [fate.index for fate in outcome.fates]
     if len(images) <= most:
         return set(images)
@@ -58,7 +58,7 @@ def choose(outcome: BagOutcome, most: int) -> set[int]:
 
 
 def outlined(rgb: np.ndarray, truth: Truth, frame: int) -> np.ndarray:
-    """A copy with the labelled masks as white lines."""
+    """Return a copy with the labelled masks as white lines."""
     picture = np.array(rgb, order='C')
     for track in truth.record.tracks:
         if (mask := track.mask(frame)) is not None:
@@ -68,7 +68,7 @@ def outlined(rgb: np.ndarray, truth: Truth, frame: int) -> np.ndarray:
 
 
 def write(path: Path, rgb: np.ndarray) -> None:
-    """A JPEG of at most WIDTH pixels across."""
+    """Write a JPEG of at most WIDTH pixels across."""
     height, width = rgb.shape[:2]
     if width > WIDTH:
         rgb = cv2.resize(rgb, (WIDTH, max(1, round(height * WIDTH / width))), interpolation=cv2.INTER_AREA)

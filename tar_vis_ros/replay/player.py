@@ -1,4 +1,4 @@
-"""Publishes recorded images as they are and records the answers, one image at a time or at the pace of the recording.
+"""Publish recorded images as they are and record the answers, one image at a time or at the recording's pace.
 
 Discovery without waiting for luck: publisher and subscriptions are made before any service of the node is called. DDS
 announces endpoints in the order of their making, so a node that has answered a call knows all of them, and neither
@@ -32,7 +32,7 @@ class Player:
     """The images of one bag through one node; ``fates`` grows with every image."""
 
     def __init__(self, node: Node, executor: Executor, topic: str, compressed: bool, prefix: str) -> None:
-        """``prefix`` is what comes before /instances and /skip_diagnostics in the node's topics."""
+        """Publish for a node; ``prefix`` comes before /instances and /skip_diagnostics in its topics."""
         self.fates: list[ImageOutcome] = []
         self.order: list[int] = []      # answered images, in the order of their answers
         self.topics = {f'{prefix}/{name}': message for name, message in KINDS.items()}
@@ -46,10 +46,10 @@ class Player:
 
     def lossless(self, images: Iterable[RecordedMessage], writer: BagWriter, caller: ServiceCaller,
                  patience_s: float) -> None:
-        """Every image when the one before it is answered.
+        """Publish every image when the previous one is answered.
 
         A node that listens with best effort may miss one: it is published again after a third of ``patience_s``.
-        Raises ProcessError where several in a row stay without an answer.
+        Raise ProcessError if several in a row stay without an answer.
         """
         self._writer = writer
         again_s = patience_s / 3 if self._best_effort else patience_s
@@ -69,9 +69,9 @@ class Player:
 
     def real_time(self, images: Iterable[RecordedMessage], writer: BagWriter, caller: ServiceCaller,
                   rate: float) -> None:
-        """Every image at its recorded time, ``rate`` times as fast, answered or not.
+        """Publish every image at its recorded time, ``rate`` times as fast, answered or not.
 
-        Raises BagError for a stamp that comes twice: answers are told apart by it.
+        Raise BagError for a stamp that comes twice, because answers are matched by stamp.
         """
         self._writer = writer
         began = first_ns = None
@@ -112,7 +112,7 @@ class Player:
         return fate
 
     def _spin(self, caller: ServiceCaller, fate: ImageOutcome | None, until: float) -> None:
-        """Until that time, or the answer of ``fate``. Raises as :meth:`ServiceCaller.check` does."""
+        """Spin until that time, or until the answer of ``fate``. Raise as :meth:`ServiceCaller.check` does."""
         while (left := until - time.monotonic()) > 0 and not (fate and fate.answered):
             caller.check()
             self._executor.spin_once(timeout_sec=min(left, 0.1))

@@ -1,4 +1,4 @@
-"""Replays several bags at once, each in a process of its own on a ROS domain of its own."""
+"""Replay several bags at once, each in its own process on its own ROS domain."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Replaying:
 
     @property
     def last_words(self) -> str:
-        """What it said about its end."""
+        """Return the lines that it printed about its end."""
         said = list(self.child.lines)
         start = max((n for n, line in enumerate(said, 1) if line.startswith('image ')), default=0)
         return '\n'.join(said[start:])
 
 
 def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRequest) -> dict[Job, tuple[int, str]]:
-    """Exit code and last words of each job that was begun; ``images`` is what the bar counts to.
+    """Return exit code and last words of each job that was begun; ``images`` is the total of the progress bar.
 
-    Each has a free ROS domain, but those that drive a running node keep that of this process. After an interruption
-    nothing new begins, and those that run end in order.
+    Each job has a free ROS domain, but a job that drives a running node keeps that of this process. After an
+    interruption nothing new begins, and the jobs that run end in order.
     """
     waiting, running, ended = list(jobs), [], {}
     played = 0
@@ -80,7 +80,7 @@ def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRe
 
 
 def _unused(running: Sequence[Replaying]) -> int:
-    """A free domain that none of those has been given: theirs may be in use only in a second."""
+    """Return a free domain that none of the others was given: theirs may not be in use yet."""
     while (domain := free_domain()) in {one.domain for one in running}:
         pass
     return domain

@@ -1,4 +1,4 @@
-"""``report.json``, ``results.json`` and ``report.html``: one page that holds all that it shows."""
+"""Write ``report.json``, ``results.json`` and ``report.html``, a page that needs no other file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PACKAGES = ('tar-vis-ros', 'torch', 'numpy', 'opencv-python-headless', 'rosbags'
 
 
 def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mapping[str, object]) -> Figures:
-    """Writes the three files into ``folder``; gives the figures of all bags together.
+    """Write the three files into ``folder``. Return the figures of all bags together.
 
-    ``outcomes`` are those of the bags, by their folders; ``asked`` is what the command was told.
+    ``outcomes`` are those of the bags, by their folders; ``asked`` are the arguments of the command.
     """
     total = figures(list(outcomes.values()), accuracy(outcomes))
     bags = []
@@ -46,7 +46,7 @@ def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mappi
 
 
 def columns(outcome: BagOutcome) -> dict[str, list]:
-    """The fates by field, which is shorter than one by one."""
+    """Return the outcomes by field, which is shorter than one by one."""
     rows = [asdict(fate) for fate in outcome.fates]
     names = rows[0].keys() - {'index', 'recorded_ns', 'stamp_ns'} if rows else ()
     made = {name: [row[name] for row in rows] for name in sorted(names)}
@@ -57,13 +57,13 @@ def columns(outcome: BagOutcome) -> dict[str, list]:
 
 
 def pictures(folder: Path) -> dict[int, str]:
-    """The bag's pictures as data URIs, by image."""
+    """Return the bag's pictures as data URIs, by image."""
     return {int(path.stem): 'data:image/jpeg;base64,' + base64.b64encode(path.read_bytes()).decode()
             for path in sorted((folder / PICTURES).glob('*.jpg'))}
 
 
 def host() -> dict[str, object]:
-    """The machine, without its name."""
+    """Return what is known of the machine, without its name."""
     return {'system': platform.platform(), 'processor': processor(), 'cores': os.cpu_count()}
 
 
@@ -79,12 +79,12 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line, to be run again."""
+    """Return the command line, to be run again."""
     return ' '.join(['tar-vis-replay', *sys.argv[1:]])
 
 
 def lines(total: Figures) -> Sequence[tuple[str, str]]:
-    """The figures as label and text, for a terminal."""
+    """Return the figures as label and text, for a terminal."""
     def spread(values: Mapping[str, float | None]) -> str:
         return ', '.join(f'{name} {"-" if value is None else f"{value:.1f}"}' for name, value in values.items()) + ' ms'
 

@@ -1,4 +1,4 @@
-"""The recorded answers of one bag: what they say of every image, their tubes, and how good they are."""
+"""Score the recorded answers of one bag: by image, as tubes, and against the ground truth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORST = 12      # images named as the worst ones
 
 
 def answers(folder: Path, order: Sequence[int]) -> Iterator[tuple[int, FrameResult, SkipDiagnostics]]:
-    """The recorded answers with the image that each is to; ``order`` names the images of the answers."""
+    """Yield the recorded answers with the image of each; ``order`` names the images of the answers."""
     halves: dict[type, list] = {InstanceMaskArray: [], SkipDiagnostics: []}
     number = 0
     for topic, cdr in read_topics(folder / ANSWERS):
@@ -40,9 +40,9 @@ def answers(folder: Path, order: Sequence[int]) -> Iterator[tuple[int, FrameResu
 
 
 def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth | None, number: int) -> None:
-    """Completes the outcome from the recorded answers, and writes RESULTS.
+    """Complete the outcome from the recorded answers, and write RESULTS.
 
-    ``number`` is the bag's video id where there is no ground truth. Raises DataError where the truth is of images of
+    ``number`` is the bag's video id if there is no ground truth. Raise DataError if the truth is of images of
     another size, or of none of these.
     """
     gathered, classes = TrackTubes(), {}
@@ -81,17 +81,17 @@ def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth 
 
 
 def worst(outcome: BagOutcome) -> list[int]:
-    """The answered images of the lowest quality, or without ground truth of the longest latency."""
+    """Return the answered images of the lowest quality, or without ground truth those of the longest latency."""
     judged = [fate for fate in outcome.fates if fate.answered and (fate.quality is not None or not outcome.truth)]
     by_quality = sorted(judged, key=lambda fate: fate.quality if outcome.truth else -(fate.latency_ms or 0.0))
     return [fate.index for fate in by_quality[:WORST]]
 
 
 def frame_quality(record: VideoRecord, tubes: Sequence[TubePrediction]) -> np.ndarray:
-    """How good each frame is ``(frames,)``, 0..1: the IoU of its matched masks over all labelled and predicted ones.
+    """Return the quality of each frame ``(frames,)``, 0..1: the IoU of its matched masks over all masks of both sides.
 
-    Masks match by class where their IoU is one half at least; a matched pair counts once. 1 where nothing is to be
-    seen and nothing is said. Where not all is labelled, a mask that matches nothing does not count.
+    Masks match by class if their IoU is at least one half. A matched pair counts once. The quality is 1 if nothing is
+    labelled and nothing is predicted. If not everything is labelled, a mask that matches nothing does not count.
     """
     frames = len(record.paths)
     good, masks = np.zeros(frames), np.zeros(frames)

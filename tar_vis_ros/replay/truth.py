@@ -17,7 +17,7 @@ from tar_vis_ros.bags.reader import ImageBag
 
 @dataclass(frozen=True)
 class Truth:
-    """What is labelled in a bag."""
+    """The labels of a bag."""
 
     path: Path
     record: VideoRecord
@@ -28,15 +28,15 @@ class Truth:
         return {stamp: frame for frame, stamp in enumerate(self.record.stamps_ns)}
 
     def frame(self, index: int, stamp_ns: int) -> int:
-        """The labelled frame that an image is, -1 where it is none."""
+        """Return the labelled frame of an image, -1 if there is none."""
         return self._frames.get(stamp_ns, -1) if self._frames else index
 
 
 def find_truth(bag: ImageBag, given: Path | None, alone: bool) -> Truth | None:
-    """The truth of a bag, from the file that is ``given`` or from NAME.truth.json beside it; None without either.
+    """Return the truth of a bag, from the ``given`` file or from NAME.truth.json beside it; None without either.
 
-    In a file of several videos it is the one with the bag's name; ``alone`` says that there is no other bag, so that
-    a file of one video must mean this one. Raises DataError where it does not fit.
+    In a file of several videos it is the one with the bag's name. ``alone`` says that there is no other bag; then the
+    only video of a file belongs to this one. Raise DataError if it does not fit.
     """
     path = given or truth_path(bag.path)
     if given is None and not path.is_file():
@@ -58,7 +58,7 @@ def find_truth(bag: ImageBag, given: Path | None, alone: bool) -> Truth | None:
 
 def cut(record: VideoRecord, tubes: Sequence[TubePrediction],
         frames: Sequence[int]) -> tuple[VideoRecord, list[TubePrediction]]:
-    """A video and what is predicted of it, both at these frames only; objects that none of them shows are left out."""
+    """Return a video and its predictions at these frames only. Objects that no such frame shows are left out."""
     tracks = [replace(track, rles=[track.rles[t] for t in frames]) for track in record.tracks]
     return (replace(record, paths=[record.paths[t] for t in frames], stamps_ns=(),
                     tracks=[track for track in tracks if any(track.rles)]),

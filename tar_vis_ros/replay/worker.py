@@ -1,7 +1,7 @@
 """The process that replays one bag: ``python -m tar_vis_ros.replay.worker JOB``, JOB being a Job as JSON.
 
-It prints ``image N`` as it goes, and in the end one line about what went wrong. Whatever ends it, what was processed
-so far is judged and written, but for a second Ctrl-C.
+It prints ``image N`` as it goes, and at the end one line if something went wrong. The images that were processed are
+judged and written however it ends, except after a second Ctrl-C.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def clear(folder: Path) -> None:
-    """An empty folder but for what is not ours: what is there afterwards is of this run."""
+    """Make a folder, or remove the files of an earlier run from it and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (FRAMES, RESULTS):
         (folder / name).unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def clear(folder: Path) -> None:
 
 
 def node_arguments(job: Job, bag: ImageBag) -> list[str]:
-    """ROS arguments of the node: the user's, then what a replay needs."""
+    """Return the ROS arguments of the node: the user's, then those of a replay."""
     needs = ["image_topics:=['']", f'image_transport:={"compressed" if bag.compressed else "raw"}', 'autostart:=false']
     if job.mode == 'lossless':
         needs.append('image_reliability:=reliable')
@@ -93,7 +93,7 @@ def check_classes(parameters: dict, truth: Truth | None) -> None:
 
 
 def announced(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
-    """The images; every now and then a line for the process that shows the progress."""
+    """Yield the images, and print a line now and then for the process that shows the progress."""
     printed = 0.0
     for image in images:
         if time.monotonic() - printed > PRINT_S:
@@ -105,7 +105,7 @@ def announced(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
 @contextlib.contextmanager
 def ros(interrupt: StopRequest,
         children: list[ChildProcess]) -> Iterator[tuple[rclpy.node.Node, SingleThreadedExecutor]]:
-    """A node of our own and its executor; at the end the children end as well, undisturbed."""
+    """Provide our own node and its executor; at the end the children end as well, undisturbed."""
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node, executor = rclpy.create_node('tar_vis_replay'), SingleThreadedExecutor()
     executor.add_node(node)
@@ -120,7 +120,7 @@ def ros(interrupt: StopRequest,
 
 
 def replay(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None, interrupt: StopRequest) -> list[int]:
-    """Plays the bag; gives the answered images in the order of their answers. What ends it is in ``outcome``."""
+    """Play the bag. Return the answered images in the order of their answers. ``outcome`` says what ended it."""
     children: list[ChildProcess] = []
     prefix = '/' + job.node.strip('/') if job.node else NODE
     player = None
@@ -156,7 +156,7 @@ def replay(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None, in
 
 
 def find(caller: ServiceCaller, player: Player, prefix: str, topic: str) -> None:
-    """Waits for a running node and resets it, so that tracks start anew. Raises ProcessError."""
+    """Wait for a running node and reset it, so that tracks start anew. Raise ProcessError."""
     caller.call(Trigger, f'{prefix}/reset', Trigger.Request(), FIND_S,
                 f'{prefix}/reset did not answer (start the node, or name the one that runs with --node)')
     caller.wait(lambda: player.listeners, f'nobody listened on {topic} (activate {prefix}, or give the topic that it '
@@ -164,7 +164,7 @@ def find(caller: ServiceCaller, player: Player, prefix: str, topic: str) -> None
 
 
 def parameters_of(caller: ServiceCaller, node: rclpy.node.Node, prefix: str) -> dict:
-    """The parameters of the node that has these outputs, which may be those of one of its cameras; {} without one."""
+    """Return the parameters of the node with these outputs, which may be of one of its cameras; {} without one."""
     services = {name for name, _ in node.get_service_names_and_types()}
     name = next((n for n in (prefix, prefix.rpartition('/')[0]) if f'{n}/list_parameters' in services), '')
     if not name:
@@ -175,7 +175,7 @@ def parameters_of(caller: ServiceCaller, node: rclpy.node.Node, prefix: str) -> 
 
 
 def run(job: Job, interrupt: StopRequest) -> BagOutcome:
-    """Replays, judges and draws one bag. Raises TarVisError where there is nothing to keep."""
+    """Replay, judge and draw one bag. Raise TarVisError if there is nothing to keep."""
     folder = Path(job.folder)
     clear(folder)
     with ImageBag(job.bag, job.topic) as bag:
@@ -195,7 +195,7 @@ def run(job: Job, interrupt: StopRequest) -> BagOutcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Gives the exit code: 0, 1 for a node that failed, 2 for bad input, 130 after Ctrl-C."""
+    """Return the exit code: 0, 1 for a node that failed, 2 for bad input, 130 after Ctrl-C."""
     job = Job.from_json(json.loads((sys.argv[1:] if argv is None else argv)[0]))
     interrupt = StopRequest()
     try:
