@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -48,11 +49,14 @@ def test_a_lost_gpu_ends_the_process_with_its_own_code(ros_env):
 
 def test_a_failed_configure_gives_back_its_memory_and_the_node_stays(ros_env):
     process = start("RuntimeError('CUDA out of memory')", ros_env)
+    deadline = threading.Timer(120, process.kill)
+    deadline.start()
     try:
-        said = next(line for line in process.stdout if line.startswith('given back'))
+        said = next((line for line in process.stdout if line.startswith('given back')), '')
         assert said == 'given back: True\n'
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finally:
+        deadline.cancel()
         process.kill()
     assert process.returncode == 0 and 'CUDA out of memory' in errors
