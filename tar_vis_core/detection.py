@@ -95,8 +95,9 @@ def by_host(tensor: Tensor) -> bool:
 
 def class_probabilities(tracked: Tracked) -> Tensor:
     """Return the class probabilities ``(R, classes + 1)`` of a frame's rows; a row without a slot shows nothing."""
-    probabilities = tracked.logits[0].float().softmax(-1)
-    nobody = np.flatnonzero(tracked.slots[0] < 0)
+    logits = tracked.logits if tracked.logits_so_far is None else tracked.logits_so_far
+    probabilities = logits[0].float().softmax(-1)
+    nobody = np.flatnonzero((tracked.slots[0] < 0) | (tracked.hidden is not None and tracked.hidden[0]))
     if nobody.size:     # what is not finite stays so
         rows = torch.from_numpy(nobody).to(probabilities.device)
         nothing = torch.eye(probabilities.shape[1], device=probabilities.device)[-1]

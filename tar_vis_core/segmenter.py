@@ -193,6 +193,8 @@ class VideoSegmenter:
         clock.lap('masks')
         identities = state.identities
         identities.grace_frames, identities.by_slot = options.grace_frames, self.tracker_name != 'motion'
+        if tracked.hidden is not None:
+            identities.end_all_but(tracked.slots[0])
         tracks = identities.update(
             detections, tracked.slots[0], options.score_threshold, options.max_instances, elapsed_s, *size)
         instances = [identities.instance(track, status, self.class_names) for track, status in tracks

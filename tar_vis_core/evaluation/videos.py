@@ -34,8 +34,8 @@ from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
-from tar_vis_core.models.presets import TRACKERS
-from tar_vis_core.models.tracked import Tracked
+from tar_vis_core.models.presets import TRACKERS, ModelConfig
+from tar_vis_core.models.tracked import Tracked, stacked
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.preprocess import prepare
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
@@ -71,11 +71,18 @@ class Frame:
     geometry: MaskGeometry
 
 
+def published_instances(config: ModelConfig) -> int:
+    """Return how many predictions a video the published configuration of a model gives."""
+    on_ovis = config.family in ('dvis', 'dvispp') and config.class_set == 'ovis'
+    return 20 if config.family == 'dvis_daq' or on_ovis else 10
+
+
 class SlotFollower:
     """One way through one video, frame by frame; classes and scores at its end (``whole_video``)."""
 
     def __init__(self, model: VideoInstanceModel, way: Way, tracker: str, max_instances: int):
-        self.names, self.way, self.max_instances = model.config.class_names, way, max_instances
+        self.names, self.way = model.config.class_names, way
+        self.max_instances = max_instances or published_instances(model.config)
         name = model.config.tracker if tracker == 'auto' else tracker
         # the memory bank's masks count in its scores (CTVIS)
         self.tracker, self.by_mask = make_tracker(name, model), name == 'memory_bank'
@@ -95,11 +102,8 @@ class SlotFollower:
 
     def tubes(self) -> Iterable[tuple[str, float, list[dict | None]]]:
         """Class name, score and run lengths of each prediction."""
-        parts = self.tracked
-        whole = Tracked(*(None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])
-                          for name in ('logits', 'mask_embeddings', 'mask_bias', 'embeddings')),
-                        np.concatenate([p.slots for p in parts]))
-        video = segment_video(whole, self.mask_features, self.geometry, self.max_instances, encode_masks)
+        video = segment_video(stacked(self.tracked), self.mask_features, self.geometry, self.max_instances,
+                              encode_masks)
         scores = video.scores * video.mask_scores if self.by_mask else video.scores
         for k, (score, label) in enumerate(zip(scores.tolist(), video.labels.tolist(), strict=True)):
             yield self.names[label], score, [rles[k] for rles in video.masks]
@@ -152,7 +156,7 @@ class TrackFollower:
 @torch.inference_mode()
 def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], ways: Mapping[str, Way],
                     tubes: str = 'auto', *, categories: Sequence[str] | None = None, tracker: str = 'auto',
-                    short_side: int = 0, max_instances: int = 10, options: SegmenterOptions | None = None,
+                    short_side: int = 0, max_instances: int = 0, options: SegmenterOptions | None = None,
                     min_score: float | None = None, progress: bool = True) -> list[VideoRow]:
     """Run a model through videos by each way of decoding (see ``evaluate.ways_of``), frames encoded once for all.
 
@@ -231,7 +235,8 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     """The part of the command line that is for videos."""
     group.add_argument('--tubes', default='auto', help="slots (whole videos), tracks (the segmenter's); auto: by model")
     group.add_argument('--tracker', default='auto', help=f"auto (the model's own), {', '.join(TRACKERS)}")
-    group.add_argument('--max-instances', type=int, default=10, help='slots: predictions a video (OVIS: 20)')
+    group.add_argument('--max-instances', type=int, default=0,
+                       help='slots: predictions a video (default: 10; 20 for DVIS-DAQ, and DVIS, DVIS++ on OVIS)')
     group.add_argument('--score-threshold', type=float, default=SegmenterOptions.score_threshold,
                        help='tracks: score that a new track needs')
     group.add_argument('--min-score', type=float,

@@ -274,8 +274,7 @@ def record_parts(model: VideoInstanceModel, recorder: Recorder) -> VideoInstance
     if decoder.synchronizer is not None:    # else it does nothing, or what is the host's, an assignment
         parts.append((decoder, 'synchronize', True))
     if model.tracker is not None:
-        parts += [(layer, 'forward', True) for layer in (
-            *model.tracker.layers, model.tracker.ref_proj, model.tracker.mask_embed)]
+        parts += [(part, 'forward', True) for part in model.tracker.recordable()]
     for owner, name, kept in parts:
         setattr(owner, name, Recorded(getattr(owner, name), recorder, kept))
     return model

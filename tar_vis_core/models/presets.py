@@ -8,11 +8,13 @@ from tar_vis_core.errors import unknown_name
 from tar_vis_core.models.class_sets import CLASS_SETS
 
 # How a stream's objects keep their identity, the choices of the segmenter's ``tracker``:
-#   motion       slots of query matching as one hint among motion, overlap and colours (``tracking/identity.py``)
-#   matching     query matching from frame to frame (MinVIS)
-#   referring    the referring tracker network (DVIS++)
-#   memory_bank  detections against remembered embeddings (CTVIS)
-TRACKERS = ('motion', 'matching', 'referring', 'memory_bank')
+#   motion           slots of query matching as one hint among motion, overlap and colours (``tracking/identity.py``)
+#   matching         query matching from frame to frame (MinVIS)
+#   referring        the referring tracker network (DVIS++)
+#   referring_2023   that of its predecessor (DVIS)
+#   dynamic_anchors  the network of tracks that open and close (DVIS-DAQ)
+#   memory_bank      detections against remembered embeddings (CTVIS)
+TRACKERS = ('motion', 'matching', 'referring', 'referring_2023', 'dynamic_anchors', 'memory_bank')
 
 # How a decoder decides which layers run: by its routers (TAR), all of them, or the first few.
 ROUTINGS = ('adaptive', 'full', 'fixed')
@@ -28,7 +30,7 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class ModelConfig:
     """Sizes of a model; the defaults are those of MinVIS on ResNet-50."""
 
-    family: str                             # 'nano', 'minvis', 'ctvis', 'dvispp' or 'crowd'
+    family: str                             # 'nano', 'minvis', 'ctvis', 'dvis', 'dvispp', 'dvis_daq' or 'crowd'
     backbone: str                           # a key of ``backbones.BACKBONES``
     class_set: str = 'youtube_vis_2019'     # a key of ``CLASS_SETS``, or 'custom' with names of a weights file
     class_names: tuple[str, ...] = ()       # what users see; empty: those of the class set
@@ -47,9 +49,9 @@ class ModelConfig:
     short_side: int = 480                   # test-time size of the shorter edge, pixels
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN   # RGB, 0..255
     pixel_std: tuple[float, float, float] = IMAGENET_STD
-    reid: bool = False                      # the decoder has a re-identification head (CTVIS, DVIS++)
-    referring_layers: int = 0               # layers of DVIS++'s referring tracker; 0: the model has none
-    referring_ffn: int = 2048
+    reid: bool = False                      # the decoder has a re-identification head (CTVIS, DVIS++, DVIS-DAQ)
+    tracker_layers: int = 0               # layers of the network that ``tracker`` names; 0: it names none
+    tracker_ffn: int = 2048
     tracker: str = 'matching'               # one of ``TRACKERS``
     match_threshold: float = 0.2            # of the tracker 'memory_bank'
     routing: bool = True                    # Synchronizer and Routers present
@@ -71,9 +73,16 @@ PRESETS = {
     'minvis_r50': ModelConfig('minvis', 'r50', short_side=360),
     'minvis_swin_l': ModelConfig('minvis', 'swin_l', queries=200),
     'ctvis_r50': ModelConfig('ctvis', 'r50', reid=True, match_threshold=0.3),
-    'dvispp_r50': ModelConfig('dvispp', 'r50', reid=True, referring_layers=6, tracker='referring'),
+    'dvis_r50': ModelConfig('dvis', 'r50', short_side=360, tracker_layers=6, tracker='referring_2023'),
+    'dvis_swin_l': ModelConfig('dvis', 'swin_l', queries=200, tracker_layers=6, tracker='referring_2023'),
+    'dvispp_r50': ModelConfig('dvispp', 'r50', reid=True, tracker_layers=6, tracker='referring'),
     'dvispp_vit_adapter_l': ModelConfig(
-        'dvispp', 'vit_adapter_l', queries=200, reid=True, referring_layers=6, tracker='referring'),
+        'dvispp', 'vit_adapter_l', queries=200, reid=True, tracker_layers=6, tracker='referring'),
+    'dvis_daq_r50': ModelConfig('dvis_daq', 'r50', reid=True, tracker_layers=6, tracker='dynamic_anchors'),
+    'dvis_daq_swin_l': ModelConfig(
+        'dvis_daq', 'swin_l', queries=200, reid=True, tracker_layers=6, tracker='dynamic_anchors'),
+    'dvis_daq_vit_adapter_l': ModelConfig(
+        'dvis_daq', 'vit_adapter_l', queries=200, reid=True, tracker_layers=6, tracker='dynamic_anchors'),
     # the studies' subject: nano's size, for the made-up videos of data/synth.py
     'crowd': ModelConfig(
         'crowd', 'mobilenet_v2', 'crowd', dim=128, queries=30, decoder_ffn=512, encoder_layers=1, encoder_ffn=512,

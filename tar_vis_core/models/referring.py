@@ -45,6 +45,9 @@ class SupervisedTracks:
 class ReferringTracker(nn.Module):
     """Slots that carry their objects from frame to frame. ``dim`` is the decoder's; the tracker works on twice it."""
 
+    contrasts = True        # in training references are told apart from those of other objects
+    shares_slots = False    # in training a slot that has its object may be given a second one
+
     def __init__(self, dim: int, heads: int, ffn: int, layers: int, classes: int):
         super().__init__()
         wide = 2 * dim
@@ -59,18 +62,34 @@ class ReferringTracker(nn.Module):
               ) -> tuple[Tracked, ReferringMemory]:
         """See ``tracking.tracker.Tracker``; rows are slots."""
         outputs, references = [], []
-        for current, embeddings in zip(frames.raw_embeddings, frames.embeddings, strict=True):
+        for current, embeddings in zip(*self.read(frames), strict=True):
             states, reference, _, memory = self.step(current, embeddings, memory)
             outputs.append(states[-1])
             references.append(reference)
         x = torch.stack(outputs)
-        normed = self.decoder_norm(x)
-        logits = self.class_embed(torch.cat((torch.stack(references), normed), -1))
-        # e . (W F + b) = (W' e) . F + e . b: no convolution over the whole map, only over the queries
-        embedding = self.mask_embed(normed)
-        weight, bias = self.mask_feature_proj.weight[:, :, 0, 0], self.mask_feature_proj.bias
+        logits, embedding = self.heads(x, torch.stack(references))
         slots = np.tile(np.arange(x.shape[1]), (len(x), 1))
-        return Tracked(logits, embedding @ weight, embedding @ bias, x, slots), memory
+        return Tracked(logits, *self.on_plain_features(embedding), x, slots), memory
+
+    def recordable(self) -> list[nn.Module]:
+        """Return the parts that are of one size in all frames, so that they can be recorded."""
+        return [*self.layers, self.ref_proj, self.mask_embed]
+
+    @staticmethod
+    def read(frames: DecoderOutput) -> tuple[Tensor, Tensor]:
+        """Return what is read of T frames: queries as the layers leave them, and normed for matching, ``(T, Q, E)``."""
+        return frames.raw_embeddings, frames.embeddings
+
+    def heads(self, x: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits and mask embeddings of states ``x (..., E)`` that ``references (..., E)`` asked for."""
+        normed = self.decoder_norm(x)
+        return self.class_embed(torch.cat((references, normed), -1)), self.mask_embed(normed)
+
+    def on_plain_features(self, embedding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return mask embeddings and biases for the decoder's own mask features instead of the projected ones."""
+        # e . (W F + b) = (W' e) . F + e . b: no convolution over the whole map, only over the queries
+        weight, bias = self.mask_feature_proj.weight[:, :, 0, 0], self.mask_feature_proj.bias
+        return embedding @ weight, embedding @ bias
 
     def supervised(self, raw_embeddings: Tensor, embeddings: Tensor, noise: float = 0.0) -> SupervisedTracks:
         """One clip in training, ``(T, Q, E)`` before and after the norm.
@@ -84,9 +103,8 @@ class ReferringTracker(nn.Module):
             references.append(reference)
             orders.append(order)
         reference = torch.stack(references)
-        normed = self.decoder_norm(torch.stack(frames, 1))
-        return SupervisedTracks([self.class_embed(torch.cat((reference, x), -1)) for x in normed],
-                                [self.mask_embed(x) for x in normed], reference, torch.stack(orders))
+        logits, mask_embeddings = zip(*(self.heads(x, reference) for x in torch.stack(frames, 1)), strict=True)
+        return SupervisedTracks(list(logits), list(mask_embeddings), reference, torch.stack(orders))
 
     def step(self, current: Tensor, embeddings: Tensor, memory: ReferringMemory | None, noise: float = 0.0,
              ) -> tuple[list[Tensor], Tensor, Tensor, ReferringMemory]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,6 +20,28 @@ class Tracked:
     mask_bias: Tensor | None  # (T, R); None is zero
     embeddings: Tensor        # (T, R, E)
     slots: np.ndarray         # (T, R) int64: the slot that a row stands for; -1 where it stands for none
+    # (T, R) bool: rows whose slot is out of sight, though the video's masks and classes have it. None: no slot hides.
+    # With it a slot that a frame lacks has ended.
+    hidden: np.ndarray | None = None
+    # (T, R, classes + 1) class logits over the slot's frames so far, which users get; None: those of the frame
+    logits_so_far: Tensor | None = None
+
+
+def stacked(parts: Sequence[Tracked]) -> Tracked:
+    """Return the frames of ``parts`` as one; rows that a frame lacks stand for no slot."""
+    rows = max(part.slots.shape[1] for part in parts)
+
+    def joined(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat([
+            F.pad(v, (0, 0) * (v.dim() - 2) + (0, rows - v.shape[1])) for v in values])
+
+    def padded(name: str, empty: int) -> np.ndarray:
+        return np.concatenate([np.pad(v, ((0, 0), (0, rows - v.shape[1])), constant_values=empty)
+                               for v in (getattr(part, name) for part in parts)])
+
+    return Tracked(*map(joined, ('logits', 'mask_embeddings', 'mask_bias', 'embeddings')), padded('slots', -1),
+                   None if parts[0].hidden is None else padded('hidden', False), joined('logits_so_far'))
 
 
 def masks_of(tracked: Tracked, frame: int, rows: Tensor, mask_features: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """The whole network, as the paper's Figure 3 draws it: image encoder (backbone, pixel decoder), masked decoder with
-temporal routing, and for DVIS++ the referring tracker."""
+temporal routing, and for DVIS, DVIS++ and DVIS-DAQ the tracker's network."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.models.backbones import BACKBONES, MobileNetV2
+from tar_vis_core.models.dynamic_anchors import DynamicAnchorNetwork
 from tar_vis_core.models.masked_decoder import DecoderOutput, Gate, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.presets import ModelConfig, find_preset
 from tar_vis_core.models.referring import ReferringTracker
+from tar_vis_core.models.referring_2023 import ReferringTracker2023
 
 MAX_LONG_SIDE = 1333
 SIZE_DIVISIBILITY = 32
+TRACKER_NETWORKS = {'referring': ReferringTracker, 'referring_2023': ReferringTracker2023,
+                    'dynamic_anchors': DynamicAnchorNetwork}
 
 
 @dataclass
@@ -47,9 +51,9 @@ class VideoInstanceModel(nn.Module):
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
             config.warmup_layers, config.routing, config.reid, config.synchronizer)
         self.tracker = None
-        if config.referring_layers:
-            self.tracker = ReferringTracker(
-                config.dim, config.heads, config.referring_ffn, config.referring_layers, config.classes)
+        if config.tracker_layers:
+            self.tracker = TRACKER_NETWORKS[config.tracker](
+                config.dim, config.heads, config.tracker_ffn, config.tracker_layers, config.classes)
         for name in ('pixel_mean', 'pixel_std'):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1), persistent=False)
 

@@ -136,6 +136,10 @@ class IdentityTracker:
         return sorted(((t, status[t.track_id]) for t in self.tracks),
                       key=lambda pair: (pair[1] == TrackStatus.LOST, pair[0].frames_lost, -pair[0].detection.score))
 
+    def end_all_but(self, slots: np.ndarray) -> None:
+        """Forget the tracks whose slot is none of ``slots``: their tracker has ended them."""
+        self.tracks = [track for track in self.tracks if track.slot in slots]
+
     def _associate(self, tracks: list[Track], detections: list[Detection], slots: np.ndarray, height: int,
                    width: int) -> list[tuple[Track, Detection]]:
         """The one-to-one assignment of the greatest total similarity, without pairs that are out of reach."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.tracked import Tracked
+from tar_vis_core.tracking.guided_means import move_means
 
 MIN_SCORE = 0.01          # of a detection
 MAX_OVERLAP = 0.6         # IoU above which the mask of lower score is suppressed
@@ -124,11 +124,7 @@ def remember(bank: Bank, numbers: np.ndarray, rows: np.ndarray, embeddings: Tens
     absent = np.append(bank.absent, np.zeros(new, np.int64)) + 1
 
     at, times = (torch.from_numpy(x).to(embeddings.device) for x in (rows, seen[rows]))
-    unit = F.normalize(embeddings, dim=1)
-    cosine = (cached[at] @ unit[:, :, None]).sum((1, 2)) / times.clamp(1, CACHED)
-    share = torch.where(times == 0, 1.0, cosine.clamp(min=0))[:, None]
-    guided[at] = (1 - share) * guided[at] + share * embeddings
-    cached[at, times % CACHED] = unit
+    move_means(guided, cached, at, times, embeddings)
     seen[rows] += 1
     absent[rows] = 0
 

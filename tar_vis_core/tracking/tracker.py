@@ -13,7 +13,13 @@ from tar_vis_core.models.presets import TRACKERS
 from tar_vis_core.models.query_matching import match_embeddings
 from tar_vis_core.models.tracked import Tracked
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.tracking.anchored_tracks import OTHER_RULES, RULES, AnchoredTracker
 from tar_vis_core.tracking.memory_bank import MemoryBankTracker
+
+# what trackers need of a model
+NEEDS = {'referring': 'the tracker network of DVIS++', 'referring_2023': 'the tracker network of DVIS',
+         'dynamic_anchors': 'the tracker network of DVIS-DAQ',
+         'memory_bank': 'the re-identification head of CTVIS, DVIS++ or DVIS-DAQ'}
 
 
 class Tracker(Protocol):
@@ -49,8 +55,13 @@ def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:
         raise ValueError(unknown_name('tracker', name, ('auto', *TRACKERS)))
     if name in ('motion', 'matching'):
         return MatchingTracker()
-    needs = 'the tracker network of DVIS++' if name == 'referring' else 'the re-identification head of CTVIS or DVIS++'
-    if (model.tracker is None) if name == 'referring' else not model.config.reid:
-        raise ValueError(f'tracker is {name!r}, which needs {needs}, and these weights have none; expected auto, '
+    config = model.config
+    there = config.reid if name == 'memory_bank' else model.tracker is not None and config.tracker == name
+    if not there:
+        raise ValueError(f'tracker is {name!r}, which needs {NEEDS[name]}, and these weights have none; expected auto, '
                          'motion or matching')
-    return model.tracker if name == 'referring' else MemoryBankTracker(model.config.match_threshold)
+    if name == 'memory_bank':
+        return MemoryBankTracker(config.match_threshold)
+    if name == 'dynamic_anchors':
+        return AnchoredTracker(model.tracker, model.decoder.query_feat, *RULES.get(config.class_set, OTHER_RULES))
+    return model.tracker

@@ -11,6 +11,7 @@ import yaml
 from tar_vis_core.errors import DataError, TarVisError, near
 from tar_vis_core.io.json_files import read_text
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.models.presets import find_preset
 from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.training.losses import LossWeights
 
@@ -142,6 +143,9 @@ def _check(recipe: Recipe, where: str) -> None:
         raise RecipeError(f'{where}: neither data nor videos name an annotation file')
     if min(recipe.clip, recipe.batch, recipe.processes, recipe.iterations) < 1:
         raise RecipeError(f'{where}: clip, batch, processes and iterations must be at least 1')
+    if recipe.trains(PARTS['tracker']) and find_preset(recipe.preset).tracker == 'dynamic_anchors':
+        raise RecipeError(f'{where}: the tracker of DVIS-DAQ (preset {recipe.preset}) cannot be trained yet, what is '
+                          "missing is in docs/reference/models.md; expected 'clip: 1' or other parts in train")
     if not recipe.gaps or min(recipe.gaps) < 0 or not max(recipe.gaps):
         raise RecipeError(f'{where}: gaps is {recipe.gaps}, expected whole numbers from 0, not all 0')
     if recipe.crop and (len(recipe.crop) != 2 or not 0 < recipe.crop[0] <= recipe.crop[1]):

@@ -1,7 +1,8 @@
-"""Training of DVIS++'s referring tracker (Zhang et al. 2023): one query for each object through a whole clip.
+"""Training of the referring trackers of DVIS and DVIS++ (Zhang et al. 2023): one query for an object through a clip.
 
 Objects are matched once, in the frame that shows them first, and keep their slot. In the first half of the run the
-segmenter's predictions decide which, for all layers of the tracker; then the tracker's own, layer by layer.
+segmenter's predictions decide which, for all layers of the tracker; then the tracker's own, layer by layer. In DVIS a
+slot that has its object may be given another one, and there is no contrast.
 """
 
 from __future__ import annotations
@@ -33,12 +34,10 @@ class TrackedFrame:
 
 def tracker_losses(model: VideoInstanceModel, frames: list[TrackedFrame], recipe: Recipe, done: float,
                    phase: tuple[int, int], person: int | None) -> dict[str, Tensor]:
-    """Class, mask and dice terms of all layers over all frames, and the contrast of the references (reid)."""
+    """Class, mask and dice terms of all layers over all frames, and in DVIS++ the contrast of the references (reid)."""
     tracker, decoder = model.tracker, model.decoder
     queries = torch.stack([frame.output.queries for frame in frames], 1)        # (B, T, Q, D)
-    normed = decoder.decoder_norm(queries)
-    reid = decoder.reid_embed(normed)
-    raw, embeddings = torch.cat((queries, reid), -1), torch.cat((normed, reid), -1)
+    raw, embeddings = tracker.read(decoder.output(queries, None))
     logits, mask_embeddings, features, targets, pairs, contrasts = [], [], [], [], [], []
     for b in range(len(queries)):
         tracks = tracker.supervised(raw[b], embeddings[b], recipe.tracker_noise)
@@ -49,10 +48,11 @@ def tracker_losses(model: VideoInstanceModel, frames: list[TrackedFrame], recipe
             own = [torch.stack([getattr(frame.output, name)[-1][b][order]
                                 for frame, order in zip(frames, tracks.orders, strict=True)])[None]
                    for name in ('logits', 'mask_embeddings')]
-            slots = consistent_slots(*own, mask_features, truth, recipe.loss, phase).expand(len(tracks.logits), -1)
+            slots = consistent_slots(*own, mask_features, truth, recipe.loss, phase, tracker.shares_slots)
+            slots = slots.expand(len(tracks.logits), -1)
         else:
             slots = consistent_slots(torch.stack(tracks.logits), torch.stack(tracks.mask_embeddings), projected,
-                                     truth, recipe.loss, phase)
+                                     truth, recipe.loss, phase, tracker.shares_slots)
         logits.append(torch.stack(tracks.logits))
         mask_embeddings.append(torch.stack(tracks.mask_embeddings))
         features.append(projected)
@@ -61,6 +61,8 @@ def tracker_losses(model: VideoInstanceModel, frames: list[TrackedFrame], recipe
         contrasts.append(contrast(tracks.references, slots[-1], truth))
     terms = set_losses(list(torch.cat(logits, 1)), list(torch.cat(mask_embeddings, 1)), torch.cat(features), targets,
                        recipe.loss, phase, person, pairs)
+    if not tracker.contrasts:
+        return terms
     contrasts = torch.cat(contrasts)
     items = mean_over_processes(torch.tensor(float(len(contrasts)), device=contrasts.device))
     return {**terms, 'reid': contrasts.sum() / items.clamp(min=1)}
@@ -68,10 +70,11 @@ def tracker_losses(model: VideoInstanceModel, frames: list[TrackedFrame], recipe
 
 @torch.no_grad()
 def consistent_slots(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor, targets: list[Target],
-                     weights: LossWeights, phase: tuple[int, int]) -> Tensor:
+                     weights: LossWeights, phase: tuple[int, int], shared: bool = False) -> Tensor:
     """The slot of each instance of a clip at each of M depths, ``(M, instances)``; -1 where there was none left.
 
-    ``logits`` and ``mask_embeddings (M, T, Q, .)``, ``mask_features (T, D, h, w)``.
+    ``logits`` and ``mask_embeddings (M, T, Q, .)``, ``mask_features (T, D, h, w)``. ``shared``: a slot that has its
+    object from an earlier frame may be given another one.
     """
     depths, _, queries, _ = logits.shape
     count = max((int(target.instances.max()) + 1 for target in targets if len(target.instances)), default=0)
@@ -88,7 +91,7 @@ def consistent_slots(logits: Tensor, mask_embeddings: Tensor, mask_features: Ten
         for depth, (q, i) in enumerate(match(cost)):
             free = ~taken[depth, q]
             slots[depth, target.instances[new[i[free]]]] = q[free]
-            taken[depth, q] = True
+            taken[depth, q] = not shared
     return slots
 
 

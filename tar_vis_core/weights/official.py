@@ -1,4 +1,4 @@
-"""Official checkpoints of MinVIS, CTVIS, DVIS++ and Mask2Former into this project's safetensors."""
+"""Official checkpoints of MinVIS, CTVIS, DVIS, DVIS++, DVIS-DAQ and Mask2Former into this project's safetensors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,17 @@ NAMES = [(re.compile(pattern), ours) for pattern, ours in (
     (r'sem_seg_head\.pixel_decoder\.((?:input_proj|mask_features)\..+)', r'pixel_decoder.\1'),
     (r'sem_seg_head\.predictor\.(query_feat|query_embed|level_embed)\.weight', r'decoder.\1'),
     (r'sem_seg_head\.predictor\.((?:decoder_norm|class_embed|mask_embed|reid_embed)\..+)', r'decoder.\1'),
-    (r'tracker\.((?:decoder_norm|class_embed|mask_embed|ref_proj|mask_feature_proj)\..+)', r'tracker.\1'),
+    (r'tracker\.((?:decoder_norm|class_embed|mask_embed|ref_proj|mask_feature_proj|pos_embed)\..+)', r'tracker.\1'),
+    (r'tracker\.(new_ins_embeds|bg_slots)\.weight', r'tracker.\1'),
+    *((rf'tracker\.slot_{pattern}', rf'tracker.slot_layers.\1.{part}') for pattern, part in (
+        (r'cross_attention_layers\.(\d+)\.multihead_attn\.(.+)', r'cross_attn.\2'),
+        (r'cross_attention_layers\.(\d+)\.slot_attn\.norm_inputs\.(.+)', r'input_norm.\2'),
+        (r'cross_attention_layers\.(\d+)\.slot_attn\.project_k\.(.+)', r'project_inputs.\2'),
+        (r'cross_attention_layers\.(\d+)\.slot_attn\.project_q\.0\.(.+)', r'place_norm.\2'),
+        (r'cross_attention_layers\.(\d+)\.slot_attn\.project_q\.1\.(.+)', r'project_places.\2'),
+        (r'cross_attention_layers\.(\d+)\.norm\.(.+)', r'slot_norm.\2'),
+        (r'ffn_layers\.(\d+)\.(linear[12]\..+)', r'\2'),
+        (r'ffn_layers\.(\d+)\.norm\.(.+)', r'ffn_norm.\2'))),
     *((rf'{theirs}\.transformer_{pattern}', rf'{ours}.layers.\1.{part}')
       for theirs, ours in ((r'sem_seg_head\.predictor', 'decoder'), ('tracker', 'tracker'))
       for pattern, part in (
@@ -47,7 +57,7 @@ NAMES = [(re.compile(pattern), ours) for pattern, ours in (
 
 # Part of official files, but no weight of a network.
 NOT_WEIGHTS = [(re.compile(pattern), reason) for pattern, reason in (
-    (r'criterion\..+', 'weights of the training loss'),
+    (r'(?:daq_)?criterion\..+', 'weights of the training loss'),
     (r'pixel_mean|pixel_std', "constants of the input, which are the preset's"),
     (r'.*\.relative_position_index', 'derived from the window size, and equal to what this model computes'))]
 
@@ -140,8 +150,12 @@ def without_extras(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str,
 def recognise(state: Mapping[str, Tensor], source: Path, preset: str | None = None) -> str:
     """The preset that official names belong to; with ``preset`` that one, or an error that names what the file is."""
     family = 'minvis'
+    if any(name.startswith('refiner.') for name in state):
+        raise WeightsError(f'{source} is an offline checkpoint (it has a refiner, which reads a whole video at once); '
+                           'expected an online one of the same family')
     if any(name.startswith('tracker.') for name in state):
-        family = 'dvispp'
+        family = ('dvispp' if any(name.startswith('tracker.ref_proj.') for name in state) else
+                  'dvis_daq' if 'tracker.bg_slots.weight' in state else 'dvis')
     elif any(name.startswith('sem_seg_head.predictor.reid_embed.') for name in state):
         family = 'ctvis'
     marks = {'r50': 'backbone.res2.', 'swin_l': 'backbone.layers.', 'vit_adapter_l': 'backbone.vit_module.'}

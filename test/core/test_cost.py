@@ -37,13 +37,14 @@ def test_attention_is_counted_exactly_whatever_kernel_computes_it(mask, backend)
 
 
 @pytest.mark.parametrize('changes', [{}, {'routing': False}, {
-    'reid': True, 'referring_layers': 2, 'referring_ffn': 16, 'tracker': 'referring'}])
+    'reid': True, 'tracker_layers': 2, 'tracker_ffn': 16, 'tracker': 'referring'}, {
+    'tracker_layers': 2, 'tracker_ffn': 16, 'tracker': 'dynamic_anchors'}])
 def test_parameters_by_part_sum_to_the_total(changes):
     model = tiny_model(**changes)
     counts = parameters_by_part(model)
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
     assert counts['backbone'] == sum(p.numel() for p in model.backbone.parameters())
-    assert (counts['tracker'] > 0) == ('referring_layers' in changes)
+    assert (counts['tracker'] > 0) == ('tracker_layers' in changes)
     assert (counts['routing'] > 0) == changes.get('routing', True)
 
 
@@ -75,7 +76,7 @@ def test_operations_by_stage():
 
 
 def test_a_referring_tracker_costs_operations():
-    model = tiny_model(reid=True, referring_layers=2, referring_ffn=16, tracker='referring')
+    model = tiny_model(reid=True, tracker_layers=2, tracker_ffn=16, tracker='referring')
     segmenter = VideoSegmenter.from_model(model, 'cpu', options=SegmenterOptions(routing='full'))
     once = gflops_by_stage(segmenter, [picture(k) for k in range(2)], 15)['tracker']
     queries, wide = model.config.queries, 2 * model.config.dim

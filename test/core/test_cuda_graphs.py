@@ -36,7 +36,8 @@ MODELS = {
     'nano': {}, 'bipartite': dict(synchronizer='bipartite'),
     'plain': dict(routing=False),
     'official': OFFICIAL, 'memory bank': dict(**OFFICIAL, reid=True, tracker='memory_bank'),
-    'referring tracker': dict(**OFFICIAL, reid=True, referring_layers=2, referring_ffn=16, tracker='referring')}
+    **{tracker: dict(**OFFICIAL, reid=True, tracker_layers=2, tracker_ffn=16, tracker=tracker)
+       for tracker in ('referring', 'referring_2023', 'dynamic_anchors')}}
 
 
 # all parts of all models can be recorded

@@ -28,8 +28,9 @@ OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
 MODELS = {
     'nano': lambda: tiny_model(**WIDE), 'official': lambda: tiny_model(**WIDE, **OFFICIAL),
     'memory bank': lambda: tiny_model(**WIDE, **OFFICIAL, reid=True, tracker='memory_bank'),
-    'referring tracker': lambda: tiny_model(**WIDE, **OFFICIAL, reid=True, referring_layers=2, referring_ffn=16,
-                                            tracker='referring')}
+    **{tracker: lambda tracker=tracker: tiny_model(**WIDE, **OFFICIAL, reid=True, tracker_layers=2, tracker_ffn=16,
+                                                   tracker=tracker)
+       for tracker in ('referring', 'referring_2023', 'dynamic_anchors')}}
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from parity_data import FOLDER, needs_parity_data
 from safetensors.torch import load_file
-from weights_cases import add_tiny_presets, official_names, one_line
+from weights_cases import TINY, add_tiny_presets, official_names, one_line
 
 from tar_vis_core.commands.main import main
 from tar_vis_core.errors import WeightsError
 from tar_vis_core.models.backbones.swin import relative_position_index
 from tar_vis_core.models.class_sets import CLASS_SETS
+from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
 from tar_vis_core.weights.loading import load_model, shapes_of
 from tar_vis_core.weights.official import convert_official, modernize, recognise, rename, without_extras
@@ -71,14 +72,14 @@ def test_every_form_of_an_official_file_gives_the_same_model(kind, tiny, tmp_pat
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
-@pytest.mark.parametrize('family', ['tiny', 'tiny_ctvis', 'tiny_dvispp'])
+@pytest.mark.parametrize('family', TINY)
 def test_every_family_is_told_by_its_keys(family, tiny, tmp_path, monkeypatch):
     model = build_model(family, routing=False)
     torch.save({'model': official_names(model)}, tmp_path / 'a.pth')
     done = convert_official(tmp_path / 'a.pth', tmp_path / 'ours', family)
     loaded = load_model(family, done.path).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
-    for other in {'tiny', 'tiny_ctvis', 'tiny_dvispp', 'minvis_swin_l'} - {family}:
+    for other in {*TINY, 'minvis_swin_l'} - {family}:
         with pytest.raises(WeightsError, match=f'a checkpoint of .+ on r50, not of preset {other!r}') as error:
             convert_official(tmp_path / 'a.pth', tmp_path / 'other', other)
         one_line(error)
@@ -133,6 +134,8 @@ def test_a_wrong_number_of_classes_is_one_clear_line(classes, expected, tiny, tm
 @pytest.mark.parametrize(('change', 'expected'), [
     (lambda s: s.pop('backbone.res3.2.conv2.weight'), r'1 missing (backbone.res3.2.conv2.weight)'),
     (lambda s: s.update({'tracker.ref_proj.layers.0.weight': torch.ones(2, 2)}), 'a checkpoint of dvispp on r50'),
+    (lambda s: s.update({'refiner.decoder_norm.weight': torch.ones(2)}), 'is an offline checkpoint'),
+    (lambda s: s.update({'tracker.bg_slots.weight': torch.ones(5, 2)}), 'a checkpoint of dvis_daq on r50'),
     (lambda s: s.update({'sem_seg_head.predictor.slots': torch.ones(2, 2)}), 'names that no known model has'),
     (lambda s: s.update({'backbone.extra.weight': torch.ones(2)}), '1 unexpected (backbone.extra.weight)'),
     (lambda s: s.update({'sem_seg_head.predictor.query_feat.weight': torch.ones(9, 32)}),
@@ -235,14 +238,19 @@ def test_modern_names_stay_as_they_are():
 @needs_parity_data
 @pytest.mark.parametrize(('family', 'preset'), [
     ('minvis_r50', 'minvis_r50'), ('minvis_swinl', 'minvis_swin_l'), ('ctvis_r50_in_dvispp', 'ctvis_r50'),
-    ('dvispp_r50', 'dvispp_r50'), ('dvispp_vitl', 'dvispp_vit_adapter_l')])
+    ('dvispp_r50', 'dvispp_r50'), ('dvispp_vitl', 'dvispp_vit_adapter_l'),
+    ('dvis_r50', 'dvis_r50'), ('dvis_swinl', 'dvis_swin_l'), ('dvis_daq_r50', 'dvis_daq_r50'),
+    ('dvis_daq_swinl', 'dvis_daq_swin_l'), ('dvis_daq_vitl', 'dvis_daq_vit_adapter_l')])
 def test_the_name_table_covers_the_official_key_lists(family, preset):
     rows = json.loads((FOLDER / f'keys_{family}.json').read_text())
     index = 'relative_position_index'
     official = {name: torch.empty(shape, device='meta') for name, shape, _ in rows if not name.endswith(index)}
     state, dropped = without_extras(official, 'keys')
-    assert [name for name, _ in dropped] == ['criterion.empty_weight']   # belongs to the loss
+    # belongs to the loss
+    assert [name for name, _ in dropped] == [f'{"daq_" * ("daq" in family)}criterion.empty_weight']
     assert recognise(state, 'keys') == preset
+    classes = state['sem_seg_head.predictor.class_embed.bias'].shape[0] - 1
     with torch.device('meta'):
-        expected = build_model(preset, routing=False).state_dict()
+        config = replace(PRESETS[preset], routing=False, classes=classes)
+        expected = VideoInstanceModel(config).state_dict()
     assert shapes_of(rename(state, 'keys')) == shapes_of(expected)

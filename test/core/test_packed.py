@@ -35,8 +35,12 @@ needs_kernels = pytest.mark.skipif(kernels.compiled() is None, reason='the kerne
 
 MODELS = {
     'nano': tiny_model,
-    'referring tracker': lambda: tiny_model(reid=True, referring_layers=2, referring_ffn=16, tracker='referring',
+    'referring tracker': lambda: tiny_model(reid=True, tracker_layers=2, tracker_ffn=16, tracker='referring',
                                             semantic_classes=False),
+    'referring tracker of 2023': lambda: tiny_model(tracker_layers=2, tracker_ffn=16, tracker='referring_2023',
+                                                    semantic_classes=False),
+    'dynamic anchors': lambda: tiny_model(reid=True, tracker_layers=2, tracker_ffn=16, tracker='dynamic_anchors',
+                                          semantic_classes=False),
     'plain convolution': lambda: tiny_model(separable=False, routing=False),
     **{preset: (lambda preset=preset: build_model(preset)) for preset in ('minvis_r50',)},
 }
@@ -50,7 +54,7 @@ def images(height=96, width=128, seed=1):
 def passed(model, size, dtype=torch.float32):
     """All that two frames make of a model, by name; the second one routed where there are routers."""
     found, previous, memory = {}, None, None
-    tracker = make_tracker('referring' if model.tracker else 'matching', model)
+    tracker = make_tracker(model.config.tracker, model)
     routing = 'adaptive' if model.config.routing else 'full'
     with compute_context(CPU, dtype):
         for k in range(2):
@@ -367,7 +371,8 @@ def test_float32_on_a_gpu_is_float32(monkeypatch, short_cuts):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_weights_in_the_precision_give_what_casting_them_gives(dtype):
     """What a GPU is given: exactly what mixed precision computes without it."""
-    for changes in ({}, dict(reid=True, referring_layers=1, referring_ffn=16, tracker='referring')):
+    for changes in ({}, *(dict(reid=True, tracker_layers=1, tracker_ffn=16, tracker=tracker)
+                          for tracker in ('referring', 'referring_2023', 'dynamic_anchors'))):
         torch.manual_seed(2)
         plain = tiny_model(**changes).eval().requires_grad_(False)
         cast = with_weights_in(copy.deepcopy(plain), dtype)

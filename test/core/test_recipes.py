@@ -93,6 +93,27 @@ def test_the_tracker_of_dvispp_trains_alone(download, tmp_path, segmenter, half)
     assert 'class' not in log                           # the frozen segmenter is not charged
 
 
+@pytest.mark.parametrize('half', ['first', 'second'])
+def test_the_tracker_of_dvis_trains_alone_and_without_a_contrast(download, tmp_path, half):
+    changes, stop = (['iterations=4'], 4) if half == 'second' else (['iterations=9'], 3)
+    minvis = tmp_path / 'minvis.safetensors'
+    save_weights(start_model(load_recipe('minvis_ytvis19', TOY))[0], minvis, {
+        'preset': 'minvis_r50', 'class_set': 'youtube_vis_2019', 'class_names': '\n'.join(YOUTUBE_VIS_2019)})
+    assert train('dvis_tracker_ytvis19', download, tmp_path, '--init', minvis, '--stop-at', stop,
+                 changes=changes) == 0
+    names, known = moved('dvis_tracker_ytvis19', tmp_path, minvis, changes)
+    assert names == {name for name in known if name.startswith('tracker.')}
+    log = columns(tmp_path)
+    assert all(value > 0 for term in ('tracker_class', 'tracker_mask', 'tracker_dice') for value in log[term])
+    assert not {'class', 'tracker_reid'} & log.keys()
+    assert load_model('dvis_r50', tmp_path / 'model.safetensors').config.tracker == 'referring_2023'
+
+
+def test_the_tracker_of_dvis_daq_says_that_it_cannot_be_trained(download, tmp_path, capsys):
+    assert train('dvis_tracker_ytvis19', download, tmp_path, changes=['preset=dvis_daq_r50']) == 1
+    assert 'DVIS-DAQ (preset dvis_daq_r50) cannot be trained yet' in capsys.readouterr().err
+
+
 def test_tar_on_dvispp_trains_routing_and_tracker_with_the_segmenter_frozen(download, tmp_path, segmenter):
     assert train('tar_dvispp_ytvis19', download, tmp_path, '--init', segmenter) == 0
     names, known = moved('tar_dvispp_ytvis19', tmp_path, segmenter)

@@ -277,13 +277,55 @@ def test_identities_are_the_trackers_slots_unless_motion_decides():
     assert others[0] and not others[0] & others[1] and not others[1] & others[2]
 
 
+def test_a_hidden_slot_is_lost_and_one_that_has_ended_is_gone():
+    segmenter = VideoSegmenter.from_model(
+        tiny_model(), 'cpu', options=SegmenterOptions(score_threshold=0.1, refresh_frames=1), tracker='matching')
+    state, plain, found = segmenter.new_state(), segmenter.tracker, []
+
+    class Hiding:
+        def track(self, frames, mask_features, memory):
+            tracked, memory = plain.track(frames, mask_features, memory)
+            absent = state.frame_index == 4
+            hidden = np.full(tracked.slots.shape, state.frame_index in (1, 2))
+            return replace(tracked, slots=np.full_like(tracked.slots, -1) if absent else tracked.slots,
+                           hidden=hidden), memory
+
+    segmenter.tracker = Hiding()
+    for k in range(6):
+        result = segmenter.step(picture(), state, 0.1 * k)
+        found.append({i.track_id: i.status for i in result.instances})
+    ids = found[0].keys()
+    assert ids and [frame.keys() for frame in found[1:4]] == [ids] * 3
+    assert [set(frame.values()) for frame in found[:5]] == [
+        {TrackStatus.NEW}, {TrackStatus.LOST}, {TrackStatus.LOST}, {TrackStatus.TRACKED}, set()]
+    assert found[5] and not ids & found[5].keys()
+
+
+def test_users_get_classes_and_scores_from_the_logits_so_far_where_a_tracker_has_them():
+    segmenter = VideoSegmenter.from_model(tiny_model(semantic_classes=False, classes=20), 'cpu',
+                                          options=SegmenterOptions(score_threshold=0.1), tracker='matching')
+    plain = segmenter.tracker
+
+    class Averaging:
+        def track(self, frames, mask_features, memory):
+            tracked, memory = plain.track(frames, mask_features, memory)
+            sure = torch.zeros_like(tracked.logits)
+            sure[..., 7] = 50
+            return replace(tracked, logits_so_far=sure), memory
+
+    segmenter.tracker = Averaging()
+    result = segmenter.step(picture(), segmenter.new_state())
+    assert result.instances and {i.class_id for i in result.instances} == {7}
+
+
 def test_what_has_no_slot_is_no_instance():
     seen = still_ids('matching', lambda frame, slots: slots if frame != 1 else np.full_like(slots, -1))
     assert seen[0] and seen[1] == set() and seen[2] == seen[0]
 
 
 @pytest.mark.parametrize(('name', 'needs'), [
-    ('referring', 'DVIS'), ('memory_bank', 're-identification'), ('matchin', "did you mean 'matching'")])
+    ('referring', r'DVIS\+\+'), ('referring_2023', 'of DVIS,'), ('dynamic_anchors', 'of DVIS-DAQ,'),
+    ('memory_bank', 're-identification'), ('matchin', "did you mean 'matching'")])
 def test_a_tracker_that_the_model_cannot_have_says_what_it_needs(name, needs):
     with pytest.raises(ValueError, match=needs):
         VideoSegmenter.from_model(tiny_model(), 'cpu', tracker=name)

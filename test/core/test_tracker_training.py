@@ -103,6 +103,12 @@ def test_a_slot_that_has_its_object_takes_no_other():
     assert pairs_of(slots, targets[1])[0][0].tolist() == [0, 1]
 
 
+def test_in_dvis_a_slot_may_be_given_a_second_object():
+    logits, masks, features = predictions([[0, 3, 3], [1, 3, 2]])
+    slots = consistent_slots(logits, masks, features, clip_of([0], [0, 1]), AT_POINTS, (0, 0), shared=True)
+    assert slots.tolist() == [[0, 0]]
+
+
 def test_each_depth_is_matched_by_itself():
     one, other = predictions([[0, 1, 3]]), predictions([[3, 0, 1]])
     logits, masks = (torch.cat(pair) for pair in zip(one[:2], other[:2], strict=True))

@@ -8,6 +8,7 @@ from tiny_model import picture, tiny_model
 from torch import Tensor
 
 from tar_vis_core.models.referring import ReferringTracker
+from tar_vis_core.models.referring_2023 import ReferringTracker2023
 from tar_vis_core.tracking.memory_bank import MemoryBankTracker
 from tar_vis_core.tracking.tracker import MatchingTracker
 
@@ -17,10 +18,12 @@ FRAMES, QUERIES = 6, 16
 def make(name, seed=0):
     torch.manual_seed(seed)
     return {'matching': MatchingTracker, 'memory_bank': MemoryBankTracker,
-            'referring': lambda: ReferringTracker(16, 4, 32, 2, 5).eval()}[name]()
+            'referring': lambda: ReferringTracker(16, 4, 32, 2, 5).eval(),
+            'referring_2023': lambda: ReferringTracker2023(16, 4, 32, 2, 5).eval()}[name]()
 
 
-trackers = pytest.mark.parametrize('name', ['matching', 'referring', 'memory_bank'])
+# that of DVIS-DAQ, whose rows come and go, is in test_dynamic_anchors.py
+trackers = pytest.mark.parametrize('name', ['matching', 'referring', 'referring_2023', 'memory_bank'])
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +77,7 @@ def test_slots_are_unique_within_a_frame_and_follow_the_objects(name):
     tracked, _ = tracker.track(frames, features, None)
     for row in tracked.slots:
         assert len(np.unique(row)) == QUERIES and row.min() == 0
-    if name != 'referring':  # whose rows are the slots; see test_referring.py
+    if 'referring' not in name:  # whose rows are the slots; see test_referring.py
         of_object = np.take_along_axis(tracked.slots, orders.argsort(1).numpy(), 1)
         assert (of_object == of_object[0]).all()
 
@@ -114,7 +117,7 @@ def test_numbers_gone_wrong_do_not_stop_it(name, bad):
     assert tracked.slots.shape == (FRAMES, QUERIES)
     for row in tracked.slots:
         assert len(np.unique(row[row >= 0])) == (row >= 0).sum()
-    if name != 'referring':  # whose objects live in its output; the segmenter begins such a stream anew
+    if 'referring' not in name:  # whose objects live in its output; the segmenter begins such a stream anew
         assert (tracked.slots[4:] >= 0).all()
 
 
@@ -125,7 +128,9 @@ def test_one_query_is_enough(name):
     assert tracked.slots.tolist() == [[0], [0], [0]]
 
 
-FAMILIES = {'minvis': {}, 'ctvis': dict(reid=True), 'dvispp': dict(reid=True, referring_layers=2, referring_ffn=32)}
+FAMILIES = {'minvis': {}, 'ctvis': dict(reid=True),
+            'dvispp': dict(reid=True, tracker_layers=2, tracker_ffn=32, tracker='referring'),
+            'dvis': dict(tracker_layers=2, tracker_ffn=32, tracker='referring_2023')}
 
 
 @pytest.mark.parametrize('family', FAMILIES)

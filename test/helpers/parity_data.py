@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,9 +20,11 @@ needs_parity_data = pytest.mark.skipif(
 
 
 @cache
-def formula():
-    """The module that makes weights and frames from names."""
-    spec = importlib.util.spec_from_file_location('weights_formula', FOLDER / 'weights_formula.py')
+def formula(name: str = 'weights_formula'):
+    """The module that makes weights and frames from names; ``formula_dvis_daq`` is built on it."""
+    if name != 'weights_formula':
+        sys.modules['weights_formula'] = formula()
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,10 +42,18 @@ def expected(family: str) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def official_state(family: str, salt: str | None = None, part: str = '') -> dict[str, torch.Tensor]:
+def official_rows(family: str, part: str = '') -> list[tuple[str, list[int], str]]:
+    """Name, shape and type of a checkpoint's tensors whose names begin with ``part``."""
+    return [row for row in json.loads((FOLDER / f'keys_{family}.json').read_text()) if row[0].startswith(part)]
+
+
+def official_state(family: str, salt: str | None = None, part: str = '', edits=()) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors under the official names, valued by the formula; only those that begin with ``part``."""
-    rows = [row for row in json.loads((FOLDER / f'keys_{family}.json').read_text()) if row[0].startswith(part)]
+    rows = official_rows(family, part)
     state = {name: torch.from_numpy(value) for name, value in formula().state_dict_from_keys(rows, salt).items()}
+    if edits:
+        state |= {name: torch.from_numpy(formula('formula_dvis_daq').tensor(name, shape, salt, edits))
+                  for name, shape, _ in rows if any(name.endswith(edit[0]) for edit in edits)}
     # what the formula leaves out
     state |= {name: relative_position_index(round(shape[0] ** 0.5)) for name, shape, _ in rows
               if name.endswith('relative_position_index')}

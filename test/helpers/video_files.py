@@ -54,10 +54,10 @@ class TinyBackbone(nn.Module):
 
 
 def shrink_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """minvis_r50 and dvispp_r50 on that backbone, 32 channels wide."""
+    """The families on that backbone, 32 channels wide."""
     monkeypatch.setitem(BACKBONES, 'r50', TinyBackbone)
     small = dict(dim=32, queries=12, heads=4, decoder_ffn=32, encoder_layers=1, encoder_heads=4, encoder_ffn=32)
-    for name in ('minvis_r50', 'ctvis_r50', 'dvispp_r50'):
-        layers = 2 * (name == 'dvispp_r50')
+    for name in ('minvis_r50', 'ctvis_r50', 'dvispp_r50', 'dvis_r50', 'dvis_daq_r50'):
+        layers = 2 * name.startswith('dvis')
         monkeypatch.setitem(PRESETS, name, replace(
-            PRESETS[name], **small, referring_layers=layers, referring_ffn=32))
+            PRESETS[name], **small, tracker_layers=layers, tracker_ffn=32))

@@ -9,7 +9,8 @@ from tar_vis_core.models.presets import PRESETS, find_preset
 SMALL = dict(dim=32, queries=4, decoder_ffn=16, encoder_layers=1, encoder_ffn=16, decoder_layers=2, heads=2)
 TINY = {'tiny': replace(find_preset('minvis_r50'), **SMALL),
         'tiny_ctvis': replace(find_preset('ctvis_r50'), **SMALL),
-        'tiny_dvispp': replace(find_preset('dvispp_r50'), **SMALL, referring_layers=2, referring_ffn=16)}
+        **{f'tiny_{family}': replace(find_preset(f'{family}_r50'), **SMALL, tracker_layers=2, tracker_ffn=16)
+           for family in ('dvispp', 'dvis', 'dvis_daq')}}
 
 
 class NarrowResNet(ResNet50):
@@ -43,6 +44,11 @@ def official_names(model):
     parts = {'cross_attn': ('cross_attention', 'multihead_attn'), 'cross_norm': ('cross_attention', 'norm'),
              'self_attn': ('self_attention', 'self_attn'), 'self_norm': ('self_attention', 'norm'),
              'linear1': ('ffn', 'linear1'), 'linear2': ('ffn', 'linear2'), 'ffn_norm': ('ffn', 'norm')}
+    slot_parts = {**parts, 'slot_norm': ('cross_attention', 'norm'),
+                  'input_norm': ('cross_attention', 'slot_attn.norm_inputs'),
+                  'project_inputs': ('cross_attention', 'slot_attn.project_k'),
+                  'place_norm': ('cross_attention', 'slot_attn.project_q.0'),
+                  'project_places': ('cross_attention', 'slot_attn.project_q.1')}
     state = {}
     for name, value in model.state_dict().items():
         if name.startswith(('decoder.layers.', 'tracker.layers.')):
@@ -50,6 +56,12 @@ def official_names(model):
             kind, inner = parts[part]
             prefix = 'tracker' if owner == 'tracker' else 'sem_seg_head.predictor'
             name = '.'.join((prefix, f'transformer_{kind}_layers', layer, inner, *rest))
+        elif name.startswith('tracker.slot_layers.'):
+            _, _, layer, part, *rest = name.split('.')
+            kind, inner = slot_parts[part]
+            name = '.'.join((f'tracker.slot_{kind}_layers', layer, inner, *rest))
+        elif name in ('tracker.new_ins_embeds', 'tracker.bg_slots'):
+            name += '.weight'
         elif name in ('decoder.query_feat', 'decoder.query_embed', 'decoder.level_embed'):
             name = f'sem_seg_head.predictor.{name.removeprefix("decoder.")}.weight'
         else:
