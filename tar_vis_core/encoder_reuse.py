@@ -1,13 +1,12 @@
-"""Features of the image encoder taken over from an earlier frame while the picture stands still; not of the paper.
+"""Reuse of the image encoder's features while the picture stands still; not part of the paper.
 
-The drift of a frame is the greatest change of a cell: the picture is averaged over cells, 64 across, and each is
-compared with the same cell of the frame that was encoded, never of the frame before, so that small changes add up.
-Local motion cannot hide in a greatest value as it does in a mean; noise, which a greatest value is open to, is averaged
-away within the cells.
+The drift of a frame is the greatest change of a cell. The picture is averaged over cells, 64 across. Each cell is
+compared with the same cell of the frame that was encoded, not of the previous frame, so that small changes add up.
+Local motion shows in the greatest value, while it would vanish in a mean. Noise is averaged away within the cells.
 
-What stays unseen: an upright or level edge of contrast c grey levels that moves by d pixels changes a cell of w pixels
-by at least ``c d / (2 w)``, so masks lag behind it by less than ``2 w bound / c`` pixels. What differs from its ground
-by less than the bound may move as it likes, for ``MAX_REUSED`` frames.
+Limits: a vertical or horizontal edge of contrast c grey levels that moves by d pixels changes a cell of w pixels by at
+least ``c d / (2 w)``. So masks lag behind it by less than ``2 w bound / c`` pixels. An object that differs from its
+background by less than the bound may move unnoticed for ``MAX_REUSED`` frames.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ class EncodedFrame:
     reused: int = 0         # frames since that took its features over
 
     def stands_for(self, small: np.ndarray, short_side: int, bound: float) -> bool:
-        """Whether a frame of the same stream and size may take over these features: its drift is below ``bound``."""
+        """Return whether a frame of the same stream and size may reuse these features: its drift is below ``bound``."""
         return self.short_side == short_side and self.reused < MAX_REUSED and drift(self.small, small) < bound
 
 
 def drift(before: np.ndarray, after: np.ndarray) -> float:
-    """The greatest change of a cell between two small grey pictures ``(h, w)``, grey levels 0..255."""
+    """Return the greatest change of a cell between two small grey pictures ``(h, w)``, grey levels 0..255."""
     return float(np.abs(after - before).max())

@@ -1,4 +1,4 @@
-"""What a frame's answer is: tracked instances with run-length masks, and how the frame was computed."""
+"""The result of a frame: tracked instances with run-length masks, and how the frame was computed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class TrackStatus(enum.IntEnum):
 
 
 def encode_runs(mask: np.ndarray) -> np.ndarray:
-    """Run lengths of a boolean mask ``(h, w)``, row-major; the first run counts background (maybe 0).
+    """Return the run lengths of a boolean mask ``(h, w)``, row-major; the first run counts background (maybe 0).
 
-    Gives a ``uint32`` vector whose sum is ``h * w``.
+    They are a ``uint32`` vector whose sum is ``h * w``.
     """
     if mask.ndim != 2:
         raise ValueError(f'a mask has two axes (h, w), got shape {mask.shape}')
@@ -34,9 +34,9 @@ def encode_runs(mask: np.ndarray) -> np.ndarray:
 
 
 def decode_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Inverse of :func:`encode_runs`: a boolean mask ``(height, width)``.
+    """Return the boolean mask ``(height, width)`` of run lengths: the inverse of :func:`encode_runs`.
 
-    Raises ValueError where the runs do not add up to ``height * width``.
+    Raise ValueError if the runs do not add up to ``height * width``.
     """
     runs = np.asarray(runs, dtype=np.int64)
     if int(runs.sum()) != height * width:
@@ -47,7 +47,7 @@ def decode_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def place_runs(runs: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
-    """The mask whose ``runs`` fill ``box`` (x, y, width, height) on an image: boolean ``(height, width)``."""
+    """Return the mask whose ``runs`` fill ``box`` (x, y, width, height) on an image: boolean ``(height, width)``."""
     x, y, w, h = box
     full = np.zeros((height, width), bool)
     full[y:y + h, x:x + w] = decode_runs(runs, h, w)
@@ -69,11 +69,11 @@ class Instance:
     runs: np.ndarray          # uint32 run lengths inside the box, row-major, background first
 
     def crop(self) -> np.ndarray:
-        """The mask inside its box, boolean ``(box height, box width)``."""
+        """Return the mask inside its box, boolean ``(box height, box width)``."""
         return decode_runs(self.runs, self.box[3], self.box[2])
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """The mask on the whole image, boolean ``(height, width)``."""
+        """Return the mask on the whole image, boolean ``(height, width)``."""
         return place_runs(self.runs, self.box, height, width)
 
 
@@ -90,7 +90,7 @@ class RoutingTrace:
 
     @property
     def routed(self) -> bool:
-        """Whether routers were asked."""
+        """Return whether routers were asked."""
         return bool(np.isfinite(self.execute_probability).any())
 
 

@@ -1,4 +1,4 @@
-"""Keeps the 95th percentile of the step within a budget by skipping more decoder layers.
+"""Keep the 95th percentile of the step within a budget by skipping more decoder layers.
 
 Routers' scores lie close together, so layers against bias is nearly a step: a controller that answers each frame's
 error swings from one side of that step to the other. This one decides on blocks of frames at one bias, and searches:
@@ -32,7 +32,7 @@ class LatencyBudget:
     """
 
     def __init__(self, budget_ms: float):
-        """``budget_ms`` is for the whole step. ValueError where it is not above 0."""
+        """Control to ``budget_ms`` for the whole step. Raise ValueError if it is not above 0."""
         if not (math.isfinite(budget_ms) and budget_ms > 0):
             raise ValueError(f'latency budget is {budget_ms!r} ms, expected a number above 0')
         self.budget_ms = budget_ms
@@ -50,10 +50,10 @@ class LatencyBudget:
         self._exhausted = ''                    # what was measured when nothing was left to skip
 
     def update(self, step_ms: float, executed_layers: int, layers: int, routed: bool = True) -> float:
-        """Takes what a frame took and ran; gives the bias for the next one, 0 to 10, which adds to ``skip_bias``.
+        """Take a frame's time and layers. Return the bias for the next one, 0 to 10, which adds to ``skip_bias``.
 
         ``routed`` is False for a frame whose layers no router chose: the first, and the plain passes that
-        ``refresh_frames`` asks for. They run all layers whatever the bias is. Where more than 5 % of the frames are
+        ``refresh_frames`` asks for. They run all layers whatever the bias is. If more than 5 % of the frames are
         such, the budget holds for the others alone, and ``report`` says so.
         """
         self._recent.append((step_ms, routed))
@@ -116,5 +116,5 @@ class LatencyBudget:
 
 
 def p95(times: list[float]) -> float:
-    """The least of the times that 95 % do not exceed."""
+    """Return the smallest time that 95 % of the times do not exceed."""
     return float(np.percentile(times, 100 * (1 - SHARE), method='inverted_cdf'))

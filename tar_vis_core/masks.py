@@ -1,4 +1,4 @@
-"""From mask logits at stride 4 to masks at the source image's size, computed only where a mask can be.
+"""Mask logits at stride 4 to masks at the source image's size, computed only where a mask can be.
 
 The reference resizes twice, bilinear without antialiasing: stride 4 to the padded network input, crop the padding,
 then to the source image (the inference of MinVIS). Both resizes and the crop are linear and act on each axis alone,
@@ -34,12 +34,12 @@ class MaskGeometry:
 
     @property
     def axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-        """The same four sizes of each axis, vertical and horizontal."""
+        """Return the same four sizes of each axis, vertical and horizontal."""
         return tuple(zip(self.logits, self.padded, self.content, self.source, strict=True))
 
     @property
     def content_cells(self) -> tuple[int, int]:
-        """How many stride-4 rows and columns hold image, not only padding."""
+        """Return how many stride-4 rows and columns hold image, not only padding."""
         return tuple(-(-c * n // p) for c, n, p in zip(self.content, self.logits, self.padded, strict=True))
 
 
@@ -52,7 +52,7 @@ class AxisResize:
     last: np.ndarray     # (n_out,) last input that an output reads; never falls
 
     def window(self, low: int, high: int) -> tuple[slice, slice]:
-        """Outputs that read any input of ``low..high`` (inclusive), and all inputs that these outputs read."""
+        """Return the outputs that read any input of ``low..high`` (inclusive), and all inputs that these read."""
         start = int(np.searchsorted(self.last, low, 'left'))
         stop = int(np.searchsorted(self.first, high, 'right'))
         if start >= stop:
@@ -62,7 +62,7 @@ class AxisResize:
 
 @functools.lru_cache(maxsize=16)
 def axis_resize(inputs: int, padded: int, content: int, outputs: int) -> AxisResize:
-    """The resize of one axis: ``inputs`` to ``padded``, cropped to ``content``, to ``outputs`` pixels."""
+    """Return the resize of one axis: ``inputs`` to ``padded``, cropped to ``content``, to ``outputs`` pixels."""
     # what bilinear resizing does to unit vectors is its matrix
     x = F.interpolate(torch.eye(inputs)[None], padded, mode='linear', align_corners=False)[..., :content]
     weights = F.interpolate(x, outputs, mode='linear', align_corners=False)[0].t().contiguous()
@@ -72,7 +72,7 @@ def axis_resize(inputs: int, padded: int, content: int, outputs: int) -> AxisRes
 
 @functools.lru_cache(maxsize=16)
 def axis_weights(axis: tuple[int, int, int, int], device: torch.device) -> Tensor:
-    """The weights of :func:`axis_resize` on a device."""
+    """Return the weights of :func:`axis_resize` on a device."""
     return axis_resize(*axis).weights.to(device)
 
 
@@ -80,9 +80,9 @@ Placed = tuple[tuple[int, int, int, int], np.ndarray]      # tight box (x, y, wi
 
 
 def full_size_mask(logits: Tensor, geometry: MaskGeometry) -> Placed | None:
-    """The mask in source pixels of logits ``(h, w)`` at stride 4, which are float32 on the CPU.
+    """Return the mask in source pixels of logits ``(h, w)`` at stride 4, which are float32 on the CPU.
 
-    None where no source pixel is positive.
+    None if no source pixel is positive.
     """
     axes = [axis_resize(*sizes) for sizes in geometry.axes]
     window = _window(geometry, (logits > 0).numpy())
@@ -94,9 +94,9 @@ def full_size_mask(logits: Tensor, geometry: MaskGeometry) -> Placed | None:
 
 
 def full_size_masks(logits: Tensor, positive: np.ndarray, geometry: MaskGeometry) -> list[Placed | None]:
-    """:func:`full_size_mask` of each of ``logits (K, h, w)``, float32 on a GPU, in one transfer.
+    """Return :func:`full_size_mask` of each of ``logits (K, h, w)``, float32 on a GPU, in one transfer.
 
-    ``positive (K, h, w)`` is where they are.
+    ``positive (K, h, w)`` says where they are positive.
     """
     y, x = (axis_weights(axis, logits.device) for axis in geometry.axes)
     logits = logits.clamp(-6e4, 6e4)        # of what half precision could not hold: zero times infinity is no number
@@ -116,7 +116,7 @@ def _from_bits(bits: np.ndarray, positive: np.ndarray, geometry: MaskGeometry) -
 
 
 def packed_bits(masks: Tensor) -> Tensor:
-    """Boolean ``(..., w)`` as bytes ``(..., ceil(w / 8))`` of eight pixels, the first of them the highest bit."""
+    """Return boolean ``(..., w)`` as bytes ``(..., ceil(w / 8))`` of eight pixels, the first in the highest bit."""
     eights = F.pad(masks, (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
     return (eights.to(torch.uint8) << torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)).sum(
         -1, dtype=torch.uint8)
@@ -132,7 +132,7 @@ def _window(geometry: MaskGeometry, positive: np.ndarray) -> list[tuple[slice, s
 
 
 def _placed(mask: np.ndarray, y: int, x: int) -> Placed | None:
-    """A mask whose upper left pixel is at ``(x, y)``, cut to its box; None where it is empty."""
+    """Return a mask whose upper left pixel is at ``(x, y)``, cut to its box; None if it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return None
@@ -141,7 +141,7 @@ def _placed(mask: np.ndarray, y: int, x: int) -> Placed | None:
 
 
 def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Common pixels of every pair of boolean masks ``(A, h, w)`` and ``(B, h, w)``, int64 ``(A, B)``."""
+    """Return common pixels of every pair of boolean masks ``(A, h, w)`` and ``(B, h, w)``, int64 ``(A, B)``."""
     words_a, words_b = _packed(a), _packed(b)
     common = np.zeros((len(a), len(b)), np.int64)
     for row, words in zip(common, words_a, strict=True):
@@ -156,7 +156,7 @@ def _count_bits(words: np.ndarray) -> np.ndarray:
 
 
 def _packed(masks: np.ndarray) -> np.ndarray:
-    """64 pixels a word, ``(N, words)``: counting bits takes no threads, whose waking costs more than such work."""
+    """Return 64 pixels per word, ``(N, words)``: counting bits needs no threads, which cost more than the work."""
     packed = np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1)
     return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
 

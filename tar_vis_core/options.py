@@ -33,7 +33,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """The allowed values, in words that follow 'expected'."""
+        """Return the allowed values, in words that follow 'expected'."""
         if self.choices:
             return f'one of {", ".join(choice or "(empty)" for choice in self.choices)}'
         if self.example:
@@ -86,7 +86,7 @@ def options_of(table: type) -> dict[str, Option]:
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """What may change between frames. Raises ValueError that says which value is wrong and what is expected."""
+    """Options that may change between frames. Raise ValueError that says which value is wrong and what is expected."""
 
     routing: str = option(
         'auto', 'which decoder layers run; auto: adaptive where there are routers, else full',

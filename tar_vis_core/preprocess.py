@@ -1,4 +1,4 @@
-"""An image as it comes in: checked, on its way into the network, and in small."""
+"""Prepare an image: check it, make the network's input, and make the small grey picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GREY = np.array([0.299, 0.587, 0.114], np.float32)   # luma of ITU-R BT.601
 
 
 def check_image(image: np.ndarray) -> np.ndarray:
-    """The image as contiguous memory; ValueError where it is not uint8 RGB ``(H, W, 3)`` with at least one pixel."""
+    """Return the image in contiguous memory. Raise ValueError if it is not uint8 RGB ``(H, W, 3)``, or empty."""
     if not isinstance(image, np.ndarray):
         raise ValueError(f'expected a numpy array (H, W, 3) of uint8 RGB, got {type(image).__name__}')
     if image.ndim != 3 or image.shape[2] != 3:
@@ -28,7 +28,7 @@ def check_image(image: np.ndarray) -> np.ndarray:
 
 
 def prepare(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> tuple[Tensor, MaskGeometry]:
-    """Return the image, uint8 RGB ``(H, W, 3)``, as a model wants it, on its device, and how masks come back from it.
+    """Return the network's input for an image, uint8 RGB ``(H, W, 3)``, and the geometry of masks from it.
 
     See ``VideoInstanceModel.prepare``.
     """
@@ -39,7 +39,7 @@ def prepare(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> tu
 
 
 def small_grey(image: np.ndarray, width: int = 64) -> np.ndarray:
-    """The image area-averaged to about ``width`` pixels across, as grey levels 0..255 in float32 ``(h, w)``."""
+    """Return the image area-averaged to about ``width`` pixels across, as grey levels 0..255 in float32 ``(h, w)``."""
     h, w = image.shape[:2]
     width = min(width, w)
     size = width, min(h, max(1, round(h * width / w)))

@@ -1,4 +1,4 @@
-"""The stamps of one stream of images: which steps are breaks, and whether they are stamps at all."""
+"""Watch the stamps of one stream of images: find breaks, and stamps that are none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNCHANGED = 5                   # images in a row with one stamp are no chance
 
 
 class StampWatch:
-    """Sees the stamp of every image of a camera, also of images that are left out for newer ones.
+    """Watch the stamp of every image of a camera, also of images that are left out for newer ones.
 
     A break is a step back of more than about one interval, as a bag that loops and a clock that is set make it, or a
     gap between two images. A smaller step back is none: a clock that is corrected by a little, or two neighbours that

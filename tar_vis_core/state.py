@@ -1,4 +1,4 @@
-"""All that lives between the frames of one stream."""
+"""The memory of one stream between its frames."""
 
 from __future__ import annotations
 
@@ -56,11 +56,10 @@ class TemporalState:
 
     def begin_frame(self, size: tuple[int, int], stamp_s: float | None, reset_gap_s: float,
                     stream_break: str | None = None) -> tuple[str, float]:
-        """Reset if the stream has a break; return the reset's reason ('' for none) and the seconds since the last
-        frame.
+        """Reset if the stream has a break. Return the reason ('' for none) and the seconds since the last frame.
 
-        Without stamps those are a nominal interval, and below 0 for a frame that comes a little late.
-        ``stream_break`` is what a ``StampWatch`` says that has seen frames that did not come here, too; None: the
+        Without stamps the seconds are a nominal interval. They are below 0 for a frame that comes a little late.
+        ``stream_break`` is the answer of a ``StampWatch`` that has also seen frames that did not come here; None: the
         stamps that came here decide.
         """
         elapsed = NOMINAL_INTERVAL_S
@@ -82,6 +81,9 @@ class TemporalState:
         return reason, elapsed
 
     def frame_mse(self, small: np.ndarray) -> float:
-        """Mean squared difference to the last small frame, squared grey levels; NaN for the first; remembers it."""
+        """Return the mean squared difference to the last small frame, squared grey levels; NaN for the first.
+
+        Keep ``small`` for the next frame.
+        """
         before, self.small_frame = self.small_frame, small
         return float('nan') if before is None else float(np.square(small - before).mean())

@@ -1,4 +1,4 @@
-"""For programs that use the instances: decoded masks, waiting for a class, the nearest instance.
+"""Client for programs that use the instances: decoded masks, waiting for a class, the nearest instance.
 
     client = InstanceClient(node)
     frame, person = client.wait_for('person', timeout_s=10)
@@ -41,26 +41,26 @@ class Frame:
 
     @classmethod
     def from_message(cls, message: InstanceMaskArray) -> Frame:
-        """Decode a message, in a callback of one's own for example. Raises ValueError for a broken mask."""
+        """Decode a message, for example in a callback of your own. Raise ValueError for a broken mask."""
         return cls(message.header, message.height, message.width, message.frame_index, message.track_epoch,
                    decode_instances(message))
 
     def mask(self, instance: Instance) -> np.ndarray:
-        """The mask of one of the instances on the whole image, boolean ``(height, width)``."""
+        """Return the mask of one of the instances on the whole image, boolean ``(height, width)``."""
         return instance.mask(self.height, self.width)
 
     def visible(self, class_name: str = '') -> list[Instance]:
-        """Those in sight, by falling score; with ``class_name`` only of that class."""
+        """Return the instances in sight, by falling score; with ``class_name`` only of that class."""
         return [instance for instance in self.instances
                 if instance.status != TrackStatus.LOST and class_name in ('', instance.class_name)]
 
 
 class InstanceClient:
-    """Listens to one camera of a tar_vis node, and to its depth_lifter where there is one, through ``node``.
+    """Listen through ``node`` to one camera of a tar_vis node, and to its depth_lifter if there is one.
 
-    ``namespace`` is the camera's: ``tar_vis``, or ``tar_vis/front`` where the node has several. The callbacks, where
-    given, get every frame, in the thread that spins ``node``. ``on_new_tracks`` gets the first frame after the node's
-    tracks began anew, by a reset or because it was started again: ids from before mean nobody now.
+    ``namespace`` is the camera's: ``tar_vis``, or ``tar_vis/front`` if the node has several. The callbacks get every
+    frame, in the thread that spins ``node``. ``on_new_tracks`` gets the first frame after the node's tracks began anew,
+    by a reset or by a restart of the node: ids from before are no longer valid.
     """
 
     def __init__(self, node: Node, namespace: str = 'tar_vis', on_frame: Callable[[Frame], None] | None = None,
@@ -76,15 +76,15 @@ class InstanceClient:
             node.create_subscription(Instance3DArray, f'{namespace}/instances_3d', self._take_3d, QOS)]
 
     def close(self) -> None:
-        """Ends the subscriptions."""
+        """End the subscriptions."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
 
     def wait_for(self, class_name: str, timeout_s: float) -> tuple[Frame, Instance]:
-        """The first frame from now on that shows an instance of the class, and its best one.
+        """Return the first frame from now on that shows an instance of the class, and its best one.
 
-        Spins the node itself where it is in no executor. Where it is in one, another thread has to spin that: in a
-        callback of the only one it would wait in vain. Raises TimeoutError, which says what was seen instead.
+        If the node is in no executor, this call spins it. If it is in one, another thread has to spin that executor: in
+        a callback of the only thread the call would wait in vain. Raise TimeoutError that says what was seen instead.
         """
         found: list[tuple[Frame, Instance]] = []
         seen: list[set[str]] = []     # classes, frame by frame
@@ -105,9 +105,9 @@ class InstanceClient:
         raise TimeoutError(f'no {class_name} within {timeout_s:g} s: {what}')
 
     def nearest(self, class_name: str = '', max_age_s: float = 0.5) -> Instance3D | None:
-        """The instance nearest to the camera in the newest 3-D frame, with ``class_name`` the nearest of that class.
+        """Return the instance nearest to the camera in the newest 3-D frame; with ``class_name`` only of that class.
 
-        None where there is none, or where the frame's stamp is further than ``max_age_s`` from the node's clock.
+        Return None if there is none, or if the frame's stamp is further than ``max_age_s`` from the node's clock.
         """
         answer = self.frame_3d
         if answer is None or abs(self.age_s(answer.header)) > max_age_s:
@@ -126,7 +126,7 @@ class InstanceClient:
         return (clock.now() - Time.from_msg(header.stamp, clock.clock_type)).nanoseconds * 1e-9
 
     def _wait(self, done: Callable[[], object], timeout_s: float) -> None:
-        """Until ``done()``, which changes with a frame, or the time is over."""
+        """Wait until ``done()``, which changes with a frame, or until the time is over."""
         owner = self._node.executor       # stays set when the node has left it
         if owner is not None and self._node in owner.get_nodes():
             with self._arrived:

@@ -76,7 +76,7 @@ class VideoSource(ParameterNode):
             self.create_subscription(InstanceMaskArray, self.options.follow, self._on_answer, 10)
 
     def run(self) -> int:
-        """Open the source, send its frames and give their number; raises SourceError."""
+        """Open the source, send its frames and give their number. Raise SourceError."""
         with open_frames(self.options.source, self.options.rate, self.options.width) as reader:
             self._wait_for_subscribers()
             length = f'{reader.count} frames, ' if reader.count else ''

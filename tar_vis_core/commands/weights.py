@@ -81,7 +81,7 @@ def _convert(source: Path, out: Path, preset: str | None, classes: str | None) -
 
 
 def split(args: argparse.Namespace) -> None:
-    """Weights with TAR as base weights and an adapter."""
+    """Split weights with TAR into base weights and an adapter."""
     from tar_vis_core.weights.adapter import split_adapter
 
     split_adapter(args.full, args.base, args.adapter)

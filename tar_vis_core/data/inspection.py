@@ -82,7 +82,7 @@ def check_sizes(records: Sequence[VideoRecord]) -> list[str]:
 
 
 def describe(data: LabelledSet) -> list[str]:
-    """Lines: how many, how long, how large, how completely labelled, and a table of the classes."""
+    """Return lines: how many, how long, how large, how completely labelled, and a table of the classes."""
     records, unit = data.records, 'videos' if data.kind == 'YouTube-VIS' else 'images'
     frames = [len(record.paths) for record in records]
     partly = sum(not record.exhaustive for record in records)

@@ -174,7 +174,7 @@ class LeftOut:
 
     @property
     def line(self) -> str:
-        """One line, empty if all is used."""
+        """Return one line, empty if all is used."""
         if not self.why:
             return ''
         parts = [f'{len(ids)} {reason} (id{"s" * (len(ids) > 1)} {", ".join(map(str, ids[:10]))}'

@@ -32,7 +32,7 @@ class Mover:
 
 
 def draw_amplitude(rng: np.random.Generator, size: tuple[int, int], still: float = 0.2) -> float:
-    """Typical motion in pixels a frame: 0 with odds ``still``, else log-uniform from 0.1 % to 8 % of the short side."""
+    """Return typical motion, pixels a frame: 0 with odds ``still``, else log-uniform, 0.1 to 8 % of the short edge."""
     if rng.random() < still:
         return 0.0
     return min(size) * math.exp(rng.uniform(math.log(0.001), math.log(0.08)))

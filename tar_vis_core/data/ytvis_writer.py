@@ -47,7 +47,7 @@ def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[
 
 
 def _rle(mask: np.ndarray) -> dict | None:
-    """Compressed run lengths of a boolean mask; None for an empty one."""
+    """Return compressed run lengths of a boolean mask; None for an empty one."""
     if not mask.any():
         return None
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))

@@ -110,7 +110,7 @@ def evaluate(predict: Callable[[np.ndarray], Iterable[Prediction]], json_path: s
 
 
 def expand_categories(categories: Sequence[str], records: Sequence[ImageRecord]) -> list[str]:
-    """Category names in order, each once; ``'voc'`` becomes those Pascal VOC classes that the records hold."""
+    """Return category names in order, each once; ``'voc'`` becomes those Pascal VOC classes that the records hold."""
     categories = [categories] if isinstance(categories, str) else list(categories)
     occurring = {a.category for r in records for a in r.annotations if r.exhaustive or a.category == 'person'}
     names: list[str] = []

@@ -40,7 +40,7 @@ class TrackTubes:
                     (frame, instance.class_name, instance.score, coco_mask.encode(mask)))
 
     def tubes(self, frames: int) -> Iterator[tuple[str, float, list[dict | None]]]:
-        """Class name (that of the greatest total score), mean score and run lengths of each track."""
+        """Yield class name (that of the greatest total score), mean score and run lengths of each track."""
         for sightings in self._seen.values():
             votes: dict[str, float] = {}
             rles: list[dict | None] = [None] * frames

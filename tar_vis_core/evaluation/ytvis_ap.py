@@ -66,7 +66,7 @@ class VideoResult:
 
     @property
     def mean(self) -> TubeAP:
-        """The mean of each figure over the categories that have it: the metric's headline."""
+        """Return the mean of each figure over the categories that have it: the metric's headline."""
         def mean(title: str) -> float:
             values = [v for c in self.categories if not math.isnan(v := getattr(c, title))]
             return float(np.mean(values)) if values else math.nan

@@ -1,4 +1,4 @@
-"""Where and how precisely the network computes, clocks of the device, and ways to it and back."""
+"""Device and precision of the network, clocks of the device, and transfers to it and back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def available_devices() -> list[str]:
 def pick_device(name: str) -> torch.device:
     """Return the device of that name: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda``, ``cuda:N``.
 
-    Raises :class:`DeviceError` if it is not there, or if this build of torch cannot compute on it. ``auto`` takes the
+    Raise :class:`DeviceError` if it is not there, or if this build of torch cannot compute on it. ``auto`` takes the
     CPU then, and warns of a GPU that is not used.
     """
     there = available_devices()
@@ -97,8 +97,8 @@ def cannot_compute(device: torch.device) -> str:
 def is_lost(device: torch.device) -> bool:
     """Return whether a GPU computes no more in this process. A CPU is never lost.
 
-    After an illegal address, a failed launch or a GPU that fell off the bus every call fails until the process ends;
-    after another error, as for want of memory, this one does not.
+    After an illegal address, a failed launch or a GPU that fell off the bus, every call fails until the process ends.
+    After another error, such as out of memory, calls work again.
     """
     if device.type != 'cuda':
         return False
@@ -121,7 +121,7 @@ def watched(device: torch.device) -> Iterator[None]:
 
 
 def pick_precision(name: str) -> torch.dtype:
-    """The dtype of that name; ValueError with the nearest name otherwise."""
+    """Return the dtype of that name; ValueError with the nearest name otherwise."""
     if name not in PRECISIONS:
         raise ValueError(unknown_name('precision', name, PRECISIONS))
     return PRECISIONS[name]
@@ -136,14 +136,14 @@ def use_full_float32() -> None:
 
 
 def compute_context(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Automatic mixed precision where ``dtype`` asks for it."""
+    """Return the context of automatic mixed precision if ``dtype`` asks for it."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
 def mark(device: torch.device) -> float | torch.cuda.Event:
-    """A point in the device's time, for :func:`elapsed_ms`. Nothing waits: on a GPU it is an event in its stream."""
+    """Return a mark in the device's time, for :func:`elapsed_ms`, without waiting: on a GPU, an event in its stream."""
     if device.type != 'cuda':
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -152,7 +152,7 @@ def mark(device: torch.device) -> float | torch.cuda.Event:
 
 
 def elapsed_ms(earlier: float | torch.cuda.Event, later: float | torch.cuda.Event) -> float:
-    """Milliseconds between two marks of one device; on a GPU it waits until the later one is reached."""
+    """Return milliseconds between two marks of one device; on a GPU it waits until the later one is reached."""
     if isinstance(later, float):
         return (later - earlier) * 1e3
     later.synchronize()
@@ -172,13 +172,13 @@ class StageClock:
         self._began = self._ended
 
     def lap(self, stage: str) -> None:
-        """The end of a stage, which began where the one before ended. A stage may come several times."""
+        """End a stage, which began at the end of the one before. A stage may come several times."""
         end = mark(self._device)
         self._ends.append((stage, end))
         self._ended = end if isinstance(end, float) else time.perf_counter()
 
     def times(self) -> dict[str, float]:
-        """Milliseconds of each stage, and ``total`` from the beginning to the last end by the host's clock."""
+        """Return milliseconds of each stage, and ``total`` from the beginning to the last end by the host's clock."""
         spent: dict[str, float] = {}
         for (_, begin), (stage, end) in itertools.pairwise(self._ends):
             spent[stage] = spent.get(stage, 0.0) + elapsed_ms(begin, end)
@@ -186,7 +186,7 @@ class StageClock:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array there, not to be written to: a CPU shares its memory. To a GPU the copy goes on while the host does."""
+    """Return the array on the device. Do not write to it: a CPU shares its memory. A copy to a GPU does not wait."""
     # torch may not be given memory that numpy holds read-only
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type != 'cuda':
@@ -196,7 +196,7 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def to_host(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of one device on the CPU, from a GPU as one transfer, for which it waits."""
+    """Return the tensors of one device on the CPU, from a GPU as one transfer, for which it waits."""
     device = tensors[0].device
     if device.type != 'cuda':
         return [tensor.cpu() for tensor in tensors]
@@ -208,13 +208,13 @@ def to_host(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _bytes_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The bytes of all tensors, each begun at a multiple of eight, where any type may lie."""
+    """Return the bytes of all tensors, each begun at a multiple of eight, where any type may lie."""
     parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
     return torch.cat([F.pad(part, (0, -len(part) % 8)) for part in parts])
 
 
 def _from_bytes(together: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What :func:`_bytes_of` was made of; memory is shared."""
+    """Return the tensors that :func:`_bytes_of` was made of; memory is shared."""
     found, start = [], 0
     for tensor in like:
         size = tensor.numel() * tensor.element_size()

@@ -33,7 +33,7 @@ class Phase:
 
     @property
     def turns(self) -> int:
-        """How often a rise of the bias follows a fall, or a fall a rise."""
+        """Return how often a rise of the bias follows a fall, or a fall a rise."""
         moves = np.sign(np.diff(self.bias))
         moves = moves[moves != 0]
         return int((moves[1:] != moves[:-1]).sum())
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
 def follow(segmenter: VideoSegmenter, images: Iterator[np.ndarray], budgets: dict[str, float | None],
            frames: int) -> list[Phase]:
-    """One stream through all budgets, so many frames with each; None is none."""
+    """Return one stream through all budgets, so many frames with each; None is none."""
     state, phases = segmenter.new_state(), []
     for name, budget_ms in budgets.items():
         segmenter.options = replace(OPTIONS, latency_budget_ms=budget_ms or 0.0)

@@ -133,7 +133,7 @@ def with_truth(runs: Sequence[Followed], records: Sequence[VideoRecord], samples
 
 
 def times(run: Followed) -> Row:
-    """How often the encoder was spared, and milliseconds of the step."""
+    """Return how often the encoder was spared, and milliseconds of the step."""
     ms, reused = np.concatenate(run.ms), np.concatenate(run.reused)
 
     def median(chosen: np.ndarray) -> float:
@@ -144,7 +144,7 @@ def times(run: Followed) -> Row:
 
 
 def of_clips(segmenter: VideoSegmenter, args: argparse.Namespace) -> list[Row]:
-    """Rows of each clip, which has no truth."""
+    """Return rows of each clip, which has no truth."""
     rows = []
     for number, path in enumerate(args.clips):
         runs = [Followed(bound) for bound in (0.0, *args.bounds)]
@@ -157,7 +157,7 @@ def of_clips(segmenter: VideoSegmenter, args: argparse.Namespace) -> list[Row]:
 
 
 def of_labelled(segmenter: VideoSegmenter, records: Sequence[VideoRecord], args: argparse.Namespace) -> list[Row]:
-    """Rows of labelled videos, all together."""
+    """Return rows of labelled videos, all together."""
     runs = [Followed(bound) for bound in (0.0, *args.bounds)]
     for record in records:
         follow(segmenter, record.frames(), record.id, runs)

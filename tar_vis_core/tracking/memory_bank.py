@@ -39,8 +39,10 @@ class Bank:
 
 
 class MemoryBankTracker:
-    """``match_threshold`` is the similarity that a detection needs with a track to go on with it: 0.2, or 0.3 as the
-    authors have it for ResNet-50 on YouTube-VIS 2019."""
+    """Track against a memory bank.
+
+    ``match_threshold`` is the similarity that a detection needs to continue a track: 0.2, or 0.3 as the authors have it
+    for ResNet-50 on YouTube-VIS 2019."""
 
     def __init__(self, match_threshold: float = 0.2):
         self.match_threshold = match_threshold
@@ -48,7 +50,7 @@ class MemoryBankTracker:
     def track(self, frames: DecoderOutput, mask_features: Tensor, memory: Bank | None) -> tuple[Tracked, Bank]:
         """See :class:`~tar_vis_core.tracking.tracker.Tracker`; rows are the decoder's queries, slots track numbers.
 
-        Raises ValueError where the decoder has no re-identification head.
+        Raise ValueError if the decoder has no re-identification head.
         """
         if frames.reid is None:
             raise ValueError('the memory bank compares re-identification embeddings, and this model has none; '
@@ -62,7 +64,7 @@ class MemoryBankTracker:
         return Tracked(frames.logits, frames.mask_embeddings, None, frames.embeddings, slots), memory
 
     def step(self, embeddings: Tensor, scores: np.ndarray, bank: Bank | None) -> tuple[np.ndarray, Bank]:
-        """One frame's detections ``(n, E)`` by falling score; gives their track numbers ``(n,)``, -1 for none."""
+        """Take one frame's detections ``(n, E)`` by falling score. Return their track numbers ``(n,)``, -1 for none."""
         if bank is None:
             none = np.zeros(0, np.int64)
             bank = Bank(embeddings[:0], embeddings.new_zeros(0, CACHED, embeddings.shape[1]), none, none, none, 0)
@@ -75,7 +77,7 @@ class MemoryBankTracker:
         return np.where(matched, numbers[choice] if len(numbers) else -1, -1), bank
 
     def choose(self, embeddings: Tensor, bank: Bank) -> np.ndarray:
-        """The bank's row that each detection continues, none of them twice; -1 for none."""
+        """Return the bank's row that each detection continues, none of them twice; -1 for none."""
         choice = np.full(len(embeddings), -1)
         if not len(bank.numbers):
             return choice
@@ -91,7 +93,7 @@ class MemoryBankTracker:
 
 
 def detections(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor) -> tuple[Tensor, np.ndarray]:
-    """The queries ``(n,)`` of a frame that show something of their own, by falling score, and the scores.
+    """Return the queries ``(n,)`` of a frame that are no duplicates, by falling score, and the scores.
 
     ``logits (Q, classes + 1)``, ``mask_embeddings (Q, D)``, ``mask_features (D, h, w)``. The best class must reach
     the least score (one query always stays), and a mask that one of higher score mostly covers is a duplicate.
@@ -112,7 +114,7 @@ def detections(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor) -
 
 
 def remember(bank: Bank, numbers: np.ndarray, rows: np.ndarray, embeddings: Tensor) -> Bank:
-    """The bank after a frame, without the tracks that died.
+    """Return the bank after a frame, without the tracks that died.
 
     ``numbers`` are the bank's, followed by those of new tracks; the tracks ``rows (n,)`` among them, all new ones too,
     were seen with ``embeddings (n, E)``.

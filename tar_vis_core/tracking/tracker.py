@@ -1,4 +1,4 @@
-"""What every tracker does: the decoder's output of the next frames in, the same objects in the same slots out."""
+"""The interface of all trackers: the decoder's output of the next frames in, objects in constant slots out."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NEEDS = {'referring': 'the tracker network of DVIS++', 'referring_2023': 'the tr
 
 
 class Tracker(Protocol):
-    """Stateless: all that lives between calls is the memory, of a type of its own, None before the first frame.
+    """A tracker keeps nothing between calls but the memory, whose type is the tracker's; None before the first frame.
 
-    One call with T frames gives what T calls with one frame each give.
+    One call with T frames returns the same as T calls with one frame each.
     """
 
     def track(self, frames: DecoderOutput, mask_features: Tensor, memory: Any) -> tuple[Tracked, Any]:

@@ -38,7 +38,7 @@ class WeightsHeader:
 
     @property
     def has_routing(self) -> bool:
-        """Whether the file holds a Synchronizer and Routers; official files do not."""
+        """Return whether the file holds a Synchronizer and Routers; official files do not."""
         return any(is_routing(name) for name in self.shapes)
 
     @property
@@ -48,7 +48,7 @@ class WeightsHeader:
 
 
 def is_routing(name: str) -> bool:
-    """Whether a model's tensor belongs to the Synchronizer or the Routers: the content of an adapter."""
+    """Return whether a model's tensor belongs to the Synchronizer or the Routers: the content of an adapter."""
     return name.startswith(('decoder.synchronizer.', 'decoder.routers.'))
 
 
@@ -101,7 +101,7 @@ def _check_adapter(adapter: str | Path, preset: str, path: str | Path, header: W
 
 
 def content_hash(path: str | Path) -> str:
-    """Hexadecimal SHA-256 over name, type, shape and bytes of a safetensors file's tensors, in the names' order.
+    """Return hexadecimal SHA-256 over name, type, shape and bytes of a safetensors file's tensors, in the names' order.
 
     Unlike a hash of the file it does not change with metadata or layout.
     """
@@ -163,7 +163,7 @@ def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappin
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, as they are stored."""
+    """Return all tensors of a safetensors file, as they are stored."""
     with reading(path), safe_open(path, framework='pt') as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -185,7 +185,7 @@ def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: st
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name."""
+    """Return shapes by name."""
     return {name: tuple(value.shape) for name, value in state.items()}
 
 

@@ -49,12 +49,12 @@ class KnownWeights:
 
     @property
     def non_commercial(self) -> bool:
-        """Whether the licence allows no commercial use."""
+        """Return whether the licence allows no commercial use."""
         return '-NC' in self.licence
 
 
 def manifest() -> list[KnownWeights]:
-    """All known weights; the first packaged entry of a preset is its default."""
+    """Return all known weights; the first packaged entry of a preset is its default."""
     return [KnownWeights(**entry) for entry in json.loads((FOLDER / 'manifest.json').read_text())['weights']]
 
 
@@ -93,7 +93,7 @@ def packaged_weights(preset: str) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(1 << 20):
@@ -102,7 +102,7 @@ def sha256_of(path: Path) -> str:
 
 
 def add_to_manifest(path: Path, preset: str, licence: str, source: str) -> KnownWeights:
-    """Enters a file below this package's folder into the manifest, in place of an entry of the same name."""
+    """Enter a file below this package's folder into the manifest, in place of an entry of the same name."""
     file = path.resolve().relative_to(FOLDER.resolve()).as_posix()
     entry = KnownWeights(path.stem, preset, find_preset(preset).class_set, licence, source, file,
                          sha256=sha256_of(path), size=path.stat().st_size)

@@ -59,7 +59,7 @@ class ImageBag:
 
     @property
     def files(self) -> list[Path]:
-        """The files that the bag is made of."""
+        """Return the files that the bag is made of."""
         return sorted(path for path in self.path.iterdir() if path.is_file()) if self.path.is_dir() else [self.path]
 
     @property

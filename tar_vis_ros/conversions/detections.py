@@ -1,7 +1,7 @@
-"""Instances as the standard messages of vision_msgs, for tools that know those; only where that package is installed.
+"""Instances as the standard messages of vision_msgs, for tools that read those, if that package is installed.
 
 A detection has no mask: its id is the track id of the InstanceMask of the same stamp. Its class_id is a number as
-text, whose name LabelInfo tells.
+text; LabelInfo has the names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABELS_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)   
 
 
 def encode_detections(result: FrameResult, header: Header) -> Detection2DArray:
-    """The visible instances of a frame, in its order, with the image's header; LOST ones are not detections."""
+    """Return the visible instances of a frame, in its order, with the image's header; LOST ones are not detections."""
     return Detection2DArray(header=header, detections=[
         _encode_detection(instance, header) for instance in result.instances if instance.status != TrackStatus.LOST])
 
@@ -47,6 +47,6 @@ def _encode_detection(instance: Instance, header: Header) -> Detection2D:
 
 
 def label_info(class_names: Sequence[str], score_threshold: float, header: Header) -> LabelInfo:
-    """What ``class_id`` of InstanceMask stands for; published once with LABELS_QOS."""
+    """Return the names of ``class_id`` of InstanceMask, to be published once with LABELS_QOS."""
     return LabelInfo(header=header, threshold=float(score_threshold), class_map=[
         VisionClass(class_id=number, class_name=name) for number, name in enumerate(class_names)])

@@ -3,9 +3,9 @@
 Encodings are those of sensor_msgs/image_encodings.hpp; their bytes are described in REP-118, in the comments of
 Image.msg and, for the yuv ones, in V4L2's "YUV formats". What is not listed in ENCODINGS is refused, never guessed.
 
-This is the one converter, also where cv_bridge is installed. cv_bridge 3.4 from Python skews rows whose padding is no
+This converter is used even if cv_bridge is installed. cv_bridge 3.4 from Python skews rows whose padding is no
 whole number of pixels and yuv422 of odd width, knows neither uyvy nor yuyv, cannot read big endian with NumPy 2, and
-takes longer, for it copies more. Where both can read a message they agree (a test compares them).
+takes longer, because it copies more. If both can read a message, they agree (a test compares them).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the pixels of an encoding lie in memory, and what makes them RGB."""
+    """The layout of an encoding's pixels in memory, and their conversion to RGB."""
 
     channels: int
     dtype: type
@@ -81,20 +81,20 @@ PNG_START = b'\x89PNG\r\n\x1a\n'
 
 
 def to_rgb(message: Image | CompressedImage) -> np.ndarray:
-    """The picture of a message as contiguous RGB ``(height, width, 3)`` uint8. Do not write into it.
+    """Return the picture of a message as contiguous RGB ``(height, width, 3)`` uint8. Do not write into it.
 
-    16 bits are scaled by 1/257, so that 65535 becomes 255; alpha is dropped. Raises :class:`ImageError`.
+    16 bits are scaled by 1/257, so that 65535 becomes 255; alpha is dropped. Raise :class:`ImageError`.
     """
     return compressed_to_rgb(message) if isinstance(message, CompressedImage) else image_to_rgb(message)
 
 
 def image_to_array(image: Image, encodings: Mapping[str, Encoding] = ENCODINGS) -> np.ndarray:
-    """The pixels of a message in its own channel order, in the byte order of this machine.
+    """Return the pixels of a message in its own channel order, in the byte order of this machine.
 
-    Gives ``(height, width, channels)``, or ``(height, width)`` for one channel; a view of the
-    message's data where its bytes allow that, so do not write into it. yuv422 of an odd width has one column more,
-    for two pixels share their bytes; nv12 and nv21 have half as many rows again. Bytes after the last row are ignored.
-    Raises :class:`ImageError`.
+    The array is ``(height, width, channels)``, or ``(height, width)`` for one channel. It is a view of the message's
+    data if the bytes allow that, so do not write into it. yuv422 of an odd width has one column more, because two
+    pixels share their bytes. nv12 and nv21 have half as many rows again. Bytes after the last row are ignored. Raise
+    :class:`ImageError`.
     """
     height, width, step = image.height, image.width, image.step
     encoding = encodings.get(image.encoding)
@@ -128,20 +128,20 @@ def image_to_array(image: Image, encodings: Mapping[str, Encoding] = ENCODINGS) 
 def image_to_rgb(image: Image) -> np.ndarray:
     """:func:`to_rgb` of an Image: mono is repeated, Bayer is interpolated, yuv is BT.601 of limited range.
 
-    An rgb8 message without padding comes back as a view of its data. Raises :class:`ImageError`.
+    An rgb8 message without padding comes back as a view of its data. Raise :class:`ImageError`.
     """
     rgb = _converted(image_to_array(image), ENCODINGS[image.encoding].to_rgb)
     return rgb if rgb.shape[1] == image.width else np.ascontiguousarray(rgb[:, :image.width])
 
 
 def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
-    """:func:`to_rgb` of a JPEG or PNG, which its bytes tell apart; raises :class:`ImageError` where they are damaged.
+    """Return :func:`to_rgb` of a JPEG or PNG. Raise :class:`ImageError` if it is damaged.
 
-    ``format`` is read as image_transport writes it, 'ENCODING; CODEC compressed [ENCODING]': it tells a Bayer mosaic
-    (PNG only, for JPEG carries no mosaic) and colours that were stored as RGB where the codec expects BGR. A bare
-    'jpeg', 'png' or empty one says nothing. Orientation tags are ignored: camera_info knows nothing of them. A picture
-    whose middle or end is missing is damaged; single changed bytes of a JPEG cannot always be noticed, for it carries
-    no checksum.
+    ``format`` is read as image_transport writes it, 'ENCODING; CODEC compressed [ENCODING]'. It shows a Bayer mosaic
+    (PNG only) and colours that were stored as RGB although the codec expects BGR. A bare 'jpeg', 'png' or empty format
+    has no such information. Orientation tags are ignored, because camera_info does not have them. A picture whose
+    middle or end is missing is damaged. Single changed bytes of a JPEG are not always noticed, because a JPEG has no
+    checksum.
     """
     data = bytes(message.data)
     png = data.startswith(PNG_START)
@@ -169,10 +169,10 @@ def _converted(pixels: np.ndarray, to_rgb: int | None) -> np.ndarray:
 
 def array_to_image(pixels: np.ndarray, encoding: str, header: Header | None = None,
                    encodings: Mapping[str, Encoding] = ENCODINGS) -> Image:
-    """A message of pixels that already lie in the channel order of ``encoding``.
+    """Return a message of pixels that already lie in the channel order of ``encoding``.
 
     ``pixels`` is ``(height, width, channels)`` or ``(height, width)`` for one channel, of the
-    encoding's type. Raises ValueError where shape or type do not fit. The header is taken over as it is.
+    encoding's type. Raise ValueError if shape or type do not fit. The header is taken over as it is.
     """
     expected = encodings.get(encoding)
     if expected is None:

@@ -1,4 +1,4 @@
-"""FrameResult to ROS messages and back: what one side publishes, the other side gets."""
+"""FrameResult to ROS messages and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = 65535   # a mono16 label image tells this many tracks apart; 0 is backg
 
 
 def encode_instances(result: FrameResult, header: Header) -> InstanceMaskArray:
-    """The instances of a frame as a message with the image's header."""
+    """Return the instances of a frame as a message with the image's header."""
     return InstanceMaskArray(
         header=header, height=result.height, width=result.width, frame_index=result.frame_index,
         track_epoch=result.track_epoch, instances=[_encode_instance(instance) for instance in result.instances])
@@ -33,7 +33,7 @@ def _encode_instance(instance: Instance) -> InstanceMask:
 
 
 def encode_diagnostics(result: FrameResult, header: Header, latency_ms: float, frames_dropped: int) -> SkipDiagnostics:
-    """How a frame was computed, as a message with the image's header."""
+    """Return how a frame was computed, as a message with the image's header."""
     times = result.times
     return SkipDiagnostics(
         header=header, frame_index=result.frame_index, track_epoch=result.track_epoch,
@@ -47,9 +47,9 @@ def encode_diagnostics(result: FrameResult, header: Header, latency_ms: float, f
 
 
 def decode_instance(message: InstanceMask, image_height: int, image_width: int) -> Instance:
-    """One instance of an InstanceMaskArray of ``image_height`` x ``image_width`` pixels.
+    """Return one instance of an InstanceMaskArray of ``image_height`` x ``image_width`` pixels.
 
-    Raises ValueError where the roi leaves the image, the runs do not fill the roi, or the status is unknown.
+    Raise ValueError if the roi leaves the image, the runs do not fill the roi, or the status is unknown.
     """
     roi, name = message.roi, f'instance with track id {message.track_id}'
     if roi.x_offset + roi.width > image_width or roi.y_offset + roi.height > image_height:
@@ -68,14 +68,14 @@ def decode_instance(message: InstanceMask, image_height: int, image_width: int) 
 
 
 def decode_instances(message: InstanceMaskArray) -> list[Instance]:
-    """All instances of a message, in its order. Raises ValueError as :func:`decode_instance` does."""
+    """Return all instances of a message, in its order. Raise ValueError as :func:`decode_instance` does."""
     return [decode_instance(instance, message.height, message.width) for instance in message.instances]
 
 
 def decode_result(instances: InstanceMaskArray, diagnostics: SkipDiagnostics) -> FrameResult:
-    """The result of the frame that both messages tell of.
+    """Return the result of the frame that both messages describe.
 
-    Raises ValueError where their headers differ, and as :func:`decode_instance` does.
+    Raise ValueError if their headers differ, and as :func:`decode_instance` does.
     """
     if instances.header != diagnostics.header:
         raise ValueError(f'the messages are of different images: stamps '
@@ -93,10 +93,10 @@ def decode_result(instances: InstanceMaskArray, diagnostics: SkipDiagnostics) ->
 
 
 def label_image(instances: Sequence[Instance], height: int, width: int) -> np.ndarray:
-    """Track ids as an image ``(height, width)`` uint16, 0 where there is no instance.
+    """Return track ids as an image ``(height, width)`` uint16, 0 if there is no instance.
 
-    Where masks overlap the better score is on top. LOST instances are left out. Ids beyond 65535
-    start again at 1, for mono16 holds no more.
+    Where masks overlap, the better score is on top. LOST instances are left out. Ids beyond 65535 start again at 1,
+    because mono16 holds no more.
     """
     labels = np.zeros((height, width), np.uint16)
     for instance in sorted(instances, key=lambda i: i.score):
@@ -107,7 +107,7 @@ def label_image(instances: Sequence[Instance], height: int, width: int) -> np.nd
 
 
 def _typed(code: str, values: np.ndarray, dtype: type) -> array:
-    """An ``array`` of the message field's own type, which rclpy takes over without a look at each item."""
+    """Return an ``array`` of the message field's own type, which rclpy accepts without checking each item."""
     typed = array(code)
     typed.frombytes(np.ascontiguousarray(values, dtype).tobytes())
     return typed

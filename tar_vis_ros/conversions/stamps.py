@@ -1,4 +1,4 @@
-"""Joins messages of several topics whose stamps are equal to the nanosecond, with bounded memory."""
+"""Join messages of several topics whose stamps are equal to the nanosecond, with bounded memory."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def stamp_text(stamp: Stamp) -> str:
 
 
 class ExactStamps:
-    """Holds the last messages of each topic until every topic has one of the same stamp.
+    """Hold the last messages of each topic until every topic has one of the same stamp.
 
     Topics may run ahead of each other. A stamp that goes back on a topic is a clock that was set or a bag that loops:
-    what is held of that topic is forgotten, so that messages of different rounds do not meet. Two neighbours in the
-    wrong order are neither. A stamp of 0, or one that two different messages of a topic have, tells nothing: what has
-    it meets nobody.
+    messages held of that topic are forgotten, so that messages of different rounds do not meet. Two neighbours in the
+    wrong order are neither. A stamp of 0, or one that two different messages of a topic have, is not a stamp:
+    such messages are not joined.
     """
 
     def __init__(self, keep: Mapping[str, int]) -> None:
-        """``keep`` tells for each topic how many messages are held at most; the oldest goes first."""
+        """Join the topics of ``keep``: topic to the number of messages held at most; the oldest goes first."""
         self._keep = dict(keep)
         self._held: dict[str, dict[Stamp, Any]] = {name: {} for name in keep}
         self._watches = {name: StampWatch() for name in keep}
@@ -45,7 +45,7 @@ class ExactStamps:
         self.matched = 0
 
     def add(self, name: str, message: Any) -> dict[str, Any] | None:
-        """Takes a message of topic ``name``; gives the message of every topic once all have this stamp."""
+        """Take a message of topic ``name``. Return the message of every topic once all have this stamp."""
         stamp, newest, held = stamp_of(message), self.newest[name], self._held[name]
         self.received[name] += 1
         self.newest[name] = stamp
@@ -69,7 +69,7 @@ class ExactStamps:
         return self._watches[name].problem
 
     def oldest(self, name: str) -> Stamp | None:
-        """The oldest stamp that is still held of a topic."""
+        """Return the oldest stamp that is still held of a topic."""
         return next(iter(self._held[name]), None)
 
     def _take(self, stamp: Stamp) -> dict[str, Any]:

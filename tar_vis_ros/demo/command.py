@@ -59,7 +59,7 @@ class DemoRun:
 
     @property
     def routing(self) -> str:
-        """How the node is asked to choose layers."""
+        """Return how the node is asked to choose layers."""
         given = dict(text.split(':=', 1) for text in self.parameters if ':=' in text)
         return given.get('routing', TABLE.options['routing'].default)
 

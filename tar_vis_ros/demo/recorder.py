@@ -66,12 +66,12 @@ class Recorder(Node):
 
     @property
     def images_received(self) -> int:
-        """How many images came so far, answered or not."""
+        """Return how many images came so far, answered or not."""
         return self._stamps.received['image']
 
     @property
     def complete(self) -> bool:
-        """True if the newest image that came is answered."""
+        """Return true if the newest image that came is answered."""
         return self._answered is not None and self._stamps.newest['image'] == self._answered
 
     def _take(self, name: str) -> Callable[[Image | InstanceMaskArray | SkipDiagnostics], None]:
@@ -111,6 +111,6 @@ class FrameWriter:
 
 
 def frame_line(frame: AnsweredFrame) -> dict:
-    """One line of ``instances.jsonl``; boxes are x, y, width, height; NaN becomes null."""
+    """Return one line of ``instances.jsonl``; boxes are x, y, width, height; NaN becomes null."""
     return {'stamp': {'sec': frame.stamp[0], 'nanosec': frame.stamp[1]}, **result_line(frame.result),
             'latency_ms': finite_or_none(frame.latency_ms), 'frames_dropped': frame.dropped}

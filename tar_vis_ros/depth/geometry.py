@@ -1,9 +1,9 @@
-"""Where an instance is, from the depth pixels inside its mask: plain geometry on arrays, no ROS.
+"""The position of an instance from the depth pixels inside its mask: plain geometry on arrays, no ROS.
 
 Two things spoil depth inside a mask: holes, where the sensor saw nothing, and pixels of the background, where the mask
-is a little too wide or the sensor's edges lie elsewhere than the image's. So the distance is taken from the mask's
-core, without its border, as a median; then every pixel of the mask that lies near that distance counts, near being
-measured by the core's own spread (median absolute deviation).
+is too wide or the sensor's edges differ from the image's. So the distance is the median over the mask's core, without
+its border. Then every pixel of the mask counts that lies near that distance. The core's own spread (median absolute
+deviation) decides what is near.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Surface:
-    """What is seen of an instance; metres, optical frame (REP-103: x right, y down, z forward)."""
+    """The visible surface of an instance; metres, optical frame (REP-103: x right, y down, z forward)."""
 
     position: np.ndarray   # (3,) median of the points, each axis by itself
     extent: np.ndarray     # (3,) from the 1st to the 99th percentile of the points
@@ -51,7 +51,7 @@ class Surface:
 
 def locate(mask: np.ndarray, box: tuple[int, int, int, int], depth: np.ndarray, unit_m: float, camera: Pinhole,
            rules: Rules) -> Surface | None:
-    """The surface of one instance, None where fewer than ``min_points`` depth pixels support it.
+    """Return the surface of one instance, None if fewer than ``min_points`` depth pixels support it.
 
     ``mask`` is boolean ``(box height, box width)``; ``box`` (x, y, width, height) lies inside ``depth`` ``(H, W)``,
     uint16 or float32 in units of ``unit_m`` metres. 0, negative and not finite depths are holes (REP-118).
@@ -73,7 +73,7 @@ def locate(mask: np.ndarray, box: tuple[int, int, int, int], depth: np.ndarray, 
 
 
 def _near(inside: np.ndarray, z: np.ndarray, unit_m: float, rules: Rules) -> tuple[float, float]:
-    """The interval of depths, in units of ``z``, around the distance of the mask's core; empty without any depth."""
+    """Return the interval of depths around the distance of the mask's core, in units of ``z``; empty without depth."""
     least, most = LIMITS[z.dtype]
     seen = inside & cv2.inRange(z, least, most)      # not so with NaN
     kernel = np.ones((2 * rules.border_px + 1,) * 2, np.uint8)
@@ -90,12 +90,12 @@ def _near(inside: np.ndarray, z: np.ndarray, unit_m: float, rules: Rules) -> tup
 
 
 def _indices(ones: np.ndarray) -> np.ndarray:
-    """Where an array of 0 and 1 is 1, row-major."""
+    """Return where an array of 0 and 1 is 1, row-major."""
     return np.flatnonzero(ones.view(bool))
 
 
 def _thin(indices: np.ndarray) -> np.ndarray:
-    """At most SAMPLE of the indices, evenly."""
+    """Return at most SAMPLE of the indices, evenly spaced."""
     if indices.size <= SAMPLE:
         return indices
     return indices[np.arange(SAMPLE) * indices.size // SAMPLE]

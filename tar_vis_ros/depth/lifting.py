@@ -25,9 +25,9 @@ class LiftError(TarVisError):
 
 
 def lift(masks: InstanceMaskArray, depth: Image, info: CameraInfo, rules: Rules) -> Instance3DArray:
-    """The visible instances in 3-D, the nearest first. ``depth`` is registered to the image of the masks.
+    """Return the visible instances in 3-D, the nearest first. ``depth`` is registered to the image of the masks.
 
-    Raises LiftError where sizes or frames differ or the camera is not calibrated, ImageError (a ValueError) where the
+    Raise LiftError if sizes or frames differ or the camera is not calibrated, ImageError (a ValueError) if the
     depth image cannot be read, ValueError for a broken mask.
     """
     camera = _pinhole(masks, depth, info)
@@ -58,7 +58,7 @@ def _message(instance: Instance, surface: Surface) -> Instance3D:
 
 
 def _pinhole(masks: InstanceMaskArray, depth: Image, info: CameraInfo) -> Pinhole:
-    """The camera of the three messages, once it is clear that they are of one."""
+    """Return the camera of the three messages, once it is clear that they are of one."""
     for name, message in (('the depth image', depth), ('camera_info', info)):
         if (message.width, message.height) != (masks.width, masks.height):
             raise LiftError(f'{name} is of {message.width}x{message.height} pixels, the masks of '

@@ -15,7 +15,7 @@ IDS = 2**31         # ids of markers are signed
 
 
 def markers(answer: Instance3DArray) -> MarkerArray:
-    """The markers of one image. The first deletes those of the image before, whoever saw it."""
+    """Return the markers of one image. The first deletes those of the previous image."""
     drawn = [marker for instance in answer.instances for marker in (_box(instance), _text(instance))]
     for marker in drawn:
         marker.header = answer.header

@@ -1,4 +1,4 @@
-"""``tar-vis-depth``: where the instances are in 3-D, from their masks and a depth camera."""
+"""``tar-vis-depth``: positions of the instances in 3-D, from their masks and a depth camera."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ parameters (name, default, meaning):
 
 @dataclass(frozen=True)
 class _Counts:
-    """What had come when."""
+    """Numbers of messages at a moment."""
 
     received: dict[str, int]
     matched: int
@@ -176,7 +176,7 @@ class DepthLifter(ParameterNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the node until SIGINT or SIGTERM; gives the exit code."""
+    """Run the node until SIGINT or SIGTERM. Return the exit code."""
     return run_node('tar-vis-depth', no_arguments('tar-vis-depth', USAGE), lambda _: DepthLifter(), args)
 
 

@@ -82,7 +82,7 @@ class FollowPerson(ParameterNode):
         return frame is None or abs(self._client.age_s(frame.header)) > self.options.timeout_s
 
     def _target(self, frame: Instance3DArray) -> Instance3D | None:
-        """Whom it has followed, while in sight; else the nearest."""
+        """Return the instance that it follows, while in sight; else the nearest."""
         if self._track is not None and frame.track_epoch != self._track[0]:
             self.get_logger().info(f'track ids begin anew (epoch {frame.track_epoch}): the nearest is followed')
             self._track = None

@@ -52,7 +52,7 @@ class Camera:
 
     @property
     def prefix(self) -> str:
-        """What comes before its log lines."""
+        """Return the beginning of its log lines."""
         return f'{self.name}: ' if self.name else ''
 
     def break_before(self, number: int) -> str:
@@ -71,12 +71,12 @@ class Camera:
 
 
 def camera_topics(topics: Sequence[str], resolve: Callable[[str], str] = str) -> dict[str, str]:
-    """Names and topics of the cameras: the default topic under the name '' where ``topics`` is empty.
+    """Return names and topics of the cameras: the default topic under the name '' if ``topics`` is empty.
 
-    A name is the topic without its last part, where it has more than one: ``/front/image_raw`` is ``front``,
-    ``/robot/left/image`` is ``robot_left``. Where two would be the same, the whole topics are the names, with
-    a number where even those are the same (``/a_b/c`` and ``/a/b_c``). ``resolve`` gives a topic's full name.
-    Raises ParameterError for a topic that ROS does not take, or that is named twice.
+    A name is the topic without its last part, if it has more than one: ``/front/image_raw`` is ``front``,
+    ``/robot/left/image`` is ``robot_left``. If two names would be equal, the whole topics are the names, with a number
+    if even those are equal (``/a_b/c`` and ``/a/b_c``). ``resolve`` returns a topic's full name.
+    Raise ParameterError for a topic that ROS does not take, or that is named twice.
     """
     if not topics:
         return {'': DEFAULT_TOPIC}

@@ -1,4 +1,4 @@
-"""How the node fares: counters over a bounded window, throttled complaints, and a status for /diagnostics."""
+"""Health of the node: counters over a bounded window, throttled error lines, and a status for /diagnostics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Health:
         self._fault = (-np.inf, DiagnosticStatus.OK, '')     # when, level, text
 
     def activated(self) -> None:
-        """Images are expected from now on; what was measured before is forgotten."""
+        """Expect images from now on, and forget earlier measurements."""
         with self._lock:
             self._frames.clear()
             self._waiting_since = self._clock()
@@ -46,22 +46,22 @@ class Health:
         self._waiting_since = self._clock()
 
     def frame_done(self, latency_ms: float, executed_layers: int) -> None:
-        """A frame was answered ``latency_ms`` after its arrival."""
+        """Count a frame that was answered ``latency_ms`` after its arrival."""
         with self._lock:
             self._frames.append(_Frame(self._clock(), latency_ms, executed_layers))
             self._processed += 1
 
     def dropped(self, count: int) -> None:
-        """So many images were passed over for newer ones, or lost on the way."""
+        """Count images that were passed over for newer ones, or lost on the way."""
         with self._lock:
             self._dropped += count
 
     def picture_published(self, kind: str) -> None:
-        """``kind`` is 'label images' or 'overlays'."""
+        """Count a picture; ``kind`` is 'label images' or 'overlays'."""
         self._pictures[f'{kind} published'] += 1
 
     def fault(self, kind: str, text: str, level: bytes = DiagnosticStatus.WARN) -> str | None:
-        """Notes a fault that cost one image; gives the line to log, or None while its kind was logged just now."""
+        """Note a fault that cost one image. Return the line to log, or None while its kind was logged just now."""
         now = self._clock()
         with self._lock:
             self._refused += 1
@@ -75,7 +75,7 @@ class Health:
 
     def status(self, name: str, state: str, topic: str, hardware_id: str, *, blocked: str = '',
                problems: Sequence[str] = (), timeout_s: float = 5.0) -> DiagnosticStatus:
-        """The status ``name`` of a node in lifecycle ``state`` whose camera publishes on ``topic``.
+        """Return the status ``name`` of a node in lifecycle ``state`` whose camera publishes on ``topic``.
 
         ``blocked`` says why the node cannot be configured, ``problems`` what is wrong right now; silence of more than
         ``timeout_s`` is a warning.
@@ -119,7 +119,7 @@ class Health:
 
 
 def _rate(frames: list[_Frame], now: float) -> float:
-    """Frames per second over the window, and over less after a start."""
+    """Return frames per second over the window, and over less after a start."""
     if len(frames) < 2:
         return 0.0
     return (len(frames) - 1) / max(now - frames[0].finished, 1e-3)

@@ -1,4 +1,4 @@
-"""One camera's subscription, and what keeps its images from coming: said with names, instead of silence."""
+"""One camera's subscription. It says by name what keeps its images from coming."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ImageInput:
 
     ``transport`` is 'raw' (the topic) or 'compressed' (the topic with ``/compressed`` at its end), ``reliability``
     'best_effort' or 'reliable'. Start-up parameters ``qos_overrides.TOPIC.subscription.POLICY`` go before it;
-    ParameterError where one of them is wrong.
+    ParameterError if one of them is wrong.
     """
 
     def __init__(self, node: Node, topic: str, transport: str, reliability: str,
@@ -72,11 +72,11 @@ class ImageInput:
         self._timer = node.create_timer(LOOK_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def problems(self) -> list[str]:
-        """What keeps images from coming right now, one line each."""
+        """Return what keeps images from coming right now, one line each."""
         return list(self._found.values())
 
     def close(self) -> None:
-        """Ends the subscription; no callback is called from now on."""
+        """End the subscription; no callback is called from now on."""
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
             self._node.destroy_timer(self._timer)
@@ -98,7 +98,7 @@ class ImageInput:
             self._on_problem(key[0], self._found[key])
 
     def _judge(self, publishers: list[Publisher]) -> Iterator[tuple[tuple[str, frozenset[str]], str]]:
-        """((kind, whose), text) of each problem."""
+        """Yield ((kind, whose), text) of each problem."""
         for publisher in publishers:
             kind, text = self._publishers.problem_of(
                 publisher, ': set image_transport or the topic to fit it',
@@ -118,7 +118,7 @@ class ImageInput:
             yield ('no publisher', frozenset()), f'nobody publishes {self.topic}{since}{self._elsewhere()}'
 
     def _elsewhere(self) -> str:
-        """Where there are images, for a topic is easily mistaken; '' where there are none."""
+        """Return a hint at topics with images, because a topic is easily mistaken; '' if there are none."""
         own = self._node.get_fully_qualified_name() + '/'   # the node's own pictures
         types = {name for _, name, _ in TRANSPORTS.values()}
         topics = sorted(topic for topic, of in self._node.get_topic_names_and_types()
@@ -127,7 +127,7 @@ class ImageInput:
 
 
 def _overridden(node: Node, topic: str) -> list[QoSPolicyKind]:
-    """The policies that start-up parameters override. Raises ParameterError where they cannot.
+    """Return the policies that start-up parameters override. Raise ParameterError if they cannot.
 
     The others are not declared: a declared one would hold its first value, whatever image_reliability becomes.
     """

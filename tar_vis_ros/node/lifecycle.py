@@ -21,12 +21,12 @@ TRANSITIONS = {value: name.removeprefix('TRANSITION_').lower()
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message without line breaks."""
+    """Return the error's message without line breaks."""
     return ' '.join(str(error).split()) or type(error).__name__
 
 
 def logged(transition: Callable) -> Callable:
-    """rclpy turns an exception in a transition into ERROR without a word: say it."""
+    """Log an exception in a transition: rclpy turns it into ERROR silently."""
 
     @functools.wraps(transition)
     def run(self: ManagedNode, state: State) -> TransitionCallbackReturn:
@@ -56,7 +56,7 @@ class ManagedNode(TableParameters, Node):
 
     @property
     def state(self) -> str:
-        """The lifecycle state's label: unconfigured, inactive, active, finalized, or a transition's."""
+        """Return the lifecycle state's label: unconfigured, inactive, active, finalized, or a transition's."""
         return self._state_machine.current_state[1]
 
     def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
@@ -71,8 +71,9 @@ class ManagedNode(TableParameters, Node):
             return FAILURE
 
     def apply(self, settings: Settings) -> None:
-        """Take over settings of which the live ones have changed. Raise ValueError if they do not fit together; then
-        nothing has changed."""
+        """Take over settings of which the live ones have changed.
+
+        Raise ValueError if they do not fit together; then nothing has changed."""
 
     def accept(self, changed: Sequence[Parameter], settings: Settings) -> None:
         for name in TABLE.at_configure.intersection(parameter.name for parameter in changed):

@@ -17,7 +17,7 @@ class _Slot(Generic[Item]):
 
 
 class Mailbox(Generic[Item]):
-    """One slot a camera, each of one item, whose place a newer one takes. Cameras take turns."""
+    """One slot for each camera. A slot holds one item, which a newer item replaces. Cameras take turns."""
 
     def __init__(self, slots: int = 1) -> None:
         self._changed = threading.Condition()
@@ -26,7 +26,7 @@ class Mailbox(Generic[Item]):
         self._closed = False
 
     def put(self, slot: int, item: Item, missed: int = 0) -> None:
-        """Leave the item for the consumer. Never wait. After :meth:`close` it is as if the item had never come.
+        """Leave the item for the consumer. Never wait. After :meth:`close` the item is ignored.
 
         ``missed`` items before it did not come this far; they count as replaced.
         """
@@ -39,7 +39,7 @@ class Mailbox(Generic[Item]):
             self._changed.notify()
 
     def take(self) -> tuple[int, Item, int] | None:
-        """Waits for an item; gives slot, item and the number of items replaced there since its last take.
+        """Wait for an item. Return slot, item and the number of items replaced there since its last take.
 
         Of the slots that hold one it is the next after the slot served last. None after close.
         """
@@ -55,7 +55,7 @@ class Mailbox(Generic[Item]):
             return self._served, box.item, box.replaced
 
     def close(self) -> list[int]:
-        """Ends every take, now and later. Gives, slot by slot, how many items were never taken."""
+        """End every take, now and later. Return, slot by slot, how many items were never taken."""
         with self._changed:
             left = [box.replaced + (box.item is not None) for box in self._slots]
             self._closed, self._slots = True, [_Slot() for _ in self._slots]

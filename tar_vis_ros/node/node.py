@@ -64,7 +64,7 @@ class TarVisNode(ManagedNode):
 
     @logged
     def on_configure(self, state: State) -> TransitionCallbackReturn:
-        """Loads the model and warms it up. What is wrong is said in one line, and the node stays unconfigured."""
+        """Load the model and warm it up. If that fails, log one line and stay unconfigured."""
         began = time.monotonic()
         try:
             if self.mistakes:
@@ -113,7 +113,7 @@ class TarVisNode(ManagedNode):
 
     @logged
     def on_deactivate(self, state: State) -> TransitionCallbackReturn:
-        """Stops listening; the model and the tracks stay."""
+        """Stop listening; the model and the tracks stay."""
         self._stop()
         return super().on_deactivate(state)
 
@@ -129,7 +129,7 @@ class TarVisNode(ManagedNode):
 
     @logged
     def on_error(self, state: State) -> TransitionCallbackReturn:
-        """Back to unconfigured, from where the node can be configured again."""
+        """Go back to unconfigured, from where the node can be configured again."""
         self._release()
         return SUCCESS
 
@@ -229,7 +229,7 @@ class TarVisNode(ManagedNode):
 
 
 def give_back_memory() -> None:
-    """Give the system what was freed, of the host and of a GPU, now rather than some time."""
+    """Give freed memory of the host and of a GPU back to the system now."""
     gc.collect()
     give_back_free_memory()
     if (torch := sys.modules.get('torch')) is not None and torch.cuda.is_initialized():

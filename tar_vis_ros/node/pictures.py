@@ -1,4 +1,4 @@
-"""Overlays for whoever looks, drawn by a thread of its own: looking does not slow the model down."""
+"""Overlays, drawn by a thread of their own and only if somebody subscribes: they do not slow the model down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tar_vis_ros.node.mailbox import Worker
 
 @dataclass(frozen=True)
 class AnsweredImage:
-    """What an overlay is drawn of."""
+    """The image and the result that an overlay is drawn from."""
 
     header: Header
     rgb: np.ndarray     # (H, W, 3) uint8
@@ -25,7 +25,7 @@ class AnsweredImage:
 
 
 class Pictures:
-    """Draws the newest frame of each camera that somebody looks at; frames that come meanwhile are passed over."""
+    """Draw the newest frame of each camera whose overlay has a subscriber; frames that come meanwhile are skipped."""
 
     def __init__(self, cameras: Sequence[Camera], on_error: Callable[[Camera, Exception], None]) -> None:
         self._cameras, self._on_error = cameras, on_error

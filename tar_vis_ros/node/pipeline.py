@@ -62,7 +62,7 @@ class Pipeline:
         self._worker = Worker(self._process, 'tar_vis', len(self.cameras))
 
     def stop(self) -> None:
-        """Ends the thread once it has published the frame at hand; images that wait count as dropped."""
+        """End the thread once it has published the frame at hand; images that wait count as dropped."""
         if self._worker is not None:
             left, self._worker = self._worker.stop(), None
             for camera, count in zip(self.cameras, left, strict=True):
@@ -109,14 +109,14 @@ class Pipeline:
         return self._remarks
 
     def announce_labels(self) -> None:
-        """Publishes what class ids mean, for whoever listens now or later."""
+        """Publish the names of the class ids, latched."""
         for camera in self.cameras:
             if camera.outputs.labels is not None:
                 camera.outputs.labels.publish(
                     label_info(self._segmenter.class_names, self._segmenter.options.score_threshold, Header()))
 
     def reset(self, cameras: Sequence[Camera], reason: str) -> None:
-        """The next frame of each of them begins new tracks and says why."""
+        """Let the next frame of each camera begin new tracks and say why."""
         with self._between_frames():
             for camera in cameras:
                 self._segmenter.reset(camera.state, reason)

@@ -65,7 +65,7 @@ def load_segmenter(settings: Settings) -> VideoSegmenter:
 
 
 def warm_up_sizes(settings: Settings) -> list[tuple[int, int]]:
-    """Return heights and widths to warm up. Raise ValueError that names what is no size."""
+    """Return heights and widths to warm up. Raise ValueError that names an entry that is no size."""
     found = []
     for text in settings.warm_up_sizes:
         size = re.fullmatch(r'([1-9]\d{0,4})x([1-9]\d{0,4})', text)
@@ -76,7 +76,7 @@ def warm_up_sizes(settings: Settings) -> list[tuple[int, int]]:
 
 
 def live_options(configured: Settings, current: Settings) -> SegmenterOptions:
-    """Return the current options of the segmenter; what needs a configure is as it was configured."""
+    """Return the current options of the segmenter; options that need a configure are as they were configured."""
     settings = replace(current, **{name: getattr(configured, name) for name in TABLE.at_configure})
     return SegmenterOptions(**{name: getattr(settings, name) for name in OPTIONS})
 

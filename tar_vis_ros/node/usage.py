@@ -1,4 +1,4 @@
-"""What `tar-vis-node --help` says."""
+"""The text of `tar-vis-node --help`."""
 
 from __future__ import annotations
 

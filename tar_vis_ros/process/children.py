@@ -92,7 +92,7 @@ class ChildProcess:
 
     @property
     def code(self) -> int | None:
-        """The exit code, None while it runs."""
+        """Return the exit code, None while it runs."""
         return self._process.poll()
 
     def check(self) -> None:
@@ -110,7 +110,7 @@ class ChildProcess:
 
     @property
     def complaints(self) -> list[str]:
-        """Its latest warnings and errors."""
+        """Return its latest warnings and errors."""
         return [line for line in self.lines if line.startswith(('[WARN]', '[ERROR]', '[FATAL]'))]
 
     def interrupt(self) -> None:

@@ -34,7 +34,7 @@ class Table:
 
     @cached_property
     def options(self) -> dict[str, Option]:
-        """The options by name: those of the dataclass itself, then the inherited ones."""
+        """Return the options by name: those of the dataclass itself, then the inherited ones."""
         own = self.settings.__annotations__
         return dict(sorted(options_of(self.settings).items(), key=lambda item: item[0] not in own))
 

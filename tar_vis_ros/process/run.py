@@ -39,7 +39,7 @@ def run_node(command: str, parse: Callable[[list[str]], Any], make: Callable[[An
 
     Args:
         command: name of the program, for its errors.
-        parse: reads the arguments that are not ROS's; raises SystemExit after ``--help`` and for wrong ones.
+        parse: reads the arguments that are not ROS's; it exits after ``--help`` and for wrong ones.
         make: makes the node from what ``parse`` returned.
         args: the whole command line, program name included; None: that of the process.
         run: what the node does.

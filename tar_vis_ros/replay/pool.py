@@ -30,7 +30,7 @@ class Replaying:
 
     @property
     def images(self) -> int:
-        """How many it has played so far."""
+        """Return the number of images played so far."""
         for line in reversed(list(self.child.lines)):
             if found := re.fullmatch(r'image (\d+)', line):
                 return int(found[1]) + 1

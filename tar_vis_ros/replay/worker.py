@@ -65,7 +65,7 @@ def publish_topic(job: Job, bag: ImageBag) -> str:
     """Return where the images go: a compressed topic ends as image_transport wants it.
 
     A bag may come from ROS 1 and have a name that ROS 2 does not take. The node that is started here gets its images
-    under another name then; raises BagError if one that runs already should.
+    under another name then. Raise BagError if one that runs already should.
     """
     topic = job.to or bag.topic
     try:

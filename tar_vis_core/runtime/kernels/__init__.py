@@ -1,6 +1,6 @@
 """Compiled kernels: C++ for the CPU, built with the messages and called through ctypes; Triton for the GPU.
 
-Each has a PyTorch form beside it that gives the same numbers, for where it was not built.
+Each has a PyTorch form with the same numbers, which is used if the kernel was not built.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRITON_WIDTHS = 16, 32, 64, 128     # the same, of deformable attention on a GPU
 
 @functools.lru_cache(maxsize=1)
 def compiled() -> ctypes.CDLL | None:
-    """The compiled kernels for CPUs, None where they were not built or cannot be loaded."""
+    """Return the compiled kernels for CPUs, None if they were not built or cannot be loaded."""
     try:
         # it names the same OpenMP runtime that torch has loaded, so both use one set of threads
         loaded = ctypes.CDLL(str(LIBRARY))
@@ -42,9 +42,10 @@ def compiled() -> ctypes.CDLL | None:
 
 def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
                       shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """Deformable samples on a CPU, see ``models/deformable.py``: arguments and result are those of its other forms.
+    """Return deformable samples on a CPU; arguments and result are those of the forms in ``models/deformable.py``.
 
-    Computes in float32 and gives the dtype of ``value``; no gradient. RuntimeError where the kernels are not there.
+    They are computed in float32 and returned in the dtype of ``value``, without gradient. Raise RuntimeError if the
+    kernels are not there.
     """
     kernels = compiled()
     if kernels is None:
@@ -70,7 +71,7 @@ def no_gpu_samples(width: int, device: torch.device) -> str:
     """Return why :func:`sample_on_gpu` is not used there with heads of so many channels, '' if it is.
 
     It is tried once, on random samples, against the form that is used in its place. Triton comes with PyTorch's builds
-    for CUDA, but it needs a C compiler on the machine; what it lacks is warned of.
+    for CUDA, but it needs a C compiler on the machine.
     """
     if width not in TRITON_WIDTHS:
         why = f'it does not do heads of {width} channels'
@@ -108,18 +109,19 @@ def samples_on_gpu(width: int, device: torch.device) -> bool:
 
 def sample_on_gpu(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
                   shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """See :func:`~tar_vis_core.runtime.kernels.triton_deformable.sample_by_triton`; only where
-    :func:`samples_on_gpu` says so."""
+    """Return the samples of :func:`~tar_vis_core.runtime.kernels.triton_deformable.sample_by_triton`.
+
+    Call it only if :func:`no_gpu_samples` returns ''."""
     from tar_vis_core.runtime.kernels.triton_deformable import sample_by_triton
 
     return sample_by_triton(value, offsets, logits, reference, shapes)
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Group norm of ``(N, C, h, w)`` on a CPU, computed in float32; the result has its channels last.
+    """Return the group norm of ``(N, C, h, w)`` on a CPU, computed in float32; the result has its channels last.
 
-    No gradient. Without the compiled kernels it is PyTorch's own, on memory with channels first: with channels last
-    that loses digits where a group varies little.
+    There is no gradient. Without the compiled kernels it is PyTorch's own, on memory with channels first: with channels
+    last that loses digits if a group varies little.
     """
     kernels, dtype = compiled(), x.dtype
     if kernels is None:
@@ -133,15 +135,16 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
 
 
 def attends(width: int) -> bool:
-    """Whether :func:`attention` can be called with heads of so many channels."""
+    """Return whether :func:`attention` can be called with heads of so many channels."""
     return width in ATTENTION_WIDTHS and compiled() is not None
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tensor | None) -> Tensor:
-    """Scaled dot-product attention on a CPU: ``query (N, Q, D)`` asks ``key, value (N, S, D)``; gives ``(N, Q, D)``.
+    """Return scaled dot-product attention on a CPU, ``(N, Q, D)``: ``query (N, Q, D)`` over ``key, value (N, S, D)``.
 
-    ``keep (N, Q, S)`` is True where allowed; a query that may ask nothing gets not-a-number, as from PyTorch's own.
-    Computes in float32 and gives the dtype of ``query``; no gradient. Only where :func:`attends` says so.
+    ``keep (N, Q, S)`` is True where attention is allowed. A query without any such key gets NaN, as in PyTorch's own.
+    It is computed in float32 and returned in the dtype of ``query``, without gradient. Call it only if :func:`attends`
+    allows.
     """
     (n, queries, dim), keys = query.shape, key.shape[1]
     if key.shape != (n, keys, dim) or value.shape != key.shape or (

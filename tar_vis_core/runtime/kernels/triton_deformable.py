@@ -69,9 +69,9 @@ def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor
 
 def sample_by_triton(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
                      shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """The same as the samplers of ``models/deformable.py``, in the dtype of ``value``; sums are float32. No gradient.
+    """Return the samples of the samplers in ``models/deformable.py``, in the dtype of ``value``; sums are float32.
 
-    ValueError where heads have another number of channels than one of ``TRITON_WIDTHS``.
+    There is no gradient. Raise ValueError if the channels of a head are none of ``TRITON_WIDTHS``.
     """
     n, s, heads, levels, points, _ = offsets.shape
     width = value.shape[-1] // heads
