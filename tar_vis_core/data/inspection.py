@@ -37,7 +37,7 @@ class LabelledSet:
 def open_set(path: Path) -> LabelledSet:
     """Read and check an annotation file, or the one in a folder. Raise DataError that names what is wrong."""
     if path.is_dir():
-        found = sorted(path.glob('*.json'))
+        found = sorted(file for file in path.glob('*.json') if not file.name.startswith('.'))
         if len(found) != 1:
             raise DataError(f'{path} holds {len(found)} JSON files; give the path of one')
         path = found[0]

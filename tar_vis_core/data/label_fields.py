@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,8 +97,8 @@ class Entry:
             value = self.get(key, 'the size of the picture in pixels')
             if isinstance(value, str) and value.strip().isdecimal():
                 value = float(value)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) \
-                    or value != int(value) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= max_pixels() \
+                    or value != int(value):
                 raise self.error(f": field '{key}' is {_shown(value)}, expected a whole number of pixels")
             sides.append(int(value))
         if sides[0] * sides[1] > max_pixels():

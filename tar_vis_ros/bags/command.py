@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.terminal import say_anything
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_ros.bags.maker import BagOptions, labelled_videos, write_images, write_labelled
 from tar_vis_ros.bags.writer import STORAGES
@@ -117,6 +118,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Gives the exit code: 0, 2 after one line about what is wrong, 130 after Ctrl-C."""
+    say_anything()
     args = command_line().parse_args(argv)
     try:
         args.call(args)

@@ -12,6 +12,7 @@ import yaml
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.terminal import say_anything
 from tar_vis_core.io.whole_files import write_text
 from tar_vis_ros.bags.command import number
 from tar_vis_ros.bags.reader import ImageBag
@@ -186,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if '--ros-args' in words:       # what launch adds
         words = words[:words.index('--ros-args')]
+    say_anything()
     args = command_line().parse_args(words)
     try:
         return run(args)

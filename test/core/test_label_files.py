@@ -94,7 +94,8 @@ def test_a_command_tells_what_is_left_out(tmp_path):
 
 # fields that are missing, null or of another type
 
-NUMBERS_THAT_ARE_NONE = [None, 'wide', '', [], {}, -3, 0, 2.5, float('nan'), float('inf'), 1e12, True]
+NUMBERS_THAT_ARE_NONE = [None, 'wide', '', [], {}, -3, 0, 2.5, float('nan'), float('inf'), 1e12, 10**400,
+                         True]
 
 
 @pytest.mark.parametrize('write', [write_coco, write_ytvis])
@@ -196,6 +197,12 @@ def test_cocovid_is_told_from_youtube_vis(tmp_path, capsys):
         assert main(arguments) == 1
         said = capsys.readouterr().err
         assert said.count('\n') == 1 and "video 1: field 'file_names' is missing" in said and 'CocoVID' in said
+
+
+def test_a_hidden_companion_of_the_file_is_left_alone(tmp_path):
+    path = write_coco(tmp_path)
+    (tmp_path / f'._{path.name}').write_bytes(b'\0\5\x16\7')
+    assert open_set(tmp_path).path == path
 
 
 # ids

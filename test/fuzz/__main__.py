@@ -57,6 +57,8 @@ def child(name: str, folder: Path, seed: int, first: int, inputs: int, deadline:
             problem = traceback.format_exc()[-3000:]
         if (grown := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) > GROWTH:
             problem = problem or f'{grown // 1024} MiB of memory for one input'
+        if problem:     # now, for the next input takes its place
+            shutil.copytree(folder / 'input', folder / 'found' / str(number))
         print(json.dumps({'end': number, 'answer': answer, 'problem': problem}), flush=True)
         number += 1
 
@@ -112,7 +114,8 @@ class Watched:
 
     def _found(self, number: int, problem: str) -> None:
         kept = Path(f'fuzz_findings/{self.name}_{self.seed}_{number}').absolute()
-        shutil.copytree(self.folder / 'input', kept, dirs_exist_ok=True)
+        made = self.folder / 'found' / str(number)
+        shutil.copytree(made if made.exists() else self.folder / 'input', kept, dirs_exist_ok=True)
         (kept / 'problem.txt').write_text(problem)
         self.findings.append(f'{self.name} {number}: {problem.strip().splitlines()[-1][:200]} (kept: {kept})')
         print(self.findings[-1], flush=True)
