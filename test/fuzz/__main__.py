@@ -99,7 +99,7 @@ class Watched:
                             self._found(line['end'], line['problem'])
             elif process.poll() is not None:
                 break
-            elif time.time() - heard > patience_s:
+            elif time.time() - heard > (START_S if current is None else patience_s):
                 process.kill()
                 process.wait()
                 self._found(first, f'no answer within {patience_s:.0f} s' if current is not None else 'did not start')
