@@ -55,6 +55,6 @@ class StampWatch:
     @property
     def problem(self) -> str:
         """Return what is wrong with the stamps of the last images, '' if nothing is."""
-        if self.unchanged < UNCHANGED:
-            return ''
-        return 'the stamps are all 0' if self.newest == 0 else f'the stamps do not change (always {self.newest:.9f})'
+        if self.newest == 0 and self.unchanged:     # one alone may be the start of a simulation
+            return 'the stamps are all 0'
+        return f'the stamps do not change (always {self.newest:.9f})' if self.unchanged >= UNCHANGED else ''

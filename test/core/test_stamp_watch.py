@@ -45,15 +45,13 @@ def test_a_gap_is_one_between_two_images_of_the_camera():
 
 def test_stamps_that_do_not_change_are_told():
     watch = StampWatch()
-    for _ in range(UNCHANGED):
-        assert watch.add(0.0, 2.0) == watch.problem == ''
-    watch.add(0.0, 2.0)
-    assert watch.problem == 'the stamps are all 0'
-    watch.add(7.5, 0)
-    assert watch.problem == ''
-    for _ in range(UNCHANGED):
-        watch.add(7.5, 2.0)
+    for problem in ('', 'the stamps are all 0', 'the stamps are all 0'):
+        assert watch.add(0.0, 2.0) == '' and watch.problem == problem
+    for count in range(UNCHANGED + 1):
+        assert watch.add(7.5, 0) == '' and bool(watch.problem) == (count == UNCHANGED)
     assert watch.problem == 'the stamps do not change (always 7.500000000)'
+    watch.add(7.6, 0)
+    assert watch.problem == ''
 
 
 def test_whoever_saw_all_frames_decides():
