@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 
 import pytest
@@ -16,18 +15,9 @@ from building import ROOT, BuiltProcess
 from launch_files import declared
 from node_process import NodeProcess, nano_weights, wait_until
 
-from tar_vis_core.commands.run import parser
 from tar_vis_ros.process.children import ChildProcess
-from tar_vis_ros.video_source import command_line
 
 PAGE = (ROOT / 'docs/tutorials/first_camera.md').read_text()
-
-
-def commands(program: str) -> list[list[str]]:
-    """Arguments of the page's lines that start a program."""
-    return [shlex.split(line, comments=True)[len(program.split()):]
-            for block in re.findall(r'```sh\n(.*?)```', PAGE, re.DOTALL) for line in block.splitlines()
-            if line.startswith(program + ' ')]
 
 
 def test_the_script_that_looks_prints_instances_and_diagnostics_and_saves_the_overlay(tmp_path, ros_env):
@@ -49,17 +39,6 @@ def test_the_script_that_looks_prints_instances_and_diagnostics_and_saves_the_ov
         look.close()
         camera.end()
         node.end()
-
-
-def test_commands_take_the_options_that_are_printed():
-    (run,), video = commands('tar-vis run'), commands('tar-vis-video')
-    assert parser().parse_args(run).frames == 60
-    assert [command_line(words)['loop'] for words in video] == [True]
-    launches = commands('ros2 launch tar_vis_ros')
-    assert len(launches) == 4
-    for file, *arguments in launches:
-        names = {argument.partition(':=')[0] for argument in arguments}
-        assert names <= declared(ROOT / 'launch' / file)
 
 
 def test_arguments_and_files_in_the_text_exist():

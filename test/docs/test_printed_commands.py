@@ -1,0 +1,147 @@
+"""Every command that the README, the tutorials and the pages of the nodes print runs as it is printed.
+
+The README and the pages of the nodes speak of the wheels: their commands run in the environment of these tests. The
+tutorials speak of a colcon workspace, too: theirs run there, with the programs that `colcon build` has installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytest.importorskip('skimage')
+
+import rclpy
+from building import BUILD_S, ROOT, BuiltProcess, programs, run, with_this_python
+from launch_files import declared
+from node_process import nano_weights, picture, wait_until
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs/tutorials').glob('*.md')),
+         *sorted((ROOT / 'docs/nodes').glob('*.md'))]
+# What runs until it is interrupted, and the name of its node.
+SERVERS = {'tar-vis-node': 'tar_vis', 'tar-vis-video': 'tar_vis_video', 'tar-vis-depth': 'depth_lifter',
+           'tar-vis-follow': 'follow_person'}
+# What a machine may not have, and how the program says so: official weights, a camera.
+ABSENT = {'minvis_ytvis19_R50.pth': 'minvis_ytvis19_R50.pth', 'minvis.safetensors': 'cannot configure',
+          'tar-vis-video 0': 'camera'}
+# Words of the set-up, which `make setup`, the fixtures of these tests and the tests of the build do in their own way.
+SET_UP = {'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git'}
+
+
+def printed(page: Path) -> list[list[str]]:
+    """Return the commands of a page as words, in their order."""
+    found = []
+    for block in re.findall(r'```sh\n(.*?)```', page.read_text(), re.DOTALL):
+        for line in block.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line, comments=True)
+            while '&&' in words:
+                found.append(words[:words.index('&&')])
+                words = words[words.index('&&') + 1:]
+            found.append([word for word in words if word != '&'])
+    return [words for words in found if words]
+
+
+class Desk:
+    """A folder with what the pages name, and the programs that run at the moment."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder, self.env = folder, env
+        self.running: dict[str, BuiltProcess] = {}
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context)
+        self._node = rclpy.create_node('desk', context=self._context)
+        video = cv2.VideoWriter(str(folder / 'street.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 10, (160, 120))
+        (folder / 'pictures').mkdir()
+        for index in range(8):
+            frame = np.ascontiguousarray(picture(shift=index)[..., ::-1])
+            video.write(frame)
+            cv2.imwrite(str(folder / f'pictures/{index}.png'), frame)
+        video.release()
+
+    def do(self, words: list[str]) -> None:
+        """Run a command to its end, or start it if it is one that has none."""
+        absent = next((said for what, said in ABSENT.items() if what in ' '.join(words)), '')
+        if words[0] in SERVERS:
+            self.end(words[0])
+            process = BuiltProcess(words, self.env, self.folder, words[0])
+            self.running[words[0]] = process
+            ready = (lambda: absent in process.output) if absent else lambda: self._ready(words[0], process)
+            wait_until(lambda: ready() or not process.running, f'start of {words}', turn=lambda: time.sleep(0.1),
+                       seconds=BUILD_S)
+            assert ready(), process.output
+            assert process.running or absent, process.output
+            return
+        if absent:
+            with pytest.raises(AssertionError, match=re.escape(absent)):
+                run(words, env=self.env, cwd=self.folder)
+            return
+        if words[0] == 'tar-vis-bag':       # a bag is never written over
+            shutil.rmtree(self.folder / words[3], ignore_errors=True)
+        run(words, env=self.env, cwd=self.folder)
+
+    def _ready(self, program: str, process: BuiltProcess) -> bool:
+        if program == 'tar-vis-node':       # active
+            return 'waiting for images on' in process.output
+        return SERVERS[program] in self._node.get_node_names()
+
+    def end(self, program: str) -> None:
+        """End a program as Ctrl-C does; it ends without a word and with exit code 0."""
+        if process := self.running.pop(program, None):
+            if process.running:
+                process.signal(signal.SIGINT)
+                assert process.wait(BUILD_S) == 0, process.output
+            assert 'Traceback' not in process.output, process.output
+
+    def close(self) -> None:
+        for process in self.running.values():
+            process.close()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_every_printed_command_is_one_that_there_is(page):
+    for words in printed(page):
+        if words[:3] == ['ros2', 'launch', 'tar_vis_ros']:
+            names = {argument.partition(':=')[0] for argument in words[4:]}
+            assert names <= declared(ROOT / 'launch' / words[3]), words
+        else:
+            assert words[0] in SET_UP | set(programs()), words
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if any(words[0] in programs() for words in printed(page))],
+                         ids=lambda page: page.stem)
+def test_the_programs_run_as_they_are_printed(page, request, ros_env, tmp_path):
+    if nano_weights(tmp_path):
+        pytest.skip('the pages speak of a package with its weights')
+    workspace = page.parent.name == 'tutorials'
+    env = request.getfixturevalue('colcon_env') if workspace else with_this_python(ros_env)
+    env = dict(env, PWD=str(tmp_path))
+    desk = Desk(tmp_path, env)
+    with contextlib.closing(desk):
+        if page.stem == 'evaluate_a_bag':       # it begins with a bag of the reader's own, and ends with labelled data
+            run(['tar-vis-bag', 'from-video', 'street.mp4', 'street'], env=env, cwd=tmp_path)
+            (tmp_path / 'valid').symlink_to('crowd')
+        for words in printed(page):
+            if words[0] in programs():
+                assert not workspace or shutil.which(words[0], path=env['PATH']).startswith(env['HERE'])
+                desk.do([word.replace('$PWD', str(tmp_path)) for word in words])
+        for program in list(desk.running):
+            desk.end(program)
+
+
+def test_the_python_of_the_readme_runs(ros_env):
+    code, = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    first = 'from node_process import picture\nrgb = picture(240, 320)\n'
+    env = dict(with_this_python(ros_env), PYTHONPATH=str(ROOT / 'test/helpers'))
+    assert '(True, ' in run(['python3', '-c', first + code], env=env)
