@@ -1,11 +1,13 @@
 """Every command that the README, the tutorials and the pages of the nodes print runs as it is printed.
 
 The README and the pages of the nodes speak of the wheels: their commands run in the environment of these tests. The
-tutorials speak of a colcon workspace, too: theirs run there, with the programs that `colcon build` has installed.
+tutorials speak of a colcon workspace, too: theirs run there, with the programs that `colcon build` has installed. What
+takes hours is only read.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 import shlex
@@ -26,8 +28,11 @@ from building import BUILD_S, ROOT, BuiltProcess, programs, run, with_this_pytho
 from launch_files import declared
 from node_process import nano_weights, picture, wait_until
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs/tutorials').glob('*.md')),
-         *sorted((ROOT / 'docs/nodes').glob('*.md'))]
+from tar_vis_core.commands.main import main
+
+PAGES = [ROOT / 'README.md', *sorted(path for folder in ('docs', 'docs/tutorials', 'docs/nodes')
+                                     for path in (ROOT / folder).glob('*.md'))]
+LONG = sorted([*(ROOT / 'docs/reference').glob('*.md'), *(ROOT / 'docs/research').glob('*.md')])    # hours, or a GPU
 # What runs until it is interrupted, and the name of its node.
 SERVERS = {'tar-vis-node': 'tar_vis', 'tar-vis-video': 'tar_vis_video', 'tar-vis-depth': 'depth_lifter',
            'tar-vis-follow': 'follow_person'}
@@ -35,14 +40,15 @@ SERVERS = {'tar-vis-node': 'tar_vis', 'tar-vis-video': 'tar_vis_video', 'tar-vis
 ABSENT = {'minvis_ytvis19_R50.pth': 'minvis_ytvis19_R50.pth', 'minvis.safetensors': 'cannot configure',
           'tar-vis-video 0': 'camera'}
 # Words of the set-up, which `make setup`, the fixtures of these tests and the tests of the build do in their own way.
-SET_UP = {'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git'}
+SET_UP = {'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git', 'mkdir'}
 
 
 def printed(page: Path) -> list[list[str]]:
     """Return the commands of a page as words, in their order."""
     found = []
     for block in re.findall(r'```sh\n(.*?)```', page.read_text(), re.DOTALL):
-        for line in block.replace('\\\n', ' ').splitlines():
+        block = re.sub(r"<<'END'.*?^END$", '', block.replace('\\\n', ' '), flags=re.DOTALL | re.MULTILINE)
+        for line in block.splitlines():
             words = shlex.split(line, comments=True)
             while '&&' in words:
                 found.append(words[:words.index('&&')])
@@ -117,6 +123,23 @@ def test_every_printed_command_is_one_that_there_is(page):
             assert names <= declared(ROOT / 'launch' / words[3]), words
         else:
             assert words[0] in SET_UP | set(programs()), words
+
+
+class Parsed(Exception):
+    """A command line was understood."""
+
+
+@pytest.mark.parametrize('words', [words for page in LONG for words in printed(page) if words[0] == 'tar-vis'],
+                         ids=lambda words: ' '.join(words[1:4]))
+def test_what_takes_hours_has_the_options_that_are_printed(words, monkeypatch, capsys):
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser: argparse.ArgumentParser, *arguments: object, **named: object) -> None:
+        real(parser, *arguments, **named)
+        raise Parsed
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
+    with pytest.raises(Parsed):
+        main(words[1:words.index('...')] if '...' in words else words[1:])
 
 
 @pytest.mark.parametrize('page', [page for page in PAGES if any(words[0] in programs() for words in printed(page))],
