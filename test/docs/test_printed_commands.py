@@ -40,7 +40,7 @@ SERVERS = {'tar-vis-node': 'tar_vis', 'tar-vis-video': 'tar_vis_video', 'tar-vis
 ABSENT = {'minvis_ytvis19_R50.pth': 'minvis_ytvis19_R50.pth', 'minvis.safetensors': 'cannot configure',
           'tar-vis-video 0': 'camera'}
 # Words of the set-up, which `make setup`, the fixtures of these tests and the tests of the build do in their own way.
-SET_UP = {'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git', 'mkdir'}
+SET_UP = {'python', 'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git', 'mkdir'}
 
 
 def printed(page: Path) -> list[list[str]]:
