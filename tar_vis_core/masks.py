@@ -123,7 +123,7 @@ def packed_bits(masks: Tensor) -> Tensor:
 
 
 def _window(geometry: MaskGeometry, positive: np.ndarray) -> list[tuple[slice, slice]] | None:
-    """Per axis the source pixels that read any of the ``positive`` cells, and all cells that they read."""
+    """Return for each axis the source pixels that read any of the ``positive`` cells, and all cells that they read."""
     hits = [np.flatnonzero(positive.any(axis)) for axis in (1, 0)]
     if not hits[0].size:
         return None
@@ -162,7 +162,7 @@ def _packed(masks: np.ndarray) -> np.ndarray:
 
 
 def mask_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair of boolean masks ``(A, h, w)`` and ``(B, h, w)``, ``(A, B)``."""
+    """Return the intersection over union of every pair of boolean masks ``(A, h, w)`` and ``(B, h, w)``, ``(A, B)``."""
     common = intersections(a, b)
     union = a.sum((1, 2))[:, None] + b.sum((1, 2))[None] - common
     return common / np.maximum(union, 1)

@@ -79,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def size(text: str) -> tuple[int, int]:
-    """``HxW`` as (height, width)."""
+    """Return the text ``HxW`` as (height, width)."""
     height, _, width = text.partition('x')
     if not (height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f'{text!r}: expected HEIGHTxWIDTH in pixels, such as 192x288')
@@ -87,7 +87,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``tar-vis data synth|move|check|split``."""
+    """Run ``tar-vis data synth|move|check|split``."""
     parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, look at data sets, divide them.')
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     making = actions.add_parser('synth', help='made-up videos of look-alike crowds, as a YouTube-VIS file')

@@ -13,7 +13,7 @@ from tar_vis_core.weights.manifest import cache_folder, find_weights, manifest
 
 
 def list_weights(args: argparse.Namespace) -> None:
-    """Name, preset, licence and state of all known weights."""
+    """Print name, preset, licence and state of all known weights."""
     for entry in manifest():
         by_hand = '' if entry.path else ', by hand only'
         print(f'{entry.name:30} {entry.preset or "(backbone)":22} {entry.licence:18} {entry.state}{by_hand}')

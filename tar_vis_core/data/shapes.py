@@ -56,7 +56,7 @@ def disc(traits: np.ndarray, phase: float) -> np.ndarray:
 
 
 def star(traits: np.ndarray, phase: float) -> np.ndarray:
-    """Five to seven pointed arms of uneven length that stretch in turn."""
+    """Return the outline of a star: five to seven pointed arms of uneven length that stretch in turn."""
     arms, depth = 5 + int(3 * traits[0]), 0.42 + 0.16 * traits[1]
     angle = np.linspace(0, 2 * math.pi, 2 * arms, endpoint=False)
     radius = np.where(np.arange(2 * arms) % 2, 1 - depth, 1.05)

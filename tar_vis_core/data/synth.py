@@ -41,7 +41,7 @@ class Body:
     patch: np.ndarray           # (2,) the part of the texture it is cut from
 
     def pose(self, frame: int) -> np.ndarray:
-        """3x3, from the outline's units to the world."""
+        """Return the 3x3 matrix from the outline's units to the world."""
         x, y, turn = self.places[frame]
         c, s = self.diameter / 2 * math.cos(turn), self.diameter / 2 * math.sin(turn)
         return np.array([[c, -s, x], [s, c, y], [0, 0, 1]])
@@ -68,7 +68,7 @@ def wander(rng: np.random.Generator, frames: int, speed: float, reach: float) ->
 
 
 def draw_camera(rng: np.random.Generator, frames: int, size: tuple[int, int], amplitude: float) -> list[np.ndarray]:
-    """Pan, zoom and turn about the canvas's centre with some shake; ``amplitude`` in pixels a frame."""
+    """Return a pan, zoom and turn about the canvas's centre with some shake; ``amplitude`` in pixels a frame."""
     centre, short, radius = ((size[1] - 1) / 2, (size[0] - 1) / 2), min(size), math.hypot(*size) / 2
     heading, shake = rng.uniform(0, 2 * math.pi), amplitude * rng.choice((0.0, 0.1, 0.25))
     path = np.stack([wander(rng, frames, amplitude * abs(math.cos(heading)), 0.15 * short),

@@ -125,13 +125,13 @@ def identity_switches(ious: np.ndarray) -> int:
 
 
 def identified(ious: np.ndarray) -> int:
-    """IDTP: frames that match if every object has one tube for the whole video, the tubes assigned for the most."""
+    """Return IDTP: frames that match if every object has one tube for the whole video, in the best assignment."""
     together = (ious >= MATCH - ROUNDING).sum(0)
     return int(together[linear_sum_assignment(-together)].sum())
 
 
 def matched_frames(ious: np.ndarray, seen: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """In how many frames object and tube are matched at each overlap, float64 ``(overlaps, G, P)``.
+    """Return in how many frames object and tube are matched at each overlap, float64 ``(overlaps, G, P)``.
 
     A frame's assignment favours the pairs that agree over the whole video; ``seen (G,)`` and ``shown (P,)`` are the
     frames with a mask.

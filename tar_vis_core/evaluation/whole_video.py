@@ -65,7 +65,7 @@ def mean_logits(logits: Tensor, rows: Tensor) -> Tensor:
 
 
 def resize_mask_logits(mask_logits: Tensor, geometry: MaskGeometry) -> Tensor:
-    """Mask logits ``(K, h, w)`` at the video's size ``(K, H, W)``, by two bilinear resizes."""
+    """Return mask logits ``(K, h, w)`` at the video's size ``(K, H, W)``, by two bilinear resizes."""
     grown = F.interpolate(mask_logits[:, None].float(), geometry.padded, mode='bilinear', align_corners=False)
     grown = grown[..., :geometry.content[0], :geometry.content[1]]
     return F.interpolate(grown, geometry.source, mode='bilinear', align_corners=False)[:, 0]

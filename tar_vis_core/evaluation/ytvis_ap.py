@@ -131,7 +131,7 @@ def match_video(record: VideoRecord, category: str, predictions: Sequence[TubePr
 
 
 def tube_ious(common: np.ndarray, areas: np.ndarray, true_areas: np.ndarray) -> np.ndarray:
-    """``(D, G)`` from common pixels ``(D, G)`` and the areas by frame ``(D, frames)``, ``(G, frames)``."""
+    """Return IoU ``(D, G)`` from common pixels ``(D, G)`` and the areas by frame ``(D, frames)``, ``(G, frames)``."""
     union = areas.sum(1)[:, None] + true_areas.sum(1)[None] - common
     return common / np.maximum(union, 1)
 

@@ -30,7 +30,7 @@ class Trails:
     """
 
     def __init__(self, frames: int = 45):
-        """``frames`` is how far back a path reaches."""
+        """Keep paths over the last ``frames`` frames."""
         self._frames = frames
         self._epoch = -1
         self._centres: dict[int, dict[int, tuple[float, float]]] = {}    # track id: frame index: x, y

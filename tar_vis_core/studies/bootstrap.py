@@ -32,7 +32,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def with_interval(measure: Callable[[np.ndarray], float], videos: int, times: int, seed: int = 0
                   ) -> tuple[float, float, float]:
-    """``measure`` of all videos, and the bounds of its bootstrap interval; it is given the videos' indices."""
+    """Return ``measure`` of all videos and the bounds of its bootstrap interval. It takes the videos' indices."""
     return measure(np.arange(videos)), *interval([measure(chosen) for chosen in resamples(videos, times, seed)])
 
 

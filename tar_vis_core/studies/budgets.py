@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def reachable(segmenter: VideoSegmenter, images: Iterator[np.ndarray], count: int) -> tuple[float, float]:
-    """p95 of the step in ms with nothing left to skip and without bias; the two take turns frame by frame."""
+    """Return p95 of the step in ms with all layers skipped and without bias; the two take turns frame by frame."""
     states = {bias: segmenter.new_state() for bias in (HIGHEST, 0.0)}
     spent: dict[float, list[float]] = {bias: [] for bias in states}
     for image in tqdm(itertools.islice(images, count), total=count, unit='frame', desc='range'):
@@ -59,7 +59,7 @@ def reachable(segmenter: VideoSegmenter, images: Iterator[np.ndarray], count: in
 
 
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study budget``."""
+    """Run ``tar-vis study budget``."""
     if args.phase < 2 or args.range_frames < 2:
         raise ValueError(f'--phase is {args.phase} and --range-frames {args.range_frames}, expected at least 2')
     model, records = open_model(args), open_videos(args)

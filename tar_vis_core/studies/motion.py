@@ -48,7 +48,7 @@ def follow(model: VideoInstanceModel, record: VideoRecord, skip_bias: float) -> 
 
 
 def correlations(videos: list[np.ndarray], times: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Spearman's coefficient over all frames, and its mean over videos taken by themselves, each with an interval."""
+    """Return Spearman's coefficient over all frames, and its mean over single videos, each with an interval."""
     alone = np.array([spearman(*v.T) for v in videos])
 
     def pooled(chosen: np.ndarray) -> float:
@@ -80,7 +80,7 @@ def rows_of(videos: list[np.ndarray], times: int) -> list[dict[str, object]]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study motion``."""
+    """Run ``tar-vis study motion``."""
     model, records = open_model(args), open_videos(args)
     if not model.config.routing:
         raise ValueError('these weights hold no routers, so every frame runs all layers; give weights or an adapter '

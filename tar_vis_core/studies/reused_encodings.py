@@ -167,7 +167,7 @@ def of_labelled(segmenter: VideoSegmenter, records: Sequence[VideoRecord], args:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study still``."""
+    """Run ``tar-vis study still``."""
     model = open_model(args)
     segmenter = VideoSegmenter.from_model(
         inference_form(model, model.pixel_mean.device), args.device,

@@ -15,7 +15,7 @@ PAPER = {'attention': {'on': (34.6, 48.4), 'off': (24.2, None)}}
 
 
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study synchronizer``."""
+    """Run ``tar-vis study synchronizer``."""
     chosen = [Variant('plain', args.preset, True, {'off': (24.7, 47.4)}),
               *(Variant(name, f'{args.preset}:synchronizer={name}', paper=PAPER.get(name, {}))
                 for name in reversed(SYNCHRONIZERS))]

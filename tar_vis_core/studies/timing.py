@@ -26,13 +26,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_counts(args: argparse.Namespace) -> None:
-    """ValueError for a number of frames that cannot be timed."""
+    """Raise ValueError for a number of frames that cannot be timed."""
     if args.timed < 1 or args.warm_up < 1:
         raise ValueError(f'--timed is {args.timed} and --warm-up {args.warm_up}, expected at least 1')
 
 
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study profile``."""
+    """Run ``tar-vis study profile``."""
     check_counts(args)
     model, records = open_model(args), open_videos(args)
     segmenter = VideoSegmenter.from_model(model, args.device, args.precision)

@@ -15,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study warmup``."""
+    """Run ``tar-vis study warmup``."""
     chosen = [Variant(f'{count}', f'{args.preset}:warmup_layers={count}') for count in args.warmup_layers]
     report(args, chosen, 'Warm-up layers', [
         'Variants are M^s: so many layers always run, then come synchronizer and routers. Router off: the weights of '

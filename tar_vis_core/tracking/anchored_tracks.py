@@ -60,7 +60,7 @@ class AnchoredTracker:
         self.threshold, self.slots_decide = threshold, slots_decide
 
     def track(self, frames: DecoderOutput, mask_features: Tensor, memory: Tracks | None) -> tuple[Tracked, Tracks]:
-        """See :class:`~tar_vis_core.tracking.tracker.Tracker`; slots are track numbers.
+        """Track frames, see :class:`~tar_vis_core.tracking.tracker.Tracker`; slots are track numbers.
 
         A frame's rows are the tracks before it and one row for each decoder query. A hidden track keeps its slot; the
         rows of anchors that open no track, and of tracks that have died, stand for none.
@@ -75,7 +75,7 @@ class AnchoredTracker:
 
     def step(self, embeddings: Tensor, logits: Tensor, masks: Tensor | None, mask_features: Tensor,
              tracks: Tracks | None) -> tuple[Tracked, Tracks]:
-        """Track one frame. Of its queries the decoder says ``embeddings`` and ``logits (Q, .)``, ``masks (Q, h, w)``.
+        """Track one frame. The decoder's queries have ``embeddings`` and ``logits (Q, .)``, ``masks (Q, h, w)``.
 
         ``mask_features (D, h, w)``. A stream's first frame, which has no ``tracks``, needs no masks.
         """

@@ -48,7 +48,7 @@ class MemoryBankTracker:
         self.match_threshold = match_threshold
 
     def track(self, frames: DecoderOutput, mask_features: Tensor, memory: Bank | None) -> tuple[Tracked, Bank]:
-        """See :class:`~tar_vis_core.tracking.tracker.Tracker`; rows are the decoder's queries, slots track numbers.
+        """Track, see :class:`~tar_vis_core.tracking.tracker.Tracker`; rows are queries, slots track numbers.
 
         Raise ValueError if the decoder has no re-identification head.
         """

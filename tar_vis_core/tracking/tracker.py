@@ -29,14 +29,14 @@ class Tracker(Protocol):
     """
 
     def track(self, frames: DecoderOutput, mask_features: Tensor, memory: Any) -> tuple[Tracked, Any]:
-        """``frames`` are T consecutive frames of one stream, ``mask_features (T, D, h, w)`` at stride 4."""
+        """Track T consecutive ``frames`` of one stream, with ``mask_features (T, D, h, w)`` at stride 4."""
 
 
 class MatchingTracker:
     """MinVIS (Huang et al. 2022): each slot continues in the query nearest to its last embedding."""
 
     def track(self, frames: DecoderOutput, mask_features: Tensor, memory: Tensor | None) -> tuple[Tracked, Tensor]:
-        """``memory (Q, E)`` are the last frame's embeddings in slot order; the first frame keeps its order."""
+        """Track; ``memory (Q, E)`` are the last frame's embeddings in slot order. The first frame keeps its order."""
         rows = []
         for embeddings in frames.embeddings.float():
             slots = np.arange(len(embeddings))

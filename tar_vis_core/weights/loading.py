@@ -33,7 +33,7 @@ class WeightsHeader:
 
     @property
     def kind(self) -> str:
-        """'model', 'adapter' (Synchronizer and Routers alone) or 'backbone'."""
+        """Return 'model', 'adapter' (Synchronizer and Routers alone) or 'backbone'."""
         return self.metadata.get('kind', 'model')
 
     @property

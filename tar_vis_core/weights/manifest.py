@@ -42,7 +42,7 @@ class KnownWeights:
 
     @property
     def state(self) -> str:
-        """'packaged', 'fetched' or 'absent'."""
+        """Return 'packaged', 'fetched' or 'absent'."""
         if self.path is None or not self.path.is_file():
             return 'absent'
         return 'packaged' if self.file else 'fetched'

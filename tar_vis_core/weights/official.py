@@ -66,7 +66,7 @@ DATA_SETS = ('youtube_vis_2019', 'youtube_vis_2021', 'ovis', 'coco')   # of offi
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion found and wrote."""
+    """The result of a conversion: what it found and wrote."""
 
     path: Path
     preset: str                             # '' for a backbone alone, which any preset on it may start from
@@ -81,12 +81,12 @@ class Conversion:
 
 def convert_official(source: str | Path, destination: str | Path, preset: str | None = None,
                      classes: str | Path | None = None) -> Conversion:
-    """Writes an official ``.pth`` or ``.pkl`` checkpoint as safetensors for the preset that its tensors fit.
+    """Write an official ``.pth`` or ``.pkl`` checkpoint as safetensors for the preset that its tensors fit.
 
     ``preset`` insists on one. ``classes`` is a class set or a text file with one name a line; without it the number
     of classes decides, and between data sets of equal number the source's name. A file of a backbone alone becomes
-    one of kind 'backbone'. Raises :class:`WeightsError` with one line where the file cannot be read, is of no known
-    model or does not fit, and leaves an existing ``destination`` alone then; ValueError for an unknown preset.
+    one of kind 'backbone'. Raise :class:`WeightsError` with one line if the file cannot be read, is of no known
+    model or does not fit; an existing ``destination`` stays as it was. Raise ValueError for an unknown preset.
     """
     source, destination = Path(source), Path(destination)
     if destination.exists() and source.exists() and destination.samefile(source):
@@ -119,7 +119,7 @@ def convert_official(source: str | Path, destination: str | Path, preset: str | 
 
 
 def modernize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of old files in their later form; names that are in it already stay (module version 2 of Mask2Former)."""
+    """Return names of old files in their later form (module version 2 of Mask2Former); later names stay."""
     wrapped = bool(state) and all(name.startswith('module.') for name in state)
     modern = {}
     for name, value in state.items():
@@ -131,7 +131,7 @@ def modernize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_extras(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
-    """The tensors that are weights, and (name, reason) of those that are not."""
+    """Return the tensors that are weights, and (name, reason) of the others."""
     kept, dropped = {}, []
     for name, value in state.items():
         reason = next((reason for pattern, reason in NOT_WEIGHTS if pattern.fullmatch(name)), None)
@@ -148,7 +148,7 @@ def without_extras(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str,
 
 
 def recognise(state: Mapping[str, Tensor], source: Path, preset: str | None = None) -> str:
-    """The preset that official names belong to; with ``preset`` that one, or an error that names what the file is."""
+    """Return the preset that official names belong to. Raise WeightsError if that is not the given ``preset``."""
     family = 'minvis'
     if any(name.startswith('refiner.') for name in state):
         raise WeightsError(f'{source} is an offline checkpoint (it has a refiner, which reads a whole video at once); '
@@ -174,7 +174,7 @@ def recognise(state: Mapping[str, Tensor], source: Path, preset: str | None = No
 
 
 def rename(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """Official names to ours; an unknown name is a :class:`WeightsError`."""
+    """Rename official names to ours. Raise :class:`WeightsError` for an unknown name."""
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, value in state.items():
@@ -191,7 +191,7 @@ def rename(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]
 
 def choose_classes(state: Mapping[str, Tensor], default: tuple[str, ...], asked: str | Path | None, source: Path,
                    ) -> tuple[str, tuple[str, ...], str]:
-    """Class set ('custom' where it is none that has a name), class names, and a line that says why these."""
+    """Return the class set ('custom' for one without a name), its class names, and a line that says why these."""
     head = state.get('decoder.class_embed.bias')
     count = len(default) if head is None else len(head) - 1   # without no-object
     if asked is not None:
@@ -215,7 +215,7 @@ def choose_classes(state: Mapping[str, Tensor], default: tuple[str, ...], asked:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names of a text file, one a line."""
+    """Return class names of a text file, one a line."""
     try:
         names = tuple(filter(None, map(str.strip, read_text(user_path(path)).splitlines())))
     except (OSError, DataError) as error:

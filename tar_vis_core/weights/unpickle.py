@@ -294,7 +294,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _read_zip(file: BinaryIO) -> Any:
-    """torch's format: the pickle ``NAME/data.pkl`` and the numbers of storage K in ``NAME/data/K``."""
+    """Read torch's format: the pickle ``NAME/data.pkl`` and the numbers of storage K in ``NAME/data/K``."""
     archive = zipfile.ZipFile(file)
     size, claimed = file.seek(0, io.SEEK_END), sum(entry.file_size for entry in archive.infolist())
     if claimed > MOST * size + SMALL:

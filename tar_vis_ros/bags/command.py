@@ -1,4 +1,4 @@
-"""``tar-vis-bag``: makes bags from a video, a folder of pictures, or labelled videos."""
+"""``tar-vis-bag``: make bags from a video, a folder of pictures, or labelled videos."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LARGE = 200_000_000     # bytes: a bag of more is announced
 
 
 def options_of(args: argparse.Namespace, fps: float) -> BagOptions:
-    """The options of a command line; ``fps`` where none is given."""
+    """Return the options of a command line; ``fps`` is used if none is given."""
     given = {field.name: getattr(args, field.name) for field in fields(BagOptions)}
     return BagOptions(**{**given, 'fps': given['fps'] or fps, 'topic': '/' + given['topic'].strip('/')})
 
 
 def from_video(args: argparse.Namespace) -> None:
-    """Writes one bag."""
+    """Write one bag."""
     with open_frames(args.source) as reader:
         if reader.live:
             raise TarVisError(f'{args.source} is a camera; record one with tar-vis-video and ros2 bag record')
@@ -45,7 +45,7 @@ def from_video(args: argparse.Namespace) -> None:
 
 
 def with_room(frames: Iterable, total: int, out: Path, options: BagOptions) -> Iterator:
-    """Return the frames after a word about the size of a large bag. Raises TarVisError if there is no room for it."""
+    """Return the frames after a word about the size of a large bag. Raise TarVisError if there is no room for it."""
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
@@ -64,7 +64,7 @@ def with_room(frames: Iterable, total: int, out: Path, options: BagOptions) -> I
 
 
 def from_youtube_vis(args: argparse.Namespace) -> None:
-    """Writes a bag and its ground truth for each video."""
+    """Write a bag and its ground truth for each video."""
     records, options = labelled_videos(args.json, args.videos), options_of(args, BagOptions.fps)
     args.out.mkdir(parents=True, exist_ok=True)
     written = write_labelled(args.json, records, args.out, options)
@@ -74,7 +74,7 @@ def from_youtube_vis(args: argparse.Namespace) -> None:
 
 
 def number(low: float, high: float, kind: type = float):
-    """An argparse type: a number from ``low`` to ``high``."""
+    """Return an argparse type: a number from ``low`` to ``high``."""
     def parse(text: str) -> float:
         try:
             if low <= kind(text) <= high:
@@ -86,7 +86,7 @@ def number(low: float, high: float, kind: type = float):
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options of ``tar-vis-bag``."""
+    """Return the options of ``tar-vis-bag``."""
     parser = argparse.ArgumentParser(prog='tar-vis-bag', description='Make rosbag2 bags from files.')
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     video = actions.add_parser('from-video', help='a video file or a folder of pictures to one bag')
@@ -117,7 +117,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Gives the exit code: 0, 2 after one line about what is wrong, 130 after Ctrl-C."""
+    """Return the exit code: 0, 2 after one line about an error, 130 after Ctrl-C."""
     say_anything()
     args = command_line().parse_args(argv)
     try:

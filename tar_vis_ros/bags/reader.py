@@ -64,7 +64,7 @@ class ImageBag:
 
     @property
     def storage(self) -> str:
-        """``sqlite3`` or ``mcap``."""
+        """Return ``sqlite3`` or ``mcap``."""
         return 'mcap' if any('.mcap' in path.suffixes for path in self._stored.files) else 'sqlite3'
 
     def images(self) -> Iterator[RecordedMessage]:

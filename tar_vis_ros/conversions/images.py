@@ -126,7 +126,7 @@ def image_to_array(image: Image, encodings: Mapping[str, Encoding] = ENCODINGS) 
 
 
 def image_to_rgb(image: Image) -> np.ndarray:
-    """:func:`to_rgb` of an Image: mono is repeated, Bayer is interpolated, yuv is BT.601 of limited range.
+    """Return :func:`to_rgb` of an Image: mono is repeated, Bayer is interpolated, yuv is BT.601 of limited range.
 
     An rgb8 message without padding comes back as a view of its data. Raise :class:`ImageError`.
     """

@@ -27,7 +27,7 @@ EXECUTED, SKIPPED, LINE, RESET = '#1b6b72', '#e3e6e8', '#20323a', '#c2452d'
 
 
 def contact_sheet(video: Path, frames: Sequence[FrameSummary], out: Path, title: str) -> None:
-    """About twelve frames of the overlay video, evenly spaced, with time, layers and tracks below each."""
+    """Draw about twelve frames of the overlay video, evenly spaced, with time, layers and tracks below each."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).round().astype(int))
     pictures = _pick(video, set(chosen.tolist()))
     columns = min(SHEET_COLUMNS, len(chosen))

@@ -67,7 +67,7 @@ class Worker(Mailbox[Item]):
     """A mailbox with its consumer: one thread that handles the newest items, until :meth:`stop`."""
 
     def __init__(self, handle: Callable[[int, Item, int], None], name: str, slots: int = 1) -> None:
-        """``handle(slot, item, replaced)`` runs in the thread, one call at a time, and does not raise."""
+        """Start the thread. ``handle(slot, item, replaced)`` runs in it, one call at a time, and does not raise."""
         super().__init__(slots)
         self._handle = handle
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

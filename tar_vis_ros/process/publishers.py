@@ -28,7 +28,7 @@ class Publishers:
     """The publishers of one topic, as a subscription with a type and a QoS profile sees them."""
 
     def __init__(self, node: Node, topic: str, type_name: str, qos: QoSProfile) -> None:
-        """``topic`` is the full name, ``type_name`` package/msg/Name of the messages that are expected."""
+        """Look at ``topic``, its full name; ``type_name`` is package/msg/Name of the expected messages."""
         self.topic, self.type = topic, type_name
         self._node, self._qos = node, qos
         self._known: dict[tuple, tuple[float, str]] = {}          # publisher's id -> (first seen, node)

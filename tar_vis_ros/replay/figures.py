@@ -56,7 +56,7 @@ class Figures:
 
 
 def figures(outcomes: Sequence[BagOutcome], accuracy: Accuracy | None) -> Figures:
-    """Over all images of the outcomes."""
+    """Return the figures over all images of the outcomes."""
     fates = [fate for outcome in outcomes for fate in outcome.fates]
     answers = [fate for fate in fates if fate.answered]
     layers = max((len(fate.executed) for fate in answers), default=0)

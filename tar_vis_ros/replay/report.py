@@ -68,7 +68,7 @@ def host() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that matter; apt's ROS has no Python metadata for some."""
+    """Return the versions of Python and the main packages; apt's ROS has no Python metadata for some."""
     found = {'python': platform.python_version()}
     for name in PACKAGES:
         try:

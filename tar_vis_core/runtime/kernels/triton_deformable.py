@@ -62,7 +62,7 @@ def _sample(value, offsets, logits, reference, levels, out, queries, cells,
 
 @functools.lru_cache(maxsize=16)
 def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Height, width and first cell of each level, int32 ``(levels, 3)``."""
+    """Return height, width and first cell of each level, int32 ``(levels, 3)``."""
     starts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
     return torch.tensor([(h, w, s) for (h, w), s in zip(shapes, starts, strict=True)], dtype=torch.int32, device=device)
 
