@@ -74,17 +74,21 @@ class VideoSegmenter:
 
     @classmethod
     def from_model(cls, model: VideoInstanceModel, device: str = 'auto', precision: str = 'float32',
-                   options: SegmenterOptions | None = None, tracker: str = 'auto') -> VideoSegmenter:
-        """A segmenter around a model that is already made, as it is; ``inference_form`` makes it faster first."""
+                   options: SegmenterOptions | None = None, tracker: str = 'auto', keep_memory: bool = True,
+                   ) -> VideoSegmenter:
+        """Return a segmenter around a model that is already made, as it is; ``inference_form`` makes it faster first.
+
+        On a CPU the process keeps the memory that it frees (``runtime/allocator.py``), unless ``keep_memory`` is False.
+        """
         segmenter = cls.__new__(cls)
-        segmenter._set_up(model, pick_device(device), pick_precision(precision), options, tracker)
+        segmenter._set_up(model, pick_device(device), pick_precision(precision), options, tracker, keep_memory)
         return segmenter
 
     def _set_up(self, model: VideoInstanceModel, device: torch.device, dtype: torch.dtype,
-                options: SegmenterOptions | None, tracker: str) -> None:
+                options: SegmenterOptions | None, tracker: str, keep_memory: bool = True) -> None:
         self.tracker_name = model.config.tracker if tracker == 'auto' else tracker
         self.tracker = make_tracker(self.tracker_name, model)
-        if device.type == 'cpu':
+        if device.type == 'cpu' and keep_memory:
             keep_freed_memory()
         self.model, self.device, self.dtype = model.eval().to(device), device, dtype
         self._recorded, self._warm, self._device_remark = recorded_parts(model), set(), ''

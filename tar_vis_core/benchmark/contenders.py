@@ -10,19 +10,19 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from unittest import mock
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from tar_vis_core.benchmark import reference
 from tar_vis_core.benchmark.cost import gflops_by_stage, metered
-from tar_vis_core.benchmark.reference import reference_style
+from tar_vis_core.benchmark.reference import PublishedAttention, unfused_attention, with_parts
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.models import deformable
 from tar_vis_core.models.cuda_graphs import live
-from tar_vis_core.models.packed import inference_form
+from tar_vis_core.models.packed import PackedAttention, inference_form
 from tar_vis_core.models.temporal_routing import EXECUTE
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
@@ -36,24 +36,19 @@ STAGES = ('preprocess', 'backbone', 'pixel_decoder', 'decoder', 'masks', 'tracke
 SET_LAYERS = 4
 
 
-def as_it_is(model: VideoInstanceModel) -> contextlib.AbstractContextManager:
-    """The style of our lines."""
-    return contextlib.nullcontext()
-
-
 @dataclass(frozen=True)
 class Line:
     """How a line computes a step."""
 
     segmenter: VideoSegmenter
     options: SegmenterOptions
-    style: Callable[[VideoInstanceModel], contextlib.AbstractContextManager] = as_it_is
+    style: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     routing: str = 'all layers'     # what decides which layers run, in words
 
-    def step(self, image: np.ndarray, state, stamp_s: float) -> FrameResult:
+    def step(self, image: np.ndarray, state, stamp_s: float | None = None) -> FrameResult:
         """A step of the segmenter in this line's way."""
         self.segmenter.options = self.options
-        with self.style(self.segmenter.model):
+        with self.style():
             return self.segmenter.step(image, state, stamp_s)
 
 
@@ -77,27 +72,28 @@ def set_routers(model: VideoInstanceModel, layers: int) -> None:
 
 
 def reference_line(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
-                   short_side: int = 0) -> Line:
-    """The first line, of a plain model."""
+                   short_side: int = 0, keep_memory: bool = True) -> Line:
+    """Return the first line, around the weights of a plain model."""
     full = SegmenterOptions('full', input_short_side=short_side)
-    return Line(VideoSegmenter.from_model(model, device, precision, full, tracker), full, reference_style)
+    segmenter = VideoSegmenter.from_model(with_parts(model), device, precision, full, tracker, keep_memory)
+    return Line(segmenter, full, unfused_attention)
 
 
 def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
                short_side: int = 0, fresh: bool = False) -> dict[str, Line]:
-    """The lines of a plain model, which becomes the first one's; two where it has no routers.
+    """The lines of a plain model; two where it has no routers.
 
     ``fresh`` sets the routers to :data:`SET_LAYERS`, for weights that are not trained.
     """
-    reference = reference_line(model, device, precision, tracker, short_side)
-    full = reference.options
+    baseline = reference_line(model, device, precision, tracker, short_side)
+    full = baseline.options
     tar, routing = replace(full, routing='adaptive'), 'layers as the routers choose'
     if fresh and model.config.routing:
         set_routers(model, SET_LAYERS)
         tar, routing = replace(tar, refresh_frames=0), f'routers SET, not learned, to {SET_LAYERS} layers a frame'
     fast = inference_form(copy.deepcopy(model), pick_device(device), pick_precision(precision))
     ours = VideoSegmenter.from_model(fast, device, precision, full, tracker)
-    lines = {REFERENCE: reference, FULL: Line(ours, full)}
+    lines = {REFERENCE: baseline, FULL: Line(ours, full)}
     if model.config.routing:
         lines[TAR] = Line(ours, tar, routing=routing)
     return lines
@@ -163,25 +159,30 @@ def summary(measured: list[Measured]) -> dict:
 
 def operators(line: Line, image: np.ndarray) -> dict[str, str]:
     """What computes attention and deformable attention in a line, by running a step of it."""
-    with live(), profile(activities=[ProfilerActivity.CPU]) as seen, \
-            mock.patch.object(kernels, 'attention', wraps=kernels.attention) as compiled:
+    with live(), profile(activities=[ProfilerActivity.CPU]) as seen:
         line.step(image, line.segmenter.new_state(), 0.0)
-    fused = ['compiled kernel'] if compiled.called else []      # torch does not see our own
+    attention = line.segmenter.model.decoder.layers[0].cross_attn
+    compiled = isinstance(attention, PackedAttention) and kernels.attends(line.segmenter.model.config.dim
+                                                                          // attention.heads)
+    fused = ['compiled kernel'] if compiled else []      # torch does not see our own
     names = {event.key.removeprefix('aten::') for event in seen.key_averages()}
     # the function itself is none of those that it chooses from
     fused += sorted(name.strip('_') for name in names if name.startswith('_scaled_dot_product') and 'math' not in name)
-    with torch.inference_mode(), line.style(line.segmenter.model):
-        layer = line.segmenter.model.pixel_decoder.layers[0].self_attn
-        sampler = deformable.sampler(line.segmenter.device, line.segmenter.model.config.dim // layer.heads)
+    layer = line.segmenter.model.pixel_decoder.layers[0].self_attn
+    with torch.inference_mode():
+        style = reference if isinstance(layer, PublishedAttention) else deformable
+        sampler = style.sampler(line.segmenter.device, line.segmenter.model.config.dim // layer.heads)
     return {'attention': ', '.join(fused) or 'separate products', 'deformable_attention': sampler}
 
 
-def costs(lines: dict[str, Line], images: list[np.ndarray], rate: float) -> dict[str, dict]:
-    """Operations and operators of each line. Operations are counted on the plain form, whose operators torch knows."""
-    # in float32, in which as many are done: torch's counter loses mixed precision in inference mode
-    plain, found = copy.copy(lines[REFERENCE].segmenter), {}
-    plain.dtype = torch.float32
+def costs(lines: dict[str, Line], model: VideoInstanceModel, images: list[np.ndarray], rate: float,
+          ) -> dict[str, dict]:
+    """Operations and operators of each line. Operations are counted on the plain ``model``, whose ones torch knows."""
+    found = {}
     for name, line in lines.items():
+        # in float32, in which as many are done: torch's counter loses mixed precision in inference mode
+        plain = VideoSegmenter.from_model(line.segmenter.model if name == REFERENCE else model,
+                                          str(line.segmenter.device), tracker=line.segmenter.tracker_name)
         # all frames cost the same but those of TAR, of which one plain pass and those that follow it are a cycle
         cycle = max(1, line.options.refresh_frames) if name == TAR else 1
         counted = Line(plain, line.options, line.style)

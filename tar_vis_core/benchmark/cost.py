@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
-from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.segmenter import VideoSegmenter
+from tar_vis_core.tracking.tracker import Tracker
 
 STAGES = ('backbone', 'pixel_decoder', 'decoder', 'tracker')
 Reading = TypeVar('Reading')
@@ -30,26 +30,51 @@ def parameters_by_part(model: VideoInstanceModel) -> dict[str, int]:
     return counts
 
 
+class MeteredTracker:
+    """A tracker that notes what ``read()`` gives before and after it."""
+
+    def __init__(self, tracker: Tracker, read: Callable[[], Reading], noted: list[tuple[Reading, Reading]]):
+        self._tracker, self._read, self._noted = tracker, read, noted
+
+    def track(self, *args):
+        """See :class:`.Tracker`."""
+        before, result = self._read(), self._tracker.track(*args)
+        self._noted.append((before, self._read()))
+        return result
+
+
+@contextlib.contextmanager
+def metered_parts(model: VideoInstanceModel, read: Callable[[], Reading]) -> Iterator[dict[str, list[tuple]]]:
+    """While the block runs, note for each call of a part of the model what ``read()`` gives before and after it."""
+    noted: dict[str, list[tuple]] = {stage: [] for stage in STAGES[:-1]}
+    begun: dict[str, Reading] = {}
+
+    def begin(stage: str) -> None:
+        begun[stage] = read()
+
+    handles = []
+    for stage, notes in noted.items():
+        part = getattr(model, stage)
+        handles += [part.register_forward_pre_hook(lambda *_, stage=stage: begin(stage)),
+                    part.register_forward_hook(
+                        lambda *_, stage=stage, notes=notes: notes.append((begun[stage], read())))]
+    try:
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @contextlib.contextmanager
 def metered(segmenter: VideoSegmenter, read: Callable[[], Reading]) -> Iterator[dict[str, list[tuple]]]:
-    """While the block runs, notes for each call of a stage what ``read()`` gave before and after it."""
-    noted: dict[str, list[tuple]] = {stage: [] for stage in STAGES}
-
-    def meter(stage: str, call: Callable) -> Callable:
-        def metered_call(*args, **kwargs):
-            before = read()
-            result = call(*args, **kwargs)
-            noted[stage].append((before, read()))
-            return result
-        return metered_call
-
-    model = segmenter.model
-    with contextlib.ExitStack() as stack:
-        for stage, owner, method in zip(
-                STAGES, (model.backbone, model.pixel_decoder, model.decoder, segmenter.tracker),
-                ('forward', 'forward', 'forward', 'track'), strict=True):
-            stack.enter_context(mock.patch.object(owner, method, meter(stage, getattr(owner, method))))
-        yield noted
+    """Note as :func:`metered_parts` does, and of the tracker, too."""
+    tracker, track_notes = segmenter.tracker, []
+    segmenter.tracker = MeteredTracker(tracker, read, track_notes)
+    try:
+        with metered_parts(segmenter.model, read) as noted:
+            yield noted | {STAGES[-1]: track_notes}
+    finally:
+        segmenter.tracker = tracker
 
 
 def counter() -> FlopCounterMode:

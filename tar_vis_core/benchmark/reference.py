@@ -8,8 +8,8 @@ differs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from unittest import mock
+import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tar_vis_core.instances import RoutingTrace
-from tar_vis_core.models import deformable, masked_decoder
 from tar_vis_core.models.deformable import DeformableAttention, Shapes
 from tar_vis_core.models.layers import bilinear, sine_encoding
 from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory, MaskedDecoder
@@ -39,74 +38,42 @@ class UnreducedMemory(FrameMemory):
         return self._made[level]
 
 
-@contextlib.contextmanager
-def unfused_attention() -> Iterator[None]:
-    """All attention as separate products and softmax while the block runs."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+def unfused_attention() -> contextlib.AbstractContextManager:
+    """Compute all attention as separate products and softmax while the block runs."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
-@contextlib.contextmanager
-def full_size_masks(decoder: MaskedDecoder) -> Iterator[None]:
-    """While the block runs, all heads run before each layer and after the last one, with masks of stride 4.
+class ReferenceDecoder(MaskedDecoder):
+    """Runs all heads before each layer and after the last one, with masks of stride 4.
 
     Each layer's attention mask is made of these (Mask2Former). Rows without a pixel are found by indexing, which waits
     for the device.
     """
-    frame: UnreducedMemory | None = None
-    plain_output = decoder.output
 
-    def blocked_by_heads(x: Tensor, memory: UnreducedMemory, level: int) -> Tensor:
-        normed = decoder.decoder_norm(x)
-        decoder.class_embed(normed)
-        masks = torch.einsum('nqd,ndhw->nqhw', decoder.mask_embed(normed), memory.mask_features)
-        return bilinear(masks, memory.levels[level].shape[-2:]).flatten(2).sigmoid() < 0.5
+    def memory(self, mask_features: Tensor, levels: list[Tensor]) -> UnreducedMemory:
+        """Return what the layers attend to in a frame, and keep it for the heads."""
+        self.frame = UnreducedMemory(mask_features, levels, self.level_embed)
+        return self.frame
 
-    def run_layer(i: int, x: Tensor, memory: UnreducedMemory, position: Tensor) -> Tensor:
-        nonlocal frame
-        frame = memory
+    def run_layer(self, i: int, x: Tensor, memory: UnreducedMemory, position: Tensor | None = None) -> Tensor:
+        """Run layer ``i`` on queries ``(N, Q, D)``, attending where their own mask says so."""
+        position = self.query_embed if position is None else position
         key, value, _ = memory[i % 3]
-        blocked = blocked_by_heads(x, memory, i % 3)
+        blocked = self.blocked_by_heads(x, memory, i % 3)
         blocked[torch.where(blocked.all(-1))] = False
-        return decoder.layers[i](x, x + position, key, value, ~blocked, position)
+        return self.layers[i](x, x + position, key, value, ~blocked, position)
 
-    def output(x: Tensor, trace: RoutingTrace) -> DecoderOutput:
-        if frame is not None:       # for a layer that does not come
-            blocked_by_heads(x, frame, len(decoder.layers) % 3)
-        return plain_output(x, trace)
+    def output(self, x: Tensor, trace: RoutingTrace) -> DecoderOutput:
+        """Return what the last queries say, after the heads of a layer that does not come."""
+        self.blocked_by_heads(x, self.frame, len(self.layers) % 3)
+        return super().output(x, trace)
 
-    with mock.patch.object(masked_decoder, 'FrameMemory', UnreducedMemory), \
-            mock.patch.object(decoder, 'run_layer', run_layer), mock.patch.object(decoder, 'output', output):
-        yield
-
-
-def published_attention(module: DeformableAttention, query: Tensor, value: Tensor, reference: Tensor, shapes: Shapes,
-                        added: Tensor | None = None) -> Tensor:
-    """``DeformableAttention.forward`` in the steps of the published form.
-
-    ``grid_sample`` level by level, all samples stacked in memory, weighted, summed. Published implementations have a
-    fused operator for GPUs, so there the kernel of ours takes the samples.
-    """
-    n, s, _ = query.shape
-    heads, levels, points = module.heads, module.levels, module.points
-    offsets = module.sampling_offsets(query).view(n, s, heads, levels, points, 2)
-    if fused(query.device, value.shape[-1] // heads):
-        logits = module.attention_weights(query).view(offsets.shape[:-1])
-        samples = kernels.sample_on_gpu(module.value_proj(value), offsets.float(), logits, reference, shapes)
-        return module.output_proj(samples, added)
-    weights = module.attention_weights(query).view(n, s, heads, -1).softmax(-1)
-    # float32, and with them the positions, also within a backbone in mixed precision
-    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=query.device)
-    grids = 2 * (reference[:, None, None, None] + offsets / sizes[:, None]) - 1
-    values, sampled = module.value_proj(value).to(grids.dtype), []
-    for level, ((h, w), part) in enumerate(zip(shapes, values.split([h * w for h, w in shapes], 1), strict=True)):
-        maps = part.transpose(1, 2).reshape(n * heads, -1, h, w)
-        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
-        sampled.append(F.grid_sample(maps, grid, 'bilinear', 'zeros', align_corners=False))  # (N * heads, d, Sq, P)
-    weights = weights.transpose(1, 2).reshape(n * heads, 1, s, levels * points)
-    out = (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1)
-    out = module.output_proj(out.view(n, -1, s).transpose(1, 2).contiguous())
-    return out if added is None else added + out
+    def blocked_by_heads(self, x: Tensor, memory: UnreducedMemory, level: int) -> Tensor:
+        """Run all heads on queries; return where their masks are negative at a level, ``(N, Q, S)``."""
+        normed = self.decoder_norm(x)
+        self.class_embed(normed)
+        masks = torch.einsum('nqd,ndhw->nqhw', self.mask_embed(normed), memory.mask_features)
+        return bilinear(masks, memory.levels[level].shape[-2:]).flatten(2).sigmoid() < 0.5
 
 
 def fused(device: torch.device, width: int) -> bool:
@@ -119,30 +86,52 @@ def sampler(device: torch.device, width: int) -> str:
     return 'Triton kernel, fused as published ones' if fused(device, width) else 'grid_sample, as published'
 
 
-@contextlib.contextmanager
-def published_sampling() -> Iterator[None]:
-    """All deformable attention by :func:`published_attention` while the block runs."""
-    with mock.patch.object(DeformableAttention, 'forward', published_attention), \
-            mock.patch.object(deformable, 'sampler', sampler):
-        yield
+class PublishedAttention(DeformableAttention):
+    """Deformable attention in the steps of the published form."""
+
+    def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Shapes,
+                added: Tensor | None = None) -> Tensor:
+        """Sample by ``grid_sample`` level by level; all samples are stacked in memory, weighted, summed.
+
+        Published implementations have a fused operator for GPUs, so there the kernel of ours takes the samples.
+        """
+        n, s, _ = query.shape
+        heads, levels, points = self.heads, self.levels, self.points
+        offsets = self.sampling_offsets(query).view(n, s, heads, levels, points, 2)
+        if fused(query.device, value.shape[-1] // heads):
+            logits = self.attention_weights(query).view(offsets.shape[:-1])
+            samples = kernels.sample_on_gpu(self.value_proj(value), offsets.float(), logits, reference, shapes)
+            return self.output_proj(samples, added)
+        weights = self.attention_weights(query).view(n, s, heads, -1).softmax(-1)
+        # float32, and with them the positions, also within a backbone in mixed precision
+        sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=query.device)
+        grids = 2 * (reference[:, None, None, None] + offsets / sizes[:, None]) - 1
+        values, sampled = self.value_proj(value).to(grids.dtype), []
+        for level, ((h, w), part) in enumerate(zip(shapes, values.split([h * w for h, w in shapes], 1), strict=True)):
+            maps = part.transpose(1, 2).reshape(n * heads, -1, h, w)
+            grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+            sampled.append(F.grid_sample(maps, grid, 'bilinear', 'zeros', align_corners=False))  # (N * heads, d, Sq, P)
+        weights = weights.transpose(1, 2).reshape(n * heads, 1, s, levels * points)
+        out = (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1)
+        out = self.output_proj(out.view(n, -1, s).transpose(1, 2).contiguous())
+        return out if added is None else added + out
 
 
-@contextlib.contextmanager
-def float32_pixel_decoder(decoder: PixelDecoder) -> Iterator[None]:
-    """The pixel decoder leaves mixed precision while the block runs, as it does in Mask2Former."""
-    plain = decoder.forward
+class Float32PixelDecoder(PixelDecoder):
+    """Leaves mixed precision, as the pixel decoder of Mask2Former does."""
 
-    def forward(*maps: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return what :class:`PixelDecoder` does, in float32."""
         with torch.autocast(maps[0].device.type, enabled=False):
-            return plain(*(m.float() for m in maps))
-
-    with mock.patch.object(decoder, 'forward', forward):
-        yield
+            return super().forward(*(m.float() for m in maps))
 
 
-@contextlib.contextmanager
-def reference_style(model: VideoInstanceModel) -> Iterator[None]:
-    """A plain model computes in the reference's style while the block runs."""
-    with unfused_attention(), published_sampling(), full_size_masks(model.decoder), \
-            float32_pixel_decoder(model.pixel_decoder):
-        yield
+STYLE = {MaskedDecoder: ReferenceDecoder, DeformableAttention: PublishedAttention, PixelDecoder: Float32PixelDecoder}
+
+
+def with_parts(model: VideoInstanceModel, style: Mapping[type, type] = STYLE) -> VideoInstanceModel:
+    """Return a plain model with other parts around the same weights: by default those of the reference style."""
+    made = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    for part in made.modules():
+        part.__class__ = style.get(type(part), type(part))
+    return made

@@ -1,24 +1,41 @@
-"""How the figures of ``tar-vis bench`` are shown: a table in the terminal, rows in Markdown, a plot."""
+"""The figures of ``tar-vis bench``: as text, in a file, and the guard against becoming slower.
+
+Times of two machines, or of one machine on two days, say little; ratios between lines of one run say more. The guard
+looks at these alone.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tar_vis_core.benchmark import cost
-from tar_vis_core.benchmark.compare import ratios
-from tar_vis_core.benchmark.contenders import FULL, REFERENCE, STAGES
+from tar_vis_core.benchmark.contenders import FULL, REFERENCE, STAGES, TAR
 from tar_vis_core.benchmark.machine import in_words
-from tar_vis_core.io.whole_files import replacing
+from tar_vis_core.io.json_files import read_json
 
 TIMED = (
     'Timed is the whole step, the device synchronised before and after: host image in, copy to the device, resize, '
     'normalise, image encoder, decoder, classes, masks at the size of the image, run lengths, matching, identities. '
     'Not timed: reading the video.')
-MARKDOWN_HEAD = (
-    '| model, line | source, network input | parameters, M: all (backbone + pixel decoder + decoder + tracker + TAR) '
-    '| GFLOPs a frame: all (backbone + pixel decoder + decoder + tracker) '
-    '| ms a frame, median: whole step (backbone + pixel decoder + decoder + tracker) | peak memory, GB |\n'
-    '|---|---|---|---|---|---|\n')
+# what a ratio's name divides: how often the time of the second line goes into that of the first
+RATIOS = {f'{FULL} over {REFERENCE}': (REFERENCE, FULL), f'{TAR} over {FULL}': (FULL, TAR)}
+TOLERANCE = 0.2
+
+
+def read_figures(path: Path) -> dict:
+    """The figures in a file; ValueError where they are not of ``tar-vis bench``."""
+    try:
+        figures = read_json(path)
+        if {'configuration', 'machine', 'lines'} <= figures.keys() and REFERENCE in figures['lines']:
+            return figures
+    except (AttributeError, TypeError):
+        pass
+    raise ValueError(f'{path} holds no figures of this version of tar-vis bench; expected what --json writes')
+
+
+def ratios(figures: dict) -> dict[str, float]:
+    """How many times as fast a line is as the one before it, by median; only where both are there."""
+    times = {name: line['median_ms']['total'] for name, line in figures['lines'].items()}
+    return {name: times[slow] / times[fast] for name, (slow, fast) in RATIOS.items() if {slow, fast} <= times.keys()}
 
 
 def layers_in_words(line: dict) -> str:
@@ -59,42 +76,16 @@ def print_figures(figures: dict) -> None:
               'to do.')
 
 
-def markdown_rows(figures: dict) -> str:
-    """A row of :data:`MARKDOWN_HEAD`'s table for each line."""
-    def parts(values: list[float], total: float, digits: int) -> str:
-        return f'{total:.{digits}f} ({" + ".join(f"{value:.{digits}f}" for value in values)})'
+def fallen(stored: dict, now: dict, tolerance: float) -> list[str]:
+    """A line of text for each ratio that is below the stored one by more than this share of it.
 
-    rows, configuration = '', figures['configuration']
-    millions = [count / 1e6 for count in figures['parameters'].values()]
-    for name, line in figures['lines'].items():
-        gflops, times = list(line['gflops'].values()), line['median_ms']
-        peak = figures['peak_memory_gb'][REFERENCE if name == REFERENCE else FULL]
-        rows += (f'| {configuration["preset"]}, {name} | {configuration["size"]}, {figures["input"]} '
-                 f'| {parts(millions, sum(millions), 2)} | {parts(gflops, sum(gflops), 2)} '
-                 f'| {parts([times[s] for s in cost.STAGES], times["total"], 0)} | {peak:.2f} |\n')
-    return rows
-
-
-def plot(figures: dict, path: Path) -> None:
-    """A bar for each line, stacked by stage, with its frames a second."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    lines = figures['lines']
-    figure, axes = pyplot.subplots(figsize=(8, 1.6 + 0.6 * len(lines)), layout='constrained')
-    left = dict.fromkeys(lines, 0.0)
-    for stage in STAGES:
-        widths = [line['median_ms'][stage] for line in lines.values()]
-        axes.barh(list(lines), widths, left=list(left.values()), label=stage.replace('_', ' '))
-        left = {name: left[name] + width for name, width in zip(lines, widths)}
-    for name, line in lines.items():
-        axes.text(left[name], name, f' {line["fps"]:.1f} frames/s', va='center')
-    axes.set_xlim(0, 1.2 * max(left.values()))
-    axes.invert_yaxis()
-    axes.set_xlabel('ms a frame, medians of the stages')
-    axes.set_title(f'{figures["title"]}\n{in_words(figures["machine"])}', fontsize=8)
-    figure.legend(fontsize=8, ncols=len(STAGES), loc='outside lower center')
-    with replacing(path) as half:
-        figure.savefig(half, dpi=150)
-    pyplot.close(figure)
+    Raises ValueError where a line of the stored figures was not measured.
+    """
+    found, found_now = [], ratios(now)
+    for name, before in ratios(stored).items():
+        if name not in found_now:
+            raise ValueError(f'{name} is stored but was not measured; the model has lost its routers')
+        if found_now[name] < before * (1 - tolerance):
+            found.append(f'{name}: {found_now[name]:.2f} times as fast, stored {before:.2f}: fallen by '
+                         f'{1 - found_now[name] / before:.0%}, allowed {tolerance:.0%}')
+    return found

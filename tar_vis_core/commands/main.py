@@ -17,7 +17,7 @@ COMMANDS = {
     'eval': ('tar_vis_core.evaluation.stills', 'mask AP on stills or videos, by layers and by routing'),
     'data': ('tar_vis_core.commands.data', 'make videos of look-alike crowds, look at data sets'),
     'study': ('tar_vis_core.commands.study', "the paper's studies: table, plot, the paper's values beside ours"),
-    'bench': ('tar_vis_core.benchmark.measurement', 'time of the whole step and of its stages'),
+    'bench': ('tar_vis_core.commands.bench', 'time of the whole step and of its stages'),
     'weights': ('tar_vis_core.commands.weights', 'list, get, verify and convert files of weights'),
 }
 

@@ -104,6 +104,10 @@ class MaskedDecoder(nn.Module):
 
     level_memory = staticmethod(level_memory)
 
+    def memory(self, mask_features: Tensor, levels: list[Tensor]) -> FrameMemory:
+        """Return what the layers attend to in a frame."""
+        return FrameMemory(mask_features, levels, self.level_embed, self.level_memory)
+
     def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
                 routing: str = 'full', fixed_layers: int = 9, skip_bias: float = 0.0, gate: Gate | None = None,
                 ) -> DecoderOutput:
@@ -115,7 +119,7 @@ class MaskedDecoder(nn.Module):
         """
         if routing not in ROUTINGS:
             raise ValueError(f'routing is {routing!r}, expected one of {", ".join(ROUTINGS)}')
-        memory = FrameMemory(mask_features, levels, self.level_embed, self.level_memory)
+        memory = self.memory(mask_features, levels)
         x, position = self.query_feat.expand(mask_features.shape[0], -1, -1), self.query_embed
         count = len(self.layers)
         executed = [False] * count

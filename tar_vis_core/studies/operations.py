@@ -10,8 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from tar_vis_core.benchmark.reference import full_size_masks, unfused_attention
+from tar_vis_core.benchmark.contenders import Line
+from tar_vis_core.benchmark.reference import ReferenceDecoder, unfused_attention, with_parts
 from tar_vis_core.instances import FrameResult
+from tar_vis_core.models.masked_decoder import MaskedDecoder
+from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies import timing
 from tar_vis_core.studies.inputs import PAPER, described, open_model, open_videos, pictures
@@ -38,15 +41,14 @@ VARIANTS = (
     Variant('fused attention, small masks', True, True, False, None), Variant('all', True, True, True, 34.6))
 
 
-def step(segmenter: VideoSegmenter, variant: Variant, image: np.ndarray, state) -> FrameResult:
-    """A step of the segmenter with what the variant switches on; no refreshing, as in the paper."""
-    segmenter.options = SegmenterOptions(routing='adaptive' if variant.tar else 'full', refresh_frames=0)
-    with contextlib.ExitStack() as stack:
-        if not variant.fused:
-            stack.enter_context(unfused_attention())
-        if not variant.small_masks:
-            stack.enter_context(full_size_masks(segmenter.model.decoder))
-        return segmenter.step(image, state)
+def lines_of(model: VideoInstanceModel, device: str, precision: str) -> dict[Variant, Line]:
+    """Return a line for each variant that the model can be; no refreshing, as in the paper."""
+    segmenters = [VideoSegmenter.from_model(form, device, precision)
+                  for form in (with_parts(model, {MaskedDecoder: ReferenceDecoder}), model)]
+    return {variant: Line(segmenters[variant.small_masks],
+                          SegmenterOptions(routing='adaptive' if variant.tar else 'full', refresh_frames=0),
+                          contextlib.nullcontext if variant.fused else unfused_attention)
+            for variant in VARIANTS if model.config.routing or not variant.tar}
 
 
 def row_of(variant: Variant, results: list[FrameResult]) -> dict[str, object]:
@@ -63,15 +65,14 @@ def run(args: argparse.Namespace) -> None:
     """``tar-vis study operations``."""
     check_counts(args)
     model, records = open_model(args), open_videos(args)
-    segmenter = VideoSegmenter.from_model(model, args.device, args.precision)
-    variants = [v for v in VARIANTS if model.config.routing or not v.tar]
-    states = {v: segmenter.new_state() for v in variants}
-    results: dict[Variant, list[FrameResult]] = {v: [] for v in variants}
+    lines = lines_of(model, args.device, args.precision)
+    variants, states = list(lines), {variant: line.segmenter.new_state() for variant, line in lines.items()}
+    results: dict[Variant, list[FrameResult]] = {variant: [] for variant in lines}
     images = pictures(records, args.timed + args.warm_up)
     for index, image in enumerate(tqdm(images, total=args.timed + args.warm_up, unit='frame')):
         # they take turns, and none always comes first
         for variant in np.roll(np.array(variants, object), index):
-            result = step(segmenter, variant, image, states[variant])
+            result = lines[variant].step(image, states[variant])
             if index >= args.warm_up:
                 results[variant].append(result)
     rows = [row_of(variant, found) for variant, found in results.items()]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from unittest import mock
 
 import numpy as np
 from tqdm import tqdm
 
+from tar_vis_core.benchmark.cost import metered_parts
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.evaluation.videos import VideoRow, Way, evaluate_videos
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.runtime.device import elapsed_ms, mark
 from tar_vis_core.studies.bootstrap import Precision, interval
 from tar_vis_core.studies.inputs import Stopwatch
 
@@ -33,14 +34,16 @@ def sample(model: VideoInstanceModel, records: list[VideoRecord], ways: Mapping[
     """Evaluate the ways, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
     device = model.pixel_mean.device
     watches = {name: Stopwatch(way, device) for name, way in ways.items()}
-    with mock.patch.object(model, 'encode', Stopwatch(model.encode, device)) as encoder:
+    with metered_parts(model, lambda: mark(device)) as marks:
         rows = evaluate_videos(model, records, watches, tracker=tracker)
+    encoder_ms = float(np.median([elapsed_ms(*backbone) + elapsed_ms(*pixels) for backbone, pixels in zip(
+        marks['backbone'], marks['pixel_decoder'], strict=True)]))
     chosen = [np.arange(len(records)), *samples]
     made = []
     for row in tqdm(rows, desc='bootstrap', unit='way'):
         precision = Precision(records, row.predictions)
         layers, frames = np.array([(e.sum(), len(e)) for e in row.executed]).T
-        made.append(Sampled(row, encoder.median + watches[row.name].median,
+        made.append(Sampled(row, encoder_ms + watches[row.name].median,
                             np.array([100 * precision(c) for c in chosen]),
                             np.array([layers[c].sum() / frames[c].sum() for c in chosen])))
     return made

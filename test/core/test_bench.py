@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import time
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from tiny_model import picture, tiny_model
 
 from tar_vis_core.benchmark import measurement
 from tar_vis_core.benchmark import reference as reference_style
-from tar_vis_core.benchmark.compare import TOLERANCE, fallen, ratios, times_of_both
 from tar_vis_core.benchmark.contenders import (
     FULL,
     REFERENCE,
@@ -24,8 +24,13 @@ from tar_vis_core.benchmark.contenders import (
     take_turns,
 )
 from tar_vis_core.benchmark.machine import in_words, machine, power_draw
+from tar_vis_core.benchmark.reference import ReferenceDecoder
+from tar_vis_core.benchmark.report import TOLERANCE, fallen, ratios
+from tar_vis_core.commands import bench
+from tar_vis_core.commands.bench import asked, parser
 from tar_vis_core.commands.main import main
 from tar_vis_core.models.deformable import sample_by_grid
+from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.packed import packable
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import elapsed_ms, mark
@@ -35,7 +40,7 @@ TOY = ['--untrained', '--frames', '3', '--warm-up', '1', '--size', '96x64', '--s
 
 def decoded(line, image):
     segmenter = line.segmenter
-    with torch.inference_mode(), line.style(segmenter.model):
+    with torch.inference_mode(), line.style():
         frame = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         features = segmenter.model.encode(segmenter.model.normalize(frame))
         out = segmenter.model.decode(features)
@@ -45,7 +50,7 @@ def decoded(line, image):
 def test_costs_in_half_precision_are_those_of_float32():
     torch.manual_seed(0)
     model, images = tiny_model(), [picture(k) for k in range(3)]
-    half, full = (costs(make_lines(copy.deepcopy(model), precision=p, fresh=True), images, 15)
+    half, full = (costs(make_lines(own := copy.deepcopy(model), precision=p, fresh=True), own, images, 15)
                   for p in ('bfloat16', 'float32'))
     for name, line in full.items():
         assert half[name]['gflops'] == pytest.approx(line['gflops'])
@@ -78,8 +83,7 @@ def test_reference_style_is_fused_on_a_gpu(monkeypatch):
 
 def test_lines_report_the_same_instances():
     lines = make_lines(tiny_model())
-    for line in lines.values():
-        object.__setattr__(line.options, 'score_threshold', 0.1)
+    lines = {name: replace(line, options=replace(line.options, score_threshold=0.1)) for name, line in lines.items()}
     measured = take_turns(lines, [picture(k) for k in range(4)], 15, 1)
     reference, ours = ([m.result for m in measured[name]] for name in (REFERENCE, FULL))
     assert all(r.instances for r in reference)
@@ -119,8 +123,8 @@ def test_fresh_routers_are_set_to_a_stated_number_of_layers():
 
 
 def test_costs_name_what_computes_and_follow_skipped_layers():
-    lines = make_lines(tiny_model(), fresh=True)
-    found = costs(lines, [picture(k) for k in range(3)], 15)
+    model = tiny_model()
+    found = costs(make_lines(model, fresh=True), model, [picture(k) for k in range(3)], 15)
     decoder = {name: line['gflops']['decoder'] for name, line in found.items()}
     assert decoder[REFERENCE] > decoder[FULL] > decoder[TAR] > 0
     assert found[REFERENCE]['gflops']['backbone'] == found[TAR]['gflops']['backbone'] > 0
@@ -136,7 +140,6 @@ def test_the_baseline_decodes_pixels_in_float32_under_mixed_precision():
     seen = {}
     for name in (REFERENCE, FULL):
         decoder = lines[name].segmenter.model.pixel_decoder
-        # a hook runs in __call__, and the style patches forward, below it
         decoder.register_forward_hook(lambda _, inputs, out, name=name: seen.update({name: out[0].dtype}))
         lines[name].step(picture(), lines[name].segmenter.new_state(), 0.0)
     assert seen == {REFERENCE: torch.float32, FULL: torch.bfloat16}
@@ -175,29 +178,13 @@ def made_up(*times, fps=None):
     """A file's figures: the lines take these milliseconds in all, half of it in the backbone."""
     lines = {name: {'fps': 1e3 / t, 'median_ms': dict.fromkeys(STAGES, 0.0) | {'backbone': t / 2, 'total': t}}
              for name, t in zip((REFERENCE, FULL, TAR), times)}
-    usual = measurement.command_line().parse_args(TOY)
     return {'title': 'a toy', 'date': '2026-01-01', 'machine': {}, 'lines': lines,
-            'configuration': {name: getattr(usual, name) for name in measurement.CONFIGURATION}}
+            'configuration': asdict(asked(parser().parse_args(TOY)))}
 
 
 def test_ratios_compare_a_line_with_the_one_before():
     assert ratios(made_up(80, 20, 10)) == {f'{FULL} over {REFERENCE}': 4, f'{TAR} over {FULL}': 2}
     assert ratios(made_up(80, 20)) == {f'{FULL} over {REFERENCE}': 4}
-
-
-def test_two_files_are_compared_line_by_line_and_stage_by_stage(tmp_path, capsys):
-    a, b = made_up(80, 20, 10), made_up(80, 10)
-    both = times_of_both(a, b)
-    assert list(both) == [REFERENCE, FULL] and both[REFERENCE]['total'] == 1
-    assert (both[FULL]['backbone'], both[FULL]['total'], both[FULL]['frames/s']) == (0.5, 0.5, 2)
-    assert both[FULL]['masks'] is None      # nothing to divide by
-    paths = [tmp_path / name for name in ('a.json', 'b.json')]
-    for path, figures in zip(paths, (a, b)):
-        path.write_text(json.dumps(figures))
-    assert main(['bench', '--compare', *map(str, paths)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert next(line for line in said if line.startswith(f'{FULL} over')).split()[-2:] == ['4.00', '8.00']
-    assert next(line for line in said if line.startswith(f'{TAR} over')).split()[-2:] == ['2.00', '-']
 
 
 def test_the_guard_looks_at_ratios_alone():
@@ -221,12 +208,12 @@ def without_children(monkeypatch):
 
 @pytest.mark.parametrize(('times', 'code'), [((80, 20, 10), 0), ((80, 40, 10), 1)])
 def test_the_guard_runs_the_configuration_of_the_file(times, code, tmp_path, monkeypatch, capsys):
-    path, asked = tmp_path / 'stored.json', []
+    path, runs = tmp_path / 'stored.json', []
     path.write_text(json.dumps(made_up(80, 20, 10)))
-    monkeypatch.setattr(measurement, 'measure', lambda args: asked.append(args) or made_up(*times))
-    monkeypatch.setattr(measurement, 'report', lambda *_: None)
+    monkeypatch.setattr(bench, 'measure', lambda run: runs.append(run) or made_up(*times))
+    monkeypatch.setattr(bench, 'print_figures', lambda _: None)
     assert main(['bench', '--guard', str(path)]) == code
-    assert {name: getattr(asked[0], name) for name in ('untrained', 'frames', 'size', 'short_side')} == {
+    assert {name: getattr(runs[0], name) for name in ('untrained', 'frames', 'size', 'short_side')} == {
         'untrained': True, 'frames': 3, 'size': '96x64', 'short_side': 64}
     said = capsys.readouterr()
     assert f'{FULL} over {REFERENCE} {80 / times[1]:.2f}, stored 4.00' in said.out
@@ -247,15 +234,14 @@ def test_the_guard_takes_no_other_configuration(words, said, tmp_path, capsys):
 def test_other_files_are_refused(text, tmp_path, capsys):
     path = tmp_path / 'other.json'
     path.write_text(text)
-    for words in (['--guard', str(path)], ['--compare', str(path), str(path)]):
-        assert main(['bench', *words]) == 1
-        assert 'holds no figures of this version of tar-vis bench' in capsys.readouterr().err
+    assert main(['bench', '--guard', str(path)]) == 1
+    assert 'holds no figures of this version of tar-vis bench' in capsys.readouterr().err
 
 
-def test_the_command_writes_figures_plot_and_table_and_guards_them(tmp_path, capsys):
+def test_the_command_writes_figures(tmp_path, capsys):
     """The whole way once, peak memory in fresh processes included; how fast it was is not looked at."""
-    figures, plot, table = (tmp_path / name for name in ('figures.json', 'plot.png', 'table.md'))
-    assert main(['bench', *TOY, '--json', str(figures), '--plot', str(plot), '--markdown', str(table)]) == 0
+    figures = tmp_path / 'figures.json'
+    assert main(['bench', *TOY, '--json', str(figures)]) == 0
     said = capsys.readouterr().out
     assert 'SET, not learned' in said and 'Freshly initialised' in said and 'Timed is the whole step' in said
     found = json.loads(figures.read_text())
@@ -267,15 +253,11 @@ def test_the_command_writes_figures_plot_and_table_and_guards_them(tmp_path, cap
     assert found['peak_memory_gb'].keys() == {REFERENCE, FULL} and min(found['peak_memory_gb'].values()) > 0.01
     assert found['device_memory_gb'] == {REFERENCE: None, FULL: None}, 'a CPU has none'
     assert len(found['remarks']) == (kernels.compiled() is None), 'nothing falls back'
-    assert plot.read_bytes().startswith(b'\x89PNG')
-    head, line, *rows = table.read_text().splitlines()
-    assert [row.split(' | ')[0] for row in rows] == [f'| nano, {name}' for name in (REFERENCE, FULL, TAR)]
-    assert all(row.count('|') == head.count('|') == line.count('|') for row in rows)
 
 
-def test_rows_are_appended_under_one_head_and_the_guard_measures(tmp_path, capsys, without_children):
-    table, figures = tmp_path / 'models.md', tmp_path / 'figures.json'
-    assert main(['bench', *TOY, '--markdown', str(table), '--json', str(figures)]) == 0
+def test_the_guard_measures(tmp_path, capsys, without_children):
+    figures = tmp_path / 'figures.json'
+    assert main(['bench', *TOY, '--json', str(figures)]) == 0
     stored = json.loads(figures.read_text())
     for line, ms in zip(stored['lines'].values(), (1e-9, 1.0, 1e9)):      # ratios that only grow from here
         line['median_ms']['total'] = ms
@@ -284,10 +266,9 @@ def test_rows_are_appended_under_one_head_and_the_guard_measures(tmp_path, capsy
     for line in stored['lines'].values():
         line['median_ms']['total'] = 1 / line['median_ms']['total']
     hard.write_text(json.dumps(stored))
-    assert main(['bench', '--guard', str(easy), '--markdown', str(table)]) == 0
+    assert main(['bench', '--guard', str(easy)]) == 0
     assert main(['bench', '--guard', str(hard)]) == 1
     assert 'fallen' in capsys.readouterr().err
-    assert len(table.read_text().splitlines()) == 2 + 2 * 3
 
 
 def test_the_plain_model_is_left_as_it_was():
@@ -296,5 +277,5 @@ def test_the_plain_model_is_left_as_it_was():
     lines = make_lines(model)
     lines[REFERENCE].step(picture(), lines[REFERENCE].segmenter.new_state(), 0.0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(name in vars(part) for name in ('forward', 'run_layer', 'output')
-                   for part in (model.decoder, model.pixel_decoder))
+    assert type(model.decoder) is MaskedDecoder and type(lines[REFERENCE].segmenter.model.decoder) is ReferenceDecoder
+    assert lines[REFERENCE].segmenter.model.decoder.query_feat is model.decoder.query_feat, 'the weights are shared'

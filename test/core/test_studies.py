@@ -13,19 +13,19 @@ import torch
 from tiny_model import picture
 from tubes import perfect, square, tube, video
 
-from tar_vis_core.benchmark.reference import full_size_masks, unfused_attention
+from tar_vis_core.benchmark.reference import ReferenceDecoder, unfused_attention, with_parts
 from tar_vis_core.commands.main import main
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
+from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.video_model import build_model
-from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.bootstrap import Precision, interval, resamples, spearman, with_interval
 from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
 from tar_vis_core.studies.inputs import add_options, open_videos
 from tar_vis_core.studies.layer_value import Seen, read_out
 from tar_vis_core.studies.layer_value import rows_of as rows_of_worth
 from tar_vis_core.studies.motion import rows_of
-from tar_vis_core.studies.operations import VARIANTS, step
+from tar_vis_core.studies.operations import VARIANTS, lines_of
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampling import mean_rows
 from tar_vis_core.weights.loading import read_tensors, save_weights
@@ -276,8 +276,9 @@ def test_the_reference_style_gives_the_same_answers_by_other_operations(routing)
         ours = model.decode(features, previous, routing)
         with torch.profiler.profile() as fused:
             model.decode(features, previous, routing)
-        with full_size_masks(model.decoder), unfused_attention(), torch.profiler.profile() as unfused:
-            theirs = model.decode(features, previous, routing)
+        published = with_parts(model, {MaskedDecoder: ReferenceDecoder})
+        with unfused_attention(), torch.profiler.profile() as unfused:
+            theirs = published.decode(features, previous, routing)
     assert theirs.trace.executed == ours.trace.executed
     assert (theirs.logits - ours.logits).abs().max() < 1e-3 and (theirs.queries - ours.queries).abs().max() < 1e-3
     for profiled in (fused, unfused):
@@ -286,14 +287,14 @@ def test_the_reference_style_gives_the_same_answers_by_other_operations(routing)
         einsums.append(counts.get('aten::einsum', 0))
     runs = sum(ours.trace.executed)
     assert kernels[0] == 0 < 2 * runs <= kernels[1] and einsums == [0, runs + 1]
-    assert 'run_layer' not in vars(model.decoder)       # all is as it was
 
 
 def test_each_variant_decodes_as_it_says():
-    segmenter = VideoSegmenter.from_model(crowd_model(), 'cpu', options=SegmenterOptions())
-    for variant in VARIANTS:
-        state = segmenter.new_state()
-        executed = [step(segmenter, variant, picture(k), state).routing.executed_layers for k in range(3)]
+    lines = lines_of(crowd_model(), 'cpu', 'float32')
+    assert tuple(lines) == VARIANTS
+    for variant, line in lines.items():
+        state = line.segmenter.new_state()
+        executed = [line.step(picture(k), state).routing.executed_layers for k in range(3)]
         assert (max(executed[1:]) < 9) == variant.tar and executed[0] == 9
 
 

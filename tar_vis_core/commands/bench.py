@@ -1,0 +1,86 @@
+"""A model's whole step, timed in three lines that take turns in one run, and what it costs.
+
+The lines are a reference-style baseline (the plain model as published implementations compute: all layers, full-size
+masks and all heads after every layer, unfused attention, deformable attention by grid_sample, the pixel decoder in
+float32), ours with all layers, and ours with TAR. --guard measures a file's configuration again and fails if ratios
+between lines have fallen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from tar_vis_core.benchmark.measurement import BenchRun, measure
+from tar_vis_core.benchmark.report import TIMED, TOLERANCE, fallen, print_figures, ratios, read_figures
+from tar_vis_core.commands.options import add_model_options
+from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import write_text
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(prog='tar-vis bench', description=__doc__, epilog=TIMED,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    usual = BenchRun()
+    made.add_argument('--source', default=usual.source, help='video, folder, or photographs (default)')
+    made.add_argument('--frames', type=int, default=usual.frames, help='frames, warm-up included (default: 110)')
+    made.add_argument('--warm-up', type=int, default=usual.warm_up, help='first frames, not timed (default: 10)')
+    made.add_argument('--size', default=usual.size, metavar='WxH', help='size of the source image (default: 640x480)')
+    made.add_argument('--short-side', type=int, default=usual.short_side,
+                      help="pixels of the network input's shorter edge (default: the preset's)")
+    made.add_argument('--untrained', action='store_true',
+                      help='fresh weights (seed 0) in place of a file, routers set: cost without a checkpoint')
+    add_model_options(made)
+    made.add_argument('--json', type=user_path, metavar='FILE', help='write the figures here, too')
+    made.add_argument('--guard', type=user_path, metavar='FILE',
+                      help='run the configuration of this file of --json again; exit code 1 if a ratio has fallen')
+    made.add_argument('--tolerance', type=float, default=TOLERANCE,
+                      help=f'share by which --guard lets a ratio fall (default: {TOLERANCE})')
+    return made
+
+
+def asked(args: argparse.Namespace) -> BenchRun:
+    """Return what the command line asks to measure."""
+    given = {field.name: getattr(args, field.name) for field in fields(BenchRun)}
+    return BenchRun(**{name: str(value) if isinstance(value, Path) else value for name, value in given.items()})
+
+
+def guarded(args: argparse.Namespace) -> tuple[BenchRun, dict]:
+    """Return what the file of ``--guard`` measured, and its figures. Raise ValueError if other options are given."""
+    run, usual, stored = asked(args), BenchRun(), read_figures(args.guard)
+    given = [field.name for field in fields(BenchRun) if getattr(run, field.name) != getattr(usual, field.name)]
+    if given:
+        raise ValueError(f'--guard takes --{given[0].replace("_", "-")} from {args.guard}; leave it out')
+    if not 0 < args.tolerance < 1:
+        raise ValueError(f'--tolerance is {args.tolerance}, expected a share between 0 and 1')
+    return BenchRun(**stored['configuration']), stored
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure. Return the exit code, 1 for an error or if the guard finds that a ratio has fallen."""
+    args = parser().parse_args(argv)
+    try:
+        run, stored = guarded(args) if args.guard else (asked(args), None)
+        figures = measure(run)
+        print_figures(figures)
+        if args.json:
+            write_text(args.json, json.dumps(figures, indent=1) + '\n')
+            print(f'figures: {args.json}')
+        if stored is None:
+            return 0
+        worse = fallen(stored, figures, args.tolerance)
+    except (TarVisError, ValueError, OSError) as error:
+        print(f'tar-vis bench: {error}', file=sys.stderr)
+        return 1
+    before, now = ratios(stored), ratios(figures)
+    print(f'\nguard, ratios stored on {stored["date"]}: '
+          + '; '.join(f'{name} {now[name]:.2f}, stored {before[name]:.2f}' for name in before))
+    for text in worse:
+        print(f'tar-vis bench: {text}', file=sys.stderr)
+    return 1 if worse else 0
