@@ -14,7 +14,7 @@ from tar_vis_core.io.terminal import one_line, say_anything
 COMMANDS = {
     'run': ('tar_vis_core.commands.run', 'a video, folder or camera to an overlay video and instances.jsonl'),
     'train': ('tar_vis_core.training.train', 'train a model by a recipe'),
-    'eval': ('tar_vis_core.evaluation.stills', 'mask AP on stills or videos, by layers and by routing'),
+    'eval': ('tar_vis_core.commands.evaluate', 'mask AP on stills or videos, by layers and by routing'),
     'data': ('tar_vis_core.commands.data', 'make videos of look-alike crowds, look at data sets'),
     'study': ('tar_vis_core.commands.study', "the paper's studies: table, plot, the paper's values beside ours"),
     'bench': ('tar_vis_core.commands.bench', 'time of the whole step and of its stages'),

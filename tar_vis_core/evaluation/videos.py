@@ -7,11 +7,7 @@ get from the segmenter (``tracks``), scored by the mean over the frames that sho
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -20,29 +16,22 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from tqdm import tqdm
 
-from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
-from tar_vis_core.errors import DataError
+from tar_vis_core.data.ytvis import VideoRecord
+from tar_vis_core.evaluation.decodings import Decoding
 from tar_vis_core.evaluation.identity_measures import MATCH, IdentityMeasures, identity_measures
-from tar_vis_core.evaluation.results_json import categories_of, read_results, write_results
 from tar_vis_core.evaluation.track_iou import TrackIoU, track_ious
-from tar_vis_core.evaluation.track_iou import as_table as object_table
 from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction
 from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, cells, evaluate_tubes
-from tar_vis_core.io.paths import user_path
-from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
-from tar_vis_core.models.presets import TRACKERS, ModelConfig
+from tar_vis_core.models.presets import ModelConfig
 from tar_vis_core.models.tracked import Tracked, stacked
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.preprocess import prepare
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.tracking.tracker import make_tracker
-
-OBJECT_LINES = 20       # labelled objects, at most, of which each has a line of its own in what is printed
-Way = Callable[[Features, Tensor | None], DecoderOutput]   # features, the way's own queries of the frame before
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ def published_instances(config: ModelConfig) -> int:
 class SlotFollower:
     """One way through one video, frame by frame; classes and scores at its end (``whole_video``)."""
 
-    def __init__(self, model: VideoInstanceModel, way: Way, tracker: str, max_instances: int):
+    def __init__(self, model: VideoInstanceModel, way: Decoding, tracker: str, max_instances: int):
         self.names, self.way = model.config.class_names, way
         self.max_instances = max_instances or published_instances(model.config)
         name = model.config.tracker if tracker == 'auto' else tracker
@@ -115,10 +104,10 @@ def encode_masks(masks: Tensor) -> list[dict | None]:
     return [rle if mask.any() else None for rle, mask in zip(coco_mask.encode(columns.T), columns, strict=True)]
 
 
-class OneWay:
+class OneDecoding:
     """A model as the segmenter sees it, with features that were made before and one way of decoding them."""
 
-    def __init__(self, model: VideoInstanceModel, way: Way):
+    def __init__(self, model: VideoInstanceModel, way: Decoding):
         self.config, self.pixel_mean, self.prepare, self.way = model.config, model.pixel_mean, model.prepare, way
         self.features: Features | None = None
         self.executed: list[tuple[bool, ...]] = []
@@ -133,10 +122,10 @@ class OneWay:
 class TrackFollower:
     """One way through one video with the segmenter's own online tracks."""
 
-    def __init__(self, model: VideoInstanceModel, way: Way, tracker: str, options: SegmenterOptions):
+    def __init__(self, model: VideoInstanceModel, way: Decoding, tracker: str, options: SegmenterOptions):
         self.segmenter = VideoSegmenter.from_model(model, str(model.pixel_mean.device), options=options,
                                                    tracker=tracker)
-        self.segmenter.model = self.model = OneWay(model, way)
+        self.segmenter.model = self.model = OneDecoding(model, way)
         self.state = self.segmenter.new_state()
         self.tracks = TrackTubes()
         self.executed: list[tuple[bool, ...]] = []
@@ -154,11 +143,11 @@ class TrackFollower:
 
 
 @torch.inference_mode()
-def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], ways: Mapping[str, Way],
+def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], ways: Mapping[str, Decoding],
                     tubes: str = 'auto', *, categories: Sequence[str] | None = None, tracker: str = 'auto',
                     short_side: int = 0, max_instances: int = 0, options: SegmenterOptions | None = None,
                     min_score: float | None = None, progress: bool = True) -> list[VideoRow]:
-    """Run a model through videos by each way of decoding (see ``evaluate.ways_of``), frames encoded once for all.
+    """Run a model through videos by each way of decoding (see ``decodings``), frames encoded once for all.
 
     The model is used where it is and left in evaluation mode. ``tubes`` is 'slots', 'tracks', or 'auto' by the model.
     ``categories`` are the data's names (default: those that are labelled); classes are matched by name, and
@@ -229,57 +218,3 @@ def as_figures(row: VideoRow) -> dict:
     return {'name': row.name, 'executed': row.executed_layers, 'mean': asdict(row.ap.mean),
             'categories': [asdict(c) for c in row.ap.categories], 'identities': asdict(row.identities),
             'objects': [asdict(o) for o in row.objects]}
-
-
-def add_options(group: argparse._ArgumentGroup) -> None:
-    """The part of the command line that is for videos."""
-    group.add_argument('--tubes', default='auto', help="slots (whole videos), tracks (the segmenter's); auto: by model")
-    group.add_argument('--tracker', default='auto', help=f"auto (the model's own), {', '.join(TRACKERS)}")
-    group.add_argument('--max-instances', type=int, default=0,
-                       help='slots: predictions a video (default: 10; 20 for DVIS-DAQ, and DVIS, DVIS++ on OVIS)')
-    group.add_argument('--score-threshold', type=float, default=SegmenterOptions.score_threshold,
-                       help='tracks: score that a new track needs')
-    group.add_argument('--min-score', type=float,
-                       help='score that a tube needs for identity measures (default: 0.5; 0 for tracks)')
-    group.add_argument('--results', type=user_path, help='evaluate this results.json (or zip) and run no model')
-    group.add_argument('--out', type=user_path, help='write the predictions of each decoding to this folder')
-    group.add_argument('--zip', action='store_true', help='zipped, as a server takes them')
-
-
-def run(args: argparse.Namespace, prepare: Callable) -> int:
-    """``tar-vis eval`` on videos; ``prepare`` makes the model and its ways of decoding."""
-    records, categories = load_ytvis(args.data), categories_of(args.data)
-    names = list(categories.values()) if args.categories is None else args.categories
-    if unknown := set(names) - set(categories.values()):
-        raise ValueError(f'--categories {", ".join(sorted(unknown))}: the data has {", ".join(categories.values())}')
-    counts = Counter(track.category for record in records for track in record.tracks if not track.crowd)
-    labelled = any(counts[name] for name in names)
-    if not labelled and (args.results or not args.out):
-        held = ', '.join(f'{name} ({number})' for name, number in counts.most_common(20)) or 'no object at all'
-        raise DataError(f'{args.data}: nothing of {", ".join(names) or "no category"} is labelled here, so there is '
-                        f'nothing to find; it has {held}. --out FOLDER writes predictions without figures')
-    if args.results:
-        predictions = read_results(args.results, records, categories)
-        rows = [score_row(args.results.name, records, predictions, [],
-                          MATCH if args.min_score is None else args.min_score, names)]
-    else:
-        model, ways = prepare(args)
-        rows = evaluate_videos(model, records, ways, args.tubes, categories=names, tracker=args.tracker,
-                               short_side=args.short_side, max_instances=args.max_instances,
-                               options=SegmenterOptions(score_threshold=args.score_threshold), min_score=args.min_score)
-    print(f'\n{args.data.name}: {len(records)} videos, {sum(len(r.tracks) for r in records)} labelled objects; percent')
-    print(as_table(rows) if labelled else 'nothing is labelled: no figures')
-    for row in rows if labelled else ():
-        print(f'\n{row.name}\n{row.ap}\n{row.identities}')
-        if len(row.objects) <= OBJECT_LINES:
-            print(object_table(row.objects))
-    if args.json:
-        write_text(args.json, json.dumps([as_figures(row) for row in rows], indent=1) + '\n')
-        print(f'figures: {args.json}')
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for row in rows:
-            path = args.out / (re.sub(r'\W+', '_', row.name) + ('.zip' if args.zip else '.json'))
-            write_results(path, row.predictions, categories)
-            print(f'predictions: {path}')
-    return 0

@@ -18,8 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from tar_vis_core.evaluation.stills import ways_of
-from tar_vis_core.evaluation.videos import Way
+from tar_vis_core.evaluation.decodings import Decoding, decodings_of
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
@@ -64,7 +63,7 @@ def decode_layers(model: VideoInstanceModel, features: Features, chosen: Sequenc
     return decoder.output(x, RoutingTrace(tuple(i in chosen for i in range(count)), np.full(count, np.nan, np.float32)))
 
 
-def with_gates(model: VideoInstanceModel, count: int) -> Way:
+def with_gates(model: VideoInstanceModel, count: int) -> Decoding:
     """Return TAR with the first ``count`` layers executed on every frame, whatever the routers say."""
     gates = np.arange(model.config.decoder_layers) < count
     return lambda features, previous: model.decode(features, previous, 'adaptive',
@@ -72,22 +71,22 @@ def with_gates(model: VideoInstanceModel, count: int) -> Way:
 
 
 def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],
-                    biases: Sequence[float]) -> dict[str, Way]:
+                    biases: Sequence[float]) -> dict[str, Decoding]:
     """First k, m+n, and where there are routers TAR with its controls and with each bias."""
     count, routing = model.config.decoder_layers, model.config.routing
     for k in [*layers, *(m + n for m, n in pairs)]:
         if not 0 <= k <= count:
             raise ValueError(f'{k} layers asked for, the decoder has {count}')
 
-    def both_ends(m: int, n: int) -> Way:
+    def both_ends(m: int, n: int) -> Decoding:
         return lambda features, previous: decode_layers(model, features, [*range(m), *range(count - n, count)])
 
-    def biased(bias: float) -> Way:
+    def biased(bias: float) -> Decoding:
         def way(features: Features, previous: Tensor | None) -> DecoderOutput:
             return model.decode(features, previous, 'adaptive', skip_bias=bias)
         return way
 
-    ways = ways_of(model, sorted(set(layers)), routing)
+    ways = decodings_of(model, sorted(set(layers)), routing)
     ways |= {f'{m}+{n}': both_ends(m, n) for m, n in pairs}
     if routing:
         # one gate and all gates open are 'all skipped' and 'all executed'

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from tar_vis_core.benchmark.cost import metered_parts
 from tar_vis_core.data.ytvis import VideoRecord
-from tar_vis_core.evaluation.videos import VideoRow, Way, evaluate_videos
+from tar_vis_core.evaluation.decodings import Decoding
+from tar_vis_core.evaluation.videos import VideoRow, evaluate_videos
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime.device import elapsed_ms, mark
 from tar_vis_core.studies.bootstrap import Precision, interval
@@ -29,7 +30,7 @@ class Sampled:
     executed: np.ndarray     # (1 + samples,) layers a frame
 
 
-def sample(model: VideoInstanceModel, records: list[VideoRecord], ways: Mapping[str, Way], samples: np.ndarray,
+def sample(model: VideoInstanceModel, records: list[VideoRecord], ways: Mapping[str, Decoding], samples: np.ndarray,
            tracker: str = 'auto') -> list[Sampled]:
     """Evaluate the ways, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
     device = model.pixel_mean.device

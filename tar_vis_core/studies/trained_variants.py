@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.evaluation.videos import Way
+from tar_vis_core.evaluation.decodings import Decoding
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime.device import pick_device
@@ -79,7 +79,7 @@ def trained(variant: Variant, seed: int, base: Path, args: argparse.Namespace) -
     return out / 'model.safetensors'
 
 
-def ways_of(model: VideoInstanceModel) -> dict[str, Way]:
+def ways_of(model: VideoInstanceModel) -> dict[str, Decoding]:
     """By router: on, and off, where all layers run (behind the synchronizer, if there is one)."""
     if not model.config.routing:
         return {'off': lambda features, previous: model.decode(features)}

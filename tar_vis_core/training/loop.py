@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,19 +23,32 @@ from tar_vis_core.training.samples import Draws, batches, open_sources
 from tar_vis_core.training.starting_weights import start_model
 
 
-def train_process(rank: int, size: int, recipe: Recipe, args: argparse.Namespace) -> None:
-    """The whole run of one process; ``args`` are those of the command."""
-    world = join(rank, size, args.device, args.out / 'rendezvous')
-    train(world, recipe, args)
+@dataclass(frozen=True)
+class TrainRun:
+    """Where a run reads and writes, and how far it goes; what it learns by is its recipe."""
+
+    data: Path                      # folder of the recipe's annotation files
+    out: Path                       # folder for checkpoint, log and weights
+    init: Path | None = None        # weights to start from
+    backbone: Path | None = None    # a DeepLabV3 file for a MobileNetV2
+    device: str = 'auto'
+    resume: bool = False            # go on from the last checkpoint in ``out``
+    stop_at: int | None = None      # end after so many iterations
+
+
+def train_process(rank: int, size: int, recipe: Recipe, paths: TrainRun) -> None:
+    """Run all of one process's part."""
+    world = join(rank, size, paths.device, paths.out / 'rendezvous')
+    train(world, recipe, paths)
     if dist.is_initialized():
         dist.barrier()      # nobody leaves while another still needs it
         dist.destroy_process_group()
 
 
-def begin(world: World, recipe: Recipe, args: argparse.Namespace) -> Run:
+def begin(world: World, recipe: Recipe, paths: TrainRun) -> Run:
     """The run as its recipe starts it, or as its last checkpoint left it."""
     dtype, device = pick_precision(recipe.precision), world.device
-    model, notes = start_model(recipe, args.init, args.backbone)
+    model, notes = start_model(recipe, paths.init, paths.backbone)
     model.to(device, memory_format=torch.channels_last)     # what convolutions are quickest in, forwards and back
     groups = parameter_groups(model, recipe)
     if not groups:
@@ -44,8 +57,8 @@ def begin(world: World, recipe: Recipe, args: argparse.Namespace) -> Run:
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     run = Run(model, optimizer, scaler, {k: v.clone() for k, v in model.state_dict().items()})
-    if args.resume and (args.out / 'last.pt').is_file():
-        changed = differing(recipe, run.restore(args.out / 'last.pt'))
+    if paths.resume and (paths.out / 'last.pt').is_file():
+        changed = differing(recipe, run.restore(paths.out / 'last.pt'))
         notes = [f'going on after {run.iteration} iterations' + (
             f', with other {", ".join(changed)} than before' if changed else '')]
     if world.rank == 0:
@@ -53,17 +66,17 @@ def begin(world: World, recipe: Recipe, args: argparse.Namespace) -> Run:
     return run
 
 
-def train(world: World, recipe: Recipe, args: argparse.Namespace) -> None:
-    """Iterate, and keep a checkpoint and the weights in ``args.out``."""
-    run = begin(world, recipe, args)
-    draws = Draws(open_sources(recipe, args.data, run.model.config), recipe, args.out / 'bad_samples.txt')
-    end, first, began = min(args.stop_at or recipe.iterations, recipe.iterations), run.iteration, time.monotonic()
+def train(world: World, recipe: Recipe, paths: TrainRun) -> None:
+    """Iterate, and keep a checkpoint and the weights in ``paths.out``."""
+    run = begin(world, recipe, paths)
+    draws = Draws(open_sources(recipe, paths.data, run.model.config), recipe, paths.out / 'bad_samples.txt')
+    end, first, began = min(paths.stop_at or recipe.iterations, recipe.iterations), run.iteration, time.monotonic()
     samples = batches(draws, world, first, end)
-    curves = Curves(args.out / 'log.csv', first) if world.rank == 0 else None
+    curves = Curves(paths.out / 'log.csv', first) if world.rank == 0 else None
     progress = tqdm(range(first, end), initial=first, total=recipe.iterations, disable=world.rank != 0, mininterval=5,
                     unit='it', desc=recipe.preset)
     for iteration in progress:
-        terms = step(run, next(samples), recipe, world, args)
+        terms = step(run, next(samples), recipe, world, paths)
         run.iteration = iteration + 1
         if world.rank:
             continue
@@ -72,17 +85,17 @@ def train(world: World, recipe: Recipe, args: argparse.Namespace) -> None:
         if run.iteration % recipe.checkpoint_every == 0 or run.iteration == end:
             curves.flush()
             # the weights first: a run killed in between makes them again
-            export(run.average, run.model.config, recipe.preset, args.out / 'model.safetensors')
-            run.save(args.out / 'last.pt', recipe)
+            export(run.average, run.model.config, recipe.preset, paths.out / 'model.safetensors')
+            run.save(paths.out / 'last.pt', recipe)
     if world.rank == 0:
-        print(f'{args.out / "model.safetensors"}: {run.iteration} of {recipe.iterations} iterations, '
+        print(f'{paths.out / "model.safetensors"}: {run.iteration} of {recipe.iterations} iterations, '
               f'{(time.monotonic() - began) / 60:.1f} minutes')
 
 
-def step(run: Run, clips: list, recipe: Recipe, world: World, args: argparse.Namespace) -> dict[str, float]:
+def step(run: Run, clips: list, recipe: Recipe, world: World, paths: TrainRun) -> dict[str, float]:
     """One update of the weights; gives the terms of the loss.
 
-    Raises TarVisError for a loss that is not finite, after the batch is written to ``args.out``.
+    Raises TarVisError for a loss that is not finite, after the batch is written to ``paths.out``.
     """
     model, optimizer, iteration = run.model, run.optimizer, run.iteration
     # all that is random is a function of seed, iteration and process: a resumed run goes on as if never stopped
@@ -96,7 +109,7 @@ def step(run: Run, clips: list, recipe: Recipe, world: World, args: argparse.Nam
     with compute_context(world.device, pick_precision(recipe.precision)):
         loss, terms = batch_losses(model, clips, recipe, done, phase)
     if not torch.isfinite(loss):
-        path = args.out / f'non_finite_{world.rank}.pt'
+        path = paths.out / f'non_finite_{world.rank}.pt'
         save_whole({'clips': [[asdict(f) for f in c] for c in clips], 'iteration': iteration}, path)
         raise TarVisError(f'iteration {iteration}: the loss is {float(loss.detach())}; its batch is in {path}')
     optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.training.distributed import under_torchrun
-from tar_vis_core.training.loop import train_process
+from tar_vis_core.training.loop import TrainRun, train_process
 from tar_vis_core.training.recipe import RECIPES, Recipe, RecipeError, load_recipe
 
 
@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
+def _worker(rank: int, recipe: Recipe, run: TrainRun) -> None:
     try:
-        train_process(rank, recipe.processes, recipe, args)
+        train_process(rank, recipe.processes, recipe, run)
     except (TarVisError, ValueError, OSError) as error:
         # a data worker's error brings its traceback; the last line says what it is
         print(f'tar-vis train: {str(error).strip().splitlines()[-1]}', file=sys.stderr)
@@ -50,6 +50,7 @@ def _worker(rank: int, recipe: Recipe, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """``tar-vis train RECIPE --data DIR --out DIR``."""
     args = parser().parse_args(argv)
+    run = TrainRun(args.data, args.out, args.init, args.backbone, args.device, args.resume, args.stop_at)
     try:
         recipe = load_recipe(args.recipe, args.set)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -66,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         recipe.processes = 1
     try:
         if alone:
-            _worker(0, recipe, args)
+            _worker(0, recipe, run)
         else:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # an orderly end takes the workers along
-            mp.spawn(_worker, (recipe, args), recipe.processes, daemon=True)
+            mp.spawn(_worker, (recipe, run), recipe.processes, daemon=True)
     except mp.ProcessExitedException:      # it has said why
         return 1
     except SystemExit as stop:

@@ -17,7 +17,7 @@ from tiny_model import picture, tiny_model
 
 from tar_vis_core.commands.main import main
 from tar_vis_core.data.ytvis import load_ytvis
-from tar_vis_core.evaluation.stills import ways_of
+from tar_vis_core.evaluation.decodings import decodings_of
 from tar_vis_core.evaluation.tubes import frame_areas
 from tar_vis_core.evaluation.videos import encode, evaluate_videos, plain_name
 from tar_vis_core.evaluation.whole_video import segment_video
@@ -165,21 +165,21 @@ def test_frames_are_encoded_once_and_each_way_goes_on_by_itself(data, model, mon
 
     def run(ways):
         return evaluate_videos(model, records, ways, options=options, categories=categories, progress=False)
-    rows = {row.name: row for row in run(ways_of(model, [0, 3], True))}
+    rows = {row.name: row for row in run(decodings_of(model, [0, 3], True))}
     assert len(calls) == 2 * FRAMES
     assert list(rows) == ['first 0', 'first 3', 'TAR', 'TAR, all executed', 'TAR, all skipped', 'TAR, random gates']
     assert [rows[n].executed_layers for n in ('first 0', 'first 3', 'TAR, all executed')] == [0, 3, 9]
     assert rows['TAR, all skipped'].executed_layers == (9 + 3 * 1) / 4       # the first frame has none before it
     for name in ('first 3', 'TAR, all skipped'):
         assert rows[name].predictions
-        alone = run({name: ways_of(model, [3], True)[name]})[0]
+        alone = run({name: decodings_of(model, [3], True)[name]})[0]
         assert same_tubes(alone.predictions, rows[name].predictions)
     assert not same_tubes(rows['TAR, all skipped'].predictions, rows['TAR, all executed'].predictions)
 
 
 def test_random_gates_execute_as_often_as_the_routers():
     model, rng = plain_model(), np.random.default_rng(3)
-    ways = ways_of(model, [], True)
+    ways = decodings_of(model, [], True)
     with torch.inference_mode():
         features = encode(model, picture(), 64).features
         previous, total = model.decode(features).queries, {'TAR': 0, 'TAR, random gates': 0}
@@ -233,7 +233,8 @@ def test_choices_that_do_not_fit_are_refused(data):
         evaluate_videos(plain_model(), records, {}, 'boxes')
     with pytest.raises(ValueError, match="does not name classes; use 'tracks'"):
         evaluate_videos(tiny_model(), records, {}, 'slots')
-    rows = evaluate_videos(plain_model(), records[:1], ways_of(plain_model(), [1], False), 'tracks', progress=False)
+    rows = evaluate_videos(plain_model(), records[:1], decodings_of(plain_model(), [1], False), 'tracks',
+                           progress=False)
     assert rows[0].executed_layers == 1                  # a plain model has tracks, too
 
 
