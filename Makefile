@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 unexport LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint fuzz setup clean distclean
+.PHONY: help demo test quick lint fuzz size setup clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -45,6 +45,9 @@ lint: $(REQUIRED_TEST)  ## ruff over the whole tree
 
 fuzz: setup  ## damaged and hostile input against the live code (FUZZ_SECONDS=60, FUZZ_ARGS='--seed 1')
 	@$(BIN)/python test/fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
+size:  ## lines of the product, by room
+	@$(PYTHON) scripts/size.py
 
 setup: $(REQUIRED) $(BUILT)  ## only make .venv and build the messages
 	@:

@@ -88,7 +88,7 @@ class Candidates:
             logits, positive, geometry)
 
 
-def by_host(tensor: Tensor) -> bool:
+def on_cpu(tensor: Tensor) -> bool:
     """Whether the host may look at values at once; those of a GPU it would have to wait for."""
     return tensor.device.type == 'cpu'
 
@@ -110,7 +110,7 @@ def likeliest(probabilities: Tensor, min_score: float) -> Tensor:
     # no score exceeds the probability of being anything at all, so this loses nothing
     something = 1 - probabilities[:, -1]
     queries = something.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-    return queries[something[queries] >= min_score] if by_host(queries) else queries
+    return queries[something[queries] >= min_score] if on_cpu(queries) else queries
 
 
 def candidates(tracked: Tracked, mask_features: Tensor, min_score: float) -> Candidates:
@@ -123,7 +123,7 @@ def candidates(tracked: Tracked, mask_features: Tensor, min_score: float) -> Can
     logits = masks_of(tracked, 0, queries, mask_features).float()
     scores = probabilities[queries, :-1] * mask_quality(logits)[:, None]
     finite = torch.isfinite(probabilities).all() & torch.isfinite(scores).all()
-    bits = [] if by_host(logits) else [packed_bits(logits > 0)]
+    bits = [] if on_cpu(logits) else [packed_bits(logits > 0)]
     embeddings = tracked.embeddings[0, queries].float()
     found = [t.numpy() for t in to_host(queries, scores, embeddings, finite[None], *bits)]
     if not found[3]:

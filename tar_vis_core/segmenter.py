@@ -13,7 +13,7 @@ from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
 from tar_vis_core.io.paths import user_path
-from tar_vis_core.models.cuda_graphs import lies_still, recorded_parts
+from tar_vis_core.models.cuda_graphs import is_static, recorded_parts
 from tar_vis_core.models.deformable import head_widths
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import PRESETS
@@ -236,7 +236,7 @@ class VideoSegmenter:
         """A frame that outlasts the step: recorded parts write the next one over their results."""
         features = encoded.features
         tensors = features.mask_features, *features.levels, features.semantic
-        return replace(encoded, features=features.clone()) if any(map(lies_still, tensors)) else encoded
+        return replace(encoded, features=features.clone()) if any(map(is_static, tensors)) else encoded
 
     def _previous(self, state: TemporalState) -> torch.Tensor | None:
         """The last frame's queries, or None where this frame is decoded plainly.

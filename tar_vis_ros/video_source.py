@@ -20,7 +20,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from tar_vis_core.media.frames import PHOTOGRAPHS, Frame, open_frames, play
+from tar_vis_core.media.frames import PHOTOGRAPHS, TimedImage, open_frames, play
 from tar_vis_core.media.readers import FrameReader
 from tar_vis_core.options import option, options_of
 from tar_vis_ros.conversions.images import array_to_image
@@ -109,7 +109,7 @@ class VideoSource(ParameterNode):
             self._wait_for_answer(last)
         return sent
 
-    def _message(self, frame: Frame) -> Image:
+    def _message(self, frame: TimedImage) -> Image:
         now = self.get_clock().now()
         self._start = self._start or now
         if self.options.stamps != 'clock':

@@ -21,7 +21,7 @@ from tar_vis_core.benchmark.cost import gflops_by_stage, metered
 from tar_vis_core.benchmark.reference import PublishedAttention, unfused_attention, with_parts
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.models import deformable
-from tar_vis_core.models.cuda_graphs import live
+from tar_vis_core.models.cuda_graphs import eager
 from tar_vis_core.models.packed import PackedAttention, inference_form
 from tar_vis_core.models.temporal_routing import EXECUTE
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -37,7 +37,7 @@ SET_LAYERS = 4
 
 
 @dataclass(frozen=True)
-class Line:
+class Contender:
     """How a line computes a step."""
 
     segmenter: VideoSegmenter
@@ -72,15 +72,15 @@ def set_routers(model: VideoInstanceModel, layers: int) -> None:
 
 
 def reference_line(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
-                   short_side: int = 0, keep_memory: bool = True) -> Line:
+                   short_side: int = 0, keep_memory: bool = True) -> Contender:
     """Return the first line, around the weights of a plain model."""
     full = SegmenterOptions('full', input_short_side=short_side)
     segmenter = VideoSegmenter.from_model(with_parts(model), device, precision, full, tracker, keep_memory)
-    return Line(segmenter, full, unfused_attention)
+    return Contender(segmenter, full, unfused_attention)
 
 
 def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
-               short_side: int = 0, fresh: bool = False) -> dict[str, Line]:
+               short_side: int = 0, fresh: bool = False) -> dict[str, Contender]:
     """The lines of a plain model; two where it has no routers.
 
     ``fresh`` sets the routers to :data:`SET_LAYERS`, for weights that are not trained.
@@ -93,9 +93,9 @@ def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 
         tar, routing = replace(tar, refresh_frames=0), f'routers SET, not learned, to {SET_LAYERS} layers a frame'
     fast = inference_form(copy.deepcopy(model), pick_device(device), pick_precision(precision))
     ours = VideoSegmenter.from_model(fast, device, precision, full, tracker)
-    lines = {REFERENCE: baseline, FULL: Line(ours, full)}
+    lines = {REFERENCE: baseline, FULL: Contender(ours, full)}
     if model.config.routing:
-        lines[TAR] = Line(ours, tar, routing=routing)
+        lines[TAR] = Contender(ours, tar, routing=routing)
     return lines
 
 
@@ -109,7 +109,7 @@ def synchronized(device: torch.device) -> float:
 class Turns:
     """A line's turns at the frames of a stream, each of them measured."""
 
-    def __init__(self, line: Line):
+    def __init__(self, line: Contender):
         self.line, self.state = line, line.segmenter.new_state()
 
     def take(self, image: np.ndarray, stamp_s: float) -> Measured:
@@ -125,7 +125,7 @@ class Turns:
         return Measured(result, {stage: spent[stage] for stage in STAGES} | {'total': total})
 
 
-def take_turns(lines: dict[str, Line], images: list[np.ndarray], rate: float, warm_up: int,
+def take_turns(lines: dict[str, Contender], images: list[np.ndarray], rate: float, warm_up: int,
                elsewhere: dict[str, Callable[[np.ndarray, float], Measured]] | None = None,
                ) -> dict[str, list[Measured]]:
     """Every image through every line, each with a state of its own; what came after ``warm_up`` frames.
@@ -157,9 +157,9 @@ def summary(measured: list[Measured]) -> dict:
     }
 
 
-def operators(line: Line, image: np.ndarray) -> dict[str, str]:
+def operators(line: Contender, image: np.ndarray) -> dict[str, str]:
     """What computes attention and deformable attention in a line, by running a step of it."""
-    with live(), profile(activities=[ProfilerActivity.CPU]) as seen:
+    with eager(), profile(activities=[ProfilerActivity.CPU]) as seen:
         line.step(image, line.segmenter.new_state(), 0.0)
     attention = line.segmenter.model.decoder.layers[0].cross_attn
     compiled = isinstance(attention, PackedAttention) and kernels.attends(line.segmenter.model.config.dim
@@ -175,7 +175,7 @@ def operators(line: Line, image: np.ndarray) -> dict[str, str]:
     return {'attention': ', '.join(fused) or 'separate products', 'deformable_attention': sampler}
 
 
-def costs(lines: dict[str, Line], model: VideoInstanceModel, images: list[np.ndarray], rate: float,
+def costs(lines: dict[str, Contender], model: VideoInstanceModel, images: list[np.ndarray], rate: float,
           ) -> dict[str, dict]:
     """Operations and operators of each line. Operations are counted on the plain ``model``, whose ones torch knows."""
     found = {}
@@ -185,7 +185,7 @@ def costs(lines: dict[str, Line], model: VideoInstanceModel, images: list[np.nda
                                           str(line.segmenter.device), tracker=line.segmenter.tracker_name)
         # all frames cost the same but those of TAR, of which one plain pass and those that follow it are a cycle
         cycle = max(1, line.options.refresh_frames) if name == TAR else 1
-        counted = Line(plain, line.options, line.style)
+        counted = Contender(plain, line.options, line.style)
         found[name] = {'gflops': gflops_by_stage(plain, images[:1 + cycle], rate, counted.step),
                        **operators(line, images[0])}
     return found

@@ -20,7 +20,7 @@ import torch
 from tar_vis_core.benchmark.contenders import (
     FULL,
     REFERENCE,
-    Line,
+    Contender,
     Measured,
     Turns,
     costs,
@@ -112,7 +112,7 @@ def taken(run: BenchRun, line: str, images: list[np.ndarray]) -> tuple[int, floa
     else:
         options = SegmenterOptions('full', input_short_side=run.short_side)
         model = inference_form(model, device, pick_precision(run.precision))
-        shown = Line(VideoSegmenter.from_model(model, run.device, run.precision, options, run.tracker), options)
+        shown = Contender(VideoSegmenter.from_model(model, run.device, run.precision, options, run.tracker), options)
     segmenter = shown.segmenter
     state = segmenter.new_state()
     for index, image in enumerate(images):
@@ -162,7 +162,7 @@ class Baseline:
         return cls.turns.take(image, stamp_s)
 
 
-def measured_lines(run: BenchRun, lines: dict[str, Line], images: list[np.ndarray], rate: float,
+def measured_lines(run: BenchRun, lines: dict[str, Contender], images: list[np.ndarray], rate: float,
                    ) -> dict[str, list[Measured]]:
     """All lines frame by frame in turn, the first one elsewhere."""
     for name, line in lines.items():

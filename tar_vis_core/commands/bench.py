@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tar_vis_core.benchmark.measurement import BenchRun, measure
 from tar_vis_core.benchmark.report import TIMED, TOLERANCE, fallen, print_figures, ratios, read_figures
-from tar_vis_core.commands.options import add_model_options
+from tar_vis_core.commands.flags import add_model_options
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import write_text

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tar_vis_core.commands.options import add_flags, add_model_options, segmenter_options
+from tar_vis_core.commands.flags import add_flags, add_model_options, segmenter_options
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.media.frames import open_frames, play

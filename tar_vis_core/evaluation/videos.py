@@ -52,7 +52,7 @@ class VideoRow:
 
 
 @dataclass(frozen=True)
-class Frame:
+class EncodedPicture:
     """A picture, encoded once for all ways."""
 
     image: np.ndarray        # (H, W, 3) uint8 RGB
@@ -80,7 +80,7 @@ class SlotFollower:
         self.mask_features: list[Tensor] = []
         self.executed: list[tuple[bool, ...]] = []
 
-    def step(self, frame: Frame) -> None:
+    def step(self, frame: EncodedPicture) -> None:
         """The next frame."""
         out = self.way(frame.features, self.previous)
         tracked, self.memory = self.tracker.track(out, frame.features.mask_features, self.memory)
@@ -130,7 +130,7 @@ class TrackFollower:
         self.tracks = TrackTubes()
         self.executed: list[tuple[bool, ...]] = []
 
-    def step(self, frame: Frame) -> None:
+    def step(self, frame: EncodedPicture) -> None:
         """The next frame."""
         self.model.features = frame.features
         result = self.segmenter.step(frame.image, self.state)
@@ -187,10 +187,10 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
     return [score_row(name, records, found[name], executed[name], min_score, categories) for name in ways]
 
 
-def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> Frame:
+def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> EncodedPicture:
     """A picture ``(H, W, 3)`` through the image encoder."""
     images, geometry = prepare(model, image, short_side)
-    return Frame(image, model.encode(images), geometry)
+    return EncodedPicture(image, model.encode(images), geometry)
 
 
 def score_row(name: str, records: Sequence[VideoRecord], predictions: list[TubePrediction],

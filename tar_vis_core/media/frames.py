@@ -30,7 +30,7 @@ MIN_STEP_S = 1e-4       # between two frames: times that grow by less stand stil
 
 
 @dataclass(frozen=True)
-class Frame:
+class TimedImage:
     """One image and where it stands in its source."""
 
     image: np.ndarray        # uint8 RGB (H, W, 3)
@@ -61,7 +61,7 @@ def open_frames(source: str, rate: float = 0.0, width: int = 0, seed: int = 0) -
     return ImageFilesReader(path) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFileReader(path)
 
 
-def play(reader: FrameReader, loop: bool = False, limit: int = 0, width: int = 0) -> Iterator[Frame]:
+def play(reader: FrameReader, loop: bool = False, limit: int = 0, width: int = 0) -> Iterator[TimedImage]:
     """The reader's frames from where it stands, at most ``limit`` (0 = all), scaled to ``width`` (0 = as they are).
 
     With ``loop`` it starts again after the last one. Raises SourceError where a pass gives nothing.
@@ -78,7 +78,7 @@ def play(reader: FrameReader, loop: bool = False, limit: int = 0, width: int = 0
             reader.rewind()
             continue
         clock.tick(time.monotonic() - begun if reader.live else reader.time_s)
-        yield Frame(resize_to_width(image, width), index, clock.offset_s + clock.passed_s, clock.passed_s)
+        yield TimedImage(resize_to_width(image, width), index, clock.offset_s + clock.passed_s, clock.passed_s)
         index += 1
 
 

@@ -23,7 +23,7 @@ NOISE_SIGMA = 1.2        # grey levels
 
 
 @dataclass(frozen=True)
-class Scene:
+class PhotographScene:
     """A photograph and how the camera frames it."""
 
     file: str
@@ -32,10 +32,10 @@ class Scene:
 
 
 SCENES = (
-    Scene('astronaut.png', share=0.9, aim=(-0.2, -0.75)),
-    Scene('chelsea.png', share=0.94, aim=(-0.3, 0.0)),
-    Scene('coffee.png', share=0.9),
-    Scene('motorcycle_left.png', share=0.86),
+    PhotographScene('astronaut.png', share=0.9, aim=(-0.2, -0.75)),
+    PhotographScene('chelsea.png', share=0.94, aim=(-0.3, 0.0)),
+    PhotographScene('coffee.png', share=0.9),
+    PhotographScene('motorcycle_left.png', share=0.86),
 )
 
 
@@ -87,7 +87,7 @@ class PhotographReader(FrameReader):
 class HandHeldCamera:
     """Smooth motion from a few sines with seeded phases; its clock stands still while the camera rests."""
 
-    def __init__(self, scene: Scene, seed: int):
+    def __init__(self, scene: PhotographScene, seed: int):
         self._scene = scene
         rng = np.random.default_rng(seed)
         # x, y, zoom, roll: slow sway (0.06-0.16 Hz) and a little tremor (0.8-1.6 Hz)
@@ -123,7 +123,7 @@ class HandHeldCamera:
         return np.sin(angles) @ self._weights
 
 
-def available_scenes() -> list[tuple[Scene, Path]]:
+def available_scenes() -> list[tuple[PhotographScene, Path]]:
     """The scenes whose photographs the installed scikit-image holds; raises SourceError where there is none."""
     spec = importlib.util.find_spec('skimage')
     folder = Path(spec.origin).parent / 'data' if spec and spec.origin else None

@@ -33,7 +33,7 @@ LONGEST_PAUSE = 1024    # calls of a part until it is tried again to record wher
 ONE_AT_A_TIME = threading.Lock()    # torch records one graph at a time in a process
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """What makes graphs of a device."""
 
     def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
@@ -53,9 +53,9 @@ class CudaRecorder:
         self._shared, self._failed = torch.cuda.graph_pool_handle(), []
 
     def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
-        """See :class:`Recorder`. Raises DeviceLostError if the GPU is lost."""
+        """See :class:`GraphRecorder`. Raises DeviceLostError if the GPU is lost."""
         # In shared memory a result may lie where an older graph computes, and is lost when that one is played.
-        pool, held = self._shared if kept else torch.cuda.graph_pool_handle(), Held()
+        pool, held = self._shared if kept else torch.cuda.graph_pool_handle(), KeepAlive()
         # the stream of before comes back whatever happens, which torch's own context does not see to
         with watched(self._device), ONE_AT_A_TIME, torch.cuda.device(self._device), torch.cuda.stream(
                 torch.cuda.current_stream(self._device)), trying_algorithms():
@@ -71,7 +71,7 @@ class CudaRecorder:
         graph.held = held.tensors       # for as long as it is there
         return graph.replay, result
 
-    def _capture(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int], held: Held, function: Callable) -> Any:
+    def _capture(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int], held: KeepAlive, function: Callable) -> Any:
         own_error = None
         try:
             with torch.cuda.graph(graph, pool, self._stream, capture_error_mode='thread_local'), held:
@@ -121,7 +121,7 @@ def trying_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-class Held(TorchFunctionMode):
+class KeepAlive(TorchFunctionMode):
     """Keeps what is read while this is active and was made before: a cache may drop it, but a graph still reads it.
 
     It looks at calls from Python, above mixed precision, which a mode below it would take away.
@@ -154,9 +154,9 @@ class Recorded:
     warns, keeps those that it has, runs as it is, and tries again after a pause that doubles.
     """
 
-    live = False        # while it is true the functions themselves run
+    eager = False       # while it is true the functions themselves run
 
-    def __init__(self, function: Callable, recorder: Recorder, kept: bool) -> None:
+    def __init__(self, function: Callable, recorder: GraphRecorder, kept: bool) -> None:
         """``kept``: results are copied out, for they outlive the next playing."""
         # a model that holds this must not be held by it, or it outlives its last user for a while
         self._function = weakref.WeakMethod(function) if inspect.ismethod(function) else lambda: function
@@ -169,7 +169,7 @@ class Recorded:
 
     def __call__(self, *args: Any) -> Any:
         function = self._function()
-        if Recorded.live or self._refused:
+        if Recorded.eager or self._refused:
             return function(*args)
         others = tuple(arg for arg in args if not isinstance(arg, Tensor))
         sizes = self._recordings.setdefault(others, OrderedDict())
@@ -217,9 +217,9 @@ def chain_of(error: BaseException | None) -> Iterator[BaseException]:
 class Recording:
     """A function recorded for arguments of certain shapes."""
 
-    def __init__(self, function: Callable, args: tuple, recorder: Recorder, kept: bool) -> None:
+    def __init__(self, function: Callable, args: tuple, recorder: GraphRecorder, kept: bool) -> None:
         with torch.inference_mode(False):   # whose tensors could be written to in inference mode alone
-            self._inputs = [arg.clone() if isinstance(arg, Tensor) and not lies_still(arg) else arg for arg in args]
+            self._inputs = [arg.clone() if isinstance(arg, Tensor) and not is_static(arg) else arg for arg in args]
         self._replay, self._result = recorder.record(lambda: function(*self._inputs), kept)
         for leaf in tree_leaves(self._result):
             if isinstance(leaf, Tensor):
@@ -234,7 +234,7 @@ class Recording:
         return self._result
 
 
-def lies_still(tensor: Tensor | None) -> bool:
+def is_static(tensor: Tensor | None) -> bool:
     """Whether a tensor is the result of a recording, or a weight."""
     return isinstance(tensor, nn.Parameter) or getattr(tensor, 'recorded', False)
 
@@ -246,17 +246,17 @@ def copied_out(leaf: Any) -> Any:
 
 def signature(tensor: Tensor) -> tuple:
     """What a recording depends on; the values it reads are those at the address, or are copied there."""
-    return tensor.shape, tensor.dtype, tensor.data_ptr() if lies_still(tensor) else None
+    return tensor.shape, tensor.dtype, tensor.data_ptr() if is_static(tensor) else None
 
 
 @contextlib.contextmanager
-def live() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """Recorded parts run operator by operator while the block runs, so that these can be looked at."""
-    Recorded.live, before = True, Recorded.live
+    Recorded.eager, before = True, Recorded.eager
     try:
         yield
     finally:
-        Recorded.live = before
+        Recorded.eager = before
 
 
 def recorded_parts(model: nn.Module) -> list[Recorded]:
@@ -264,7 +264,7 @@ def recorded_parts(model: nn.Module) -> list[Recorded]:
     return [part for module in model.modules() for part in vars(module).values() if isinstance(part, Recorded)]
 
 
-def record_parts(model: VideoInstanceModel, recorder: Recorder) -> VideoInstanceModel:
+def record_parts(model: VideoInstanceModel, recorder: GraphRecorder) -> VideoInstanceModel:
     """The model with its parts recorded when they first run at a size, in place."""
     # of weights with a gradient mixed precision keeps what it has cast, made in one graph and read in others
     decoder = model.requires_grad_(False).decoder

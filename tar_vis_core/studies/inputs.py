@@ -12,13 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tar_vis_core.commands.data import size
 from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.data.ytvis_writer import write_ytvis
-from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.class_sets import CROWD
-from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.studies.report import machine
@@ -28,27 +25,8 @@ from tar_vis_core.weights.manifest import packaged_weights
 PAPER = 'The paper: MinVIS on ResNet-50, YouTube-VIS 2019, an RTX 3090; another model, other data, another machine.'
 
 
-def add_options(parser: argparse.ArgumentParser, weights: str | int | None = None) -> None:
-    """The options that all studies share; ``weights`` is how many files there may be, as argparse says it."""
-    parser.add_argument('--out', type=user_path, required=True, help='folder for table.csv, table.md and plot.png')
-    parser.add_argument('--preset', default='crowd', help=f'{", ".join(PRESETS)} (default: crowd)')
-    parser.add_argument('--weights', type=user_path, nargs=weights,
-                        help="safetensors file (default: the preset's packaged weights)")
-    parser.add_argument('--adapter', type=user_path, help='safetensors file with TAR for weights without it')
-    parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
-    parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: torch's own)")
-    data = parser.add_argument_group('videos')
-    data.add_argument('--data', default='synth', metavar='JSON',
-                      help='YouTube-VIS file, or synth (default): crowds of look-alikes, made under --out')
-    data.add_argument('--categories', nargs='+', metavar='NAME', help='of the file: those that count (default: all)')
-    data.add_argument('--videos', type=int, default=20, help='how many: made, or the first of the file (default: 20)')
-    data.add_argument('--frames', type=int, default=24, help='synth: frames of each (default: 24)')
-    data.add_argument('--size', type=size, default=(192, 288), metavar='HxW', help='synth: pixels (default: 192x288)')
-    data.add_argument('--data-seed', type=int, default=1000, help='synth: which videos (default: 1000)')
-
-
 def open_model(args: argparse.Namespace, weights: Path | None = None) -> VideoInstanceModel:
-    """The model of :func:`add_options` on its device, in evaluation mode; ``weights`` go first."""
+    """The model of the command line on its device, in evaluation mode; ``weights`` go first."""
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
@@ -56,7 +34,7 @@ def open_model(args: argparse.Namespace, weights: Path | None = None) -> VideoIn
 
 
 def open_videos(args: argparse.Namespace) -> list[VideoRecord]:
-    """The labelled videos of :func:`add_options`; ValueError where there is none."""
+    """The labelled videos of the command line; ValueError where there is none."""
     if args.videos < 1:
         raise ValueError(f'--videos is {args.videos}, expected at least 1')
     path = Path(args.data)

@@ -34,7 +34,7 @@ from tar_vis_core.training.objective import person_class
 
 
 @dataclass(frozen=True)
-class Seen:
+class RoutedFrame:
     """One routed frame; losses are the weighted sums of training."""
 
     video: int
@@ -87,7 +87,7 @@ def walk(video: int, record: VideoRecord, gaps: list[int]) -> Iterator[tuple[int
         yield gap, frame
 
 
-def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: list[int]) -> Iterator[Seen]:
+def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: list[int]) -> Iterator[RoutedFrame]:
     """The frames of a walk through a video but the first; all layers run from frame to frame."""
     decoder, state, previous = model.decoder, TemporalState(), None
     labels = None
@@ -119,10 +119,11 @@ def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: lis
         without = [losses(run(before, range(i, len(decoder.layers)), position))
                    for i, before in enumerate(along[:-1], first + 1)]
         scores = torch.stack([decoder.scores(x, previous, i, i + 1)[0, 0] for i, x in enumerate(along[:-1])])
-        now, then = torch.cat(along[:-1]), previous
-        compared = torch.cat((now, then.expand_as(now), (now - then).abs()), -1).mean(1)
-        yield Seen(video, gap, mse, losses(along[-1]), np.array([losses(x) for x in along[:-1]]), np.array(without),
-                   scores.softmax(-1)[:, EXECUTE].numpy(force=True), compared.numpy(force=True))
+        now = torch.cat(along[:-1])
+        compared = torch.cat((now, previous.expand_as(now), (now - previous).abs()), -1).mean(1)
+        yield RoutedFrame(
+            video, gap, mse, losses(along[-1]), np.array([losses(x) for x in along[:-1]]), np.array(without),
+            scores.softmax(-1)[:, EXECUTE].numpy(force=True), compared.numpy(force=True))
         previous = along[-1]
 
 
@@ -143,7 +144,7 @@ def read_out(compared: np.ndarray, worth: np.ndarray, videos: np.ndarray, folds:
     return foretold
 
 
-def rows_of(frames: list[Seen], first: int, times: int) -> list[dict[str, object]]:
+def rows_of(frames: list[RoutedFrame], first: int, times: int) -> list[dict[str, object]]:
     """All routed layers together, over all frames and by gap; from each layer on; then each layer alone."""
     videos = np.array([seen.video for seen in frames])
     of_video = [np.flatnonzero(videos == video) for video in np.unique(videos)]

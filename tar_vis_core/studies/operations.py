@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from tar_vis_core.benchmark.contenders import Line
+from tar_vis_core.benchmark.contenders import Contender
 from tar_vis_core.benchmark.reference import ReferenceDecoder, unfused_attention, with_parts
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.models.masked_decoder import MaskedDecoder
@@ -25,7 +25,7 @@ add_options = timing.add_options
 
 
 @dataclass(frozen=True)
-class Variant:
+class Saving:
     """What a row of the table switches on."""
 
     name: str
@@ -36,22 +36,22 @@ class Variant:
 
 
 VARIANTS = (
-    Variant('reference style', False, False, False, 24.7), Variant('fused attention', True, False, False, 27.8),
-    Variant('small masks', False, True, False, 27.2), Variant('TAR', False, False, True, 31.7),
-    Variant('fused attention, small masks', True, True, False, None), Variant('all', True, True, True, 34.6))
+    Saving('reference style', False, False, False, 24.7), Saving('fused attention', True, False, False, 27.8),
+    Saving('small masks', False, True, False, 27.2), Saving('TAR', False, False, True, 31.7),
+    Saving('fused attention, small masks', True, True, False, None), Saving('all', True, True, True, 34.6))
 
 
-def lines_of(model: VideoInstanceModel, device: str, precision: str) -> dict[Variant, Line]:
+def lines_of(model: VideoInstanceModel, device: str, precision: str) -> dict[Saving, Contender]:
     """Return a line for each variant that the model can be; no refreshing, as in the paper."""
     segmenters = [VideoSegmenter.from_model(form, device, precision)
                   for form in (with_parts(model, {MaskedDecoder: ReferenceDecoder}), model)]
-    return {variant: Line(segmenters[variant.small_masks],
+    return {variant: Contender(segmenters[variant.small_masks],
                           SegmenterOptions(routing='adaptive' if variant.tar else 'full', refresh_frames=0),
                           contextlib.nullcontext if variant.fused else unfused_attention)
             for variant in VARIANTS if model.config.routing or not variant.tar}
 
 
-def row_of(variant: Variant, results: list[FrameResult]) -> dict[str, object]:
+def row_of(variant: Saving, results: list[FrameResult]) -> dict[str, object]:
     """Medians over frames; bounds are the quartiles."""
     frame = np.array([r.times.encoder + r.times.decoder + r.times.tracker for r in results])
     low, ms, high = np.quantile(frame, [0.25, 0.5, 0.75])
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     model, records = open_model(args), open_videos(args)
     lines = lines_of(model, args.device, args.precision)
     variants, states = list(lines), {variant: line.segmenter.new_state() for variant, line in lines.items()}
-    results: dict[Variant, list[FrameResult]] = {variant: [] for variant in lines}
+    results: dict[Saving, list[FrameResult]] = {variant: [] for variant in lines}
     images = pictures(records, args.timed + args.warm_up)
     for index, image in enumerate(tqdm(images, total=args.timed + args.warm_up, unit='frame')):
         # they take turns, and none always comes first

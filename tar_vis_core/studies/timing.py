@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 from matplotlib.axes import Axes
 
-from tar_vis_core.benchmark.contenders import Line, take_turns
+from tar_vis_core.benchmark.contenders import Contender, take_turns
 from tar_vis_core.benchmark.cost import STAGES
 from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     model, records = open_model(args), open_videos(args)
     segmenter = VideoSegmenter.from_model(model, args.device, args.precision)
     routings = ('full', 'adaptive') if model.config.routing else ('full',)
-    lines = {routing: Line(segmenter, SegmenterOptions(routing)) for routing in routings}
+    lines = {routing: Contender(segmenter, SegmenterOptions(routing)) for routing in routings}
     measured = take_turns(lines, list(pictures(records, args.timed + args.warm_up)), 15, args.warm_up)
     rows: list[dict[str, object]] = [{'stage': stage} for stage in (*STAGES, 'all')]
     for routing, results in measured.items():

@@ -36,7 +36,7 @@ VOTE_DECAY = 0.9           # of the class votes per frame
 
 
 @dataclass
-class Track:
+class TrackedObject:
     """One object that has been seen; positions are in source pixels, time in seconds."""
 
     track_id: int
@@ -66,7 +66,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b.T
 
 
-def _same_slot(tracks: list[Track], detections: list[Detection], slots: np.ndarray) -> np.ndarray:
+def _same_slot(tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray) -> np.ndarray:
     """``(tracks, detections)``, True where both have one slot."""
     return np.array([t.slot for t in tracks])[:, None] == slots[[d.query for d in detections]][None]
 
@@ -92,12 +92,12 @@ class IdentityTracker:
 
     def __init__(self, grace_frames: int = 15, by_slot: bool = False):
         self.grace_frames, self.by_slot = grace_frames, by_slot
-        self.tracks: list[Track] = []
+        self.tracks: list[TrackedObject] = []
         self._next_id = 1
         self._frame = 0
 
     def update(self, detections: list[Detection], slots: np.ndarray, new_score: float, max_instances: int,
-               elapsed_s: float, height: int, width: int) -> list[tuple[Track, TrackStatus]]:
+               elapsed_s: float, height: int, width: int) -> list[tuple[TrackedObject, TrackStatus]]:
         """Associates a frame's detections; gives the tracks in sight by falling score, then the lost ones.
 
         ``slots[query]`` is the tracker's slot of a detection's row. A detection below ``new_score`` may continue a
@@ -109,7 +109,7 @@ class IdentityTracker:
             track.centre = track.centre + track.velocity * elapsed_s
         in_sight = [t for t in self.tracks if t.frames_lost == 0]
         out_of_sight = [t for t in self.tracks if t.frames_lost > 0]
-        pairs: list[tuple[Track, Detection]] = []
+        pairs: list[tuple[TrackedObject, Detection]] = []
         free = list(detections)
         # who was there a moment ago chooses first: a track that is lost must not take another's detection
         for tracks in (in_sight, out_of_sight):
@@ -140,8 +140,8 @@ class IdentityTracker:
         """Forget the tracks whose slot is none of ``slots``: their tracker has ended them."""
         self.tracks = [track for track in self.tracks if track.slot in slots]
 
-    def _associate(self, tracks: list[Track], detections: list[Detection], slots: np.ndarray, height: int,
-                   width: int) -> list[tuple[Track, Detection]]:
+    def _associate(self, tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray, height: int,
+                   width: int) -> list[tuple[TrackedObject, Detection]]:
         """The one-to-one assignment of the greatest total similarity, without pairs that are out of reach."""
         if not tracks or not detections:
             return []
@@ -153,7 +153,7 @@ class IdentityTracker:
         return [(tracks[r], detections[c]) for r, c in zip(rows, columns, strict=True) if similarity[r, c] > 0]
 
     @staticmethod
-    def _similarity(tracks: list[Track], detections: list[Detection], slots: np.ndarray, height: int,
+    def _similarity(tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray, height: int,
                     width: int) -> np.ndarray:
         """``(tracks, detections)``; -1 where a pair is impossible."""
         cells = np.array([d.mask for d in detections])
@@ -189,7 +189,7 @@ class IdentityTracker:
         possible = (similarity >= least) & ~another & ((distance <= reach) | (overlap > 0.2))
         return np.where(possible, similarity, -1)
 
-    def _see(self, track: Track, detection: Detection, slots: np.ndarray, elapsed_s: float) -> None:
+    def _see(self, track: TrackedObject, detection: Detection, slots: np.ndarray, elapsed_s: float) -> None:
         centre = _centre(detection.box)
         if elapsed_s >= MIN_ELAPSED_S:
             # track.centre is the prediction: what it missed, spread over the time since the last sighting
@@ -208,8 +208,8 @@ class IdentityTracker:
         track.sightings += 1
         track.frames_lost = 0
 
-    def _start(self, detection: Detection, slots: np.ndarray) -> Track:
-        track = Track(self._next_id, self._frame, detection, int(slots[detection.query]),
+    def _start(self, detection: Detection, slots: np.ndarray) -> TrackedObject:
+        track = TrackedObject(self._next_id, self._frame, detection, int(slots[detection.query]),
                       detection.class_scores.copy(), detection.embedding, detection.colours,
                       _centre(detection.box), np.zeros(2), float(detection.area))
         self._next_id += 1
@@ -223,7 +223,7 @@ class IdentityTracker:
         surplus = {t.track_id for t in lost[MAX_LOST_TRACKS:]}
         self.tracks = [t for t in alive if t.track_id not in surplus]
 
-    def instance(self, track: Track, status: TrackStatus, class_names: tuple[str, ...]) -> Instance:
+    def instance(self, track: TrackedObject, status: TrackStatus, class_names: tuple[str, ...]) -> Instance:
         """What the user sees of a track; a lost one keeps its last box and score, with an empty mask."""
         seen, class_id = track.detection, track.class_id
         lost = status == TrackStatus.LOST

@@ -20,12 +20,12 @@ from test_swin import tiny as tiny_swin
 from test_vit_adapter import network as tiny_adapter  # noqa: F401  a fixture
 from tiny_model import picture, tiny_model
 
-from tar_vis_core.benchmark.contenders import Line, operators
+from tar_vis_core.benchmark.contenders import Contender, operators
 from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.models import cuda_graphs
 from tar_vis_core.models.backbones.resnet import ResNet50
-from tar_vis_core.models.cuda_graphs import CudaRecorder, Held, Recorded, live, record_parts, recorded_parts
+from tar_vis_core.models.cuda_graphs import CudaRecorder, KeepAlive, Recorded, eager, record_parts, recorded_parts
 from tar_vis_core.models.packed import with_weights_in
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import pick_precision
@@ -221,9 +221,9 @@ def test_results_are_read_where_they_lie_and_other_arguments_are_copied(monkeypa
     assert recorder.made == 3
     assert second(torch.ones(4), 5).tolist() == [5] * 4 and second(outside, 4).tolist() == [4, 4]
     assert recorder.made == 5
-    with live():
+    with eager():
         assert second(torch.ones(7), 5).tolist() == [5] * 7
-    assert recorder.made == 5 and not cuda_graphs.Recorded.live
+    assert recorder.made == 5 and not cuda_graphs.Recorded.eager
 
 
 @torch.inference_mode()
@@ -354,7 +354,7 @@ def test_what_was_recorded_in_inference_mode_is_played_outside_of_it():
 @torch.inference_mode()
 def test_what_a_recording_reads_is_held_and_what_it_makes_is_not():
     constant, x = torch.ones(3), torch.ones(3)
-    with Held() as held:
+    with KeepAlive() as held:
         y = x * constant.view(3) + 1
         torch.cat([y, constant, y * 2])
     assert {id(t) for t in held.tensors} == {id(constant), id(x)}
@@ -363,7 +363,7 @@ def test_what_a_recording_reads_is_held_and_what_it_makes_is_not():
 @torch.inference_mode()
 def test_holding_what_is_read_leaves_mixed_precision_alone():
     query, features = torch.randn(1, 4, 8, dtype=torch.bfloat16), torch.randn(1, 8, 3, 3)
-    with torch.autocast('cpu', dtype=torch.bfloat16), Held():
+    with torch.autocast('cpu', dtype=torch.bfloat16), KeepAlive():
         assert torch.einsum('nqd,ndhw->nqhw', query, features).dtype == torch.bfloat16
 
 
@@ -463,5 +463,5 @@ def test_a_gpu_without_a_number_is_the_current_one(asked):
 def test_operators_are_looked_at_though_they_are_recorded():
     _, played = pair()
     played.warm_up(96, 128)
-    found = operators(Line(played, played.options), picture())
+    found = operators(Contender(played, played.options), picture())
     assert 'scaled_dot_product' in found['attention'] and found['deformable_attention'] == 'embedding_bag'

@@ -121,7 +121,7 @@ def test_a_gpu_is_waited_for_twice_and_the_answer_is_the_same(monkeypatch):
     allowed = [True, True, False]
     expected = find(probabilities, logits, allowed=allowed)
     asked = []
-    monkeypatch.setattr(detection, 'by_host', lambda _: False)
+    monkeypatch.setattr(detection, 'on_cpu', lambda _: False)
     monkeypatch.setattr(detection, 'to_host', lambda *tensors: asked.append('candidates') or tensors)
     monkeypatch.setattr(masks, 'to_host', lambda *tensors: asked.append('masks') or tensors)
     found = find(probabilities, logits, allowed=allowed)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tar_vis_core.media import photographs
 from tar_vis_core.media.frames import open_frames, play, resize_to_width
-from tar_vis_core.media.photographs import HandHeldCamera, PhotographReader, Scene
+from tar_vis_core.media.photographs import HandHeldCamera, PhotographReader, PhotographScene
 from tar_vis_core.media.readers import FrameReader, SourceError, VideoFileReader
 
 
@@ -160,7 +160,7 @@ def test_photographs_move_rest_and_change():
 @pytest.mark.parametrize('seed', range(5))
 def test_the_camera_never_looks_past_the_edge(seed):
     for size in ((512, 512), (300, 451), (400, 600), (500, 741)):
-        camera = HandHeldCamera(Scene('any', share=0.94, aim=(-0.9, 0.9)), seed)
+        camera = HandHeldCamera(PhotographScene('any', share=0.94, aim=(-0.9, 0.9)), seed)
         for t in np.arange(0, 8, 0.1):
             matrix = np.vstack([camera.matrix(t, size, (640, 480)), [0, 0, 1]])
             corners = np.linalg.inv(matrix) @ np.array([[0, 640, 0, 640], [0, 0, 480, 480], [1, 1, 1, 1]])

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from tar_vis_core.commands.options import segmenter_options
+from tar_vis_core.commands.flags import segmenter_options
 from tar_vis_core.commands.run import parser
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tar_vis_core.models.layers import FeedForward
 
 
-class Attention(nn.Module):
+class ViTAttention(nn.Module):
     """Multi-head self-attention with one packed projection."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -43,7 +43,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads)
+        self.attn = ViTAttention(dim, heads)
         self.ls1 = LayerScale(dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = FeedForward(dim, 4 * dim)
