@@ -15,13 +15,14 @@ from tubes import perfect, square, tube, video
 
 from tar_vis_core.benchmark.reference import ReferenceDecoder, unfused_attention, with_parts
 from tar_vis_core.commands.main import main
+from tar_vis_core.commands.study import add_inputs
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.studies.bootstrap import Precision, interval, resamples, spearman, with_interval
 from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
-from tar_vis_core.studies.inputs import add_options, open_videos
+from tar_vis_core.studies.inputs import open_videos
 from tar_vis_core.studies.layer_value import Seen, read_out
 from tar_vis_core.studies.layer_value import rows_of as rows_of_worth
 from tar_vis_core.studies.motion import rows_of
@@ -362,7 +363,7 @@ def test_a_training_that_fails_ends_the_study(weights, tmp_path, capsys):
 
 def test_only_the_named_categories_count(tmp_path):
     parser = argparse.ArgumentParser()
-    add_options(parser)
+    add_inputs(parser)
     given = ['--out', str(tmp_path), *SMALL[:6], '--videos', '4']
     everything = open_videos(parser.parse_args(given))
     known = sorted({track.category for record in everything for track in record.tracks})
