@@ -23,7 +23,7 @@ from tar_vis_core.models.video_model import build_model
 from tar_vis_core.studies.bootstrap import Precision, interval, resamples, spearman, with_interval
 from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
 from tar_vis_core.studies.inputs import open_videos
-from tar_vis_core.studies.layer_value import Seen, read_out
+from tar_vis_core.studies.layer_value import RoutedFrame, read_out
 from tar_vis_core.studies.layer_value import rows_of as rows_of_worth
 from tar_vis_core.studies.motion import rows_of
 from tar_vis_core.studies.operations import VARIANTS, lines_of
@@ -215,7 +215,7 @@ def test_motion_needs_routers(tmp_path, capsys):
 
 def seen(video, gap, worth, probability):
     ends = 2.0 + np.cumsum(worth[::-1])[::-1]       # without that layer and those that follow
-    return Seen(video, gap, float(gap), 2.0, ends, 2.0 + np.array(worth), np.array(probability),
+    return RoutedFrame(video, gap, float(gap), 2.0, ends, 2.0 + np.array(worth), np.array(probability),
                 np.tile([0.0, 0.0, gap], (len(worth), 1)))
 
 
