@@ -19,7 +19,7 @@ from tar_vis_core.data.label_fields import by_id, entries, read_labels
 from tar_vis_core.data.ytvis import KIND, VideoRecord, load_ytvis
 from tar_vis_core.errors import DataError
 from tar_vis_core.io.whole_files import write_text
-from tar_vis_core.media.frames import Frame
+from tar_vis_core.media.frames import TimedImage
 from tar_vis_core.media.pictures import picture_header, read_picture
 from tar_vis_ros.bags.reader import BagError
 from tar_vis_ros.bags.writer import BagWriter
@@ -49,7 +49,7 @@ class BagOptions:
         return round(self.start_s * 1e9) + round(index * 1e9 / self.fps)
 
 
-def write_images(path: Path, pictures: Iterable[np.ndarray | Path | Frame], options: BagOptions) -> int:
+def write_images(path: Path, pictures: Iterable[np.ndarray | Path | TimedImage], options: BagOptions) -> int:
     """Write a bag of RGB arrays ``(H, W, 3)`` uint8, picture files or frames, header stamps and the bag's own alike.
 
     A frame is stamped with its own time in the source, the others by the rate. JPEG files go into a compressed bag as
@@ -60,7 +60,7 @@ def write_images(path: Path, pictures: Iterable[np.ndarray | Path | Frame], opti
     with BagWriter(path, options.storage, {options.full_topic: kind}) as bag:
         for count, picture in enumerate(pictures, 1):
             stamp_ns = options.stamp_ns(count - 1)
-            if isinstance(picture, Frame):
+            if isinstance(picture, TimedImage):
                 stamp_ns, picture = options.stamp_ns(0) + round(1e9 * picture.position_s), picture.image
             header = Header(stamp=Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9), frame_id=options.frame_id)
             message = compressed(picture, header, options.quality) if options.compressed else array_to_image(

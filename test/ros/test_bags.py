@@ -25,7 +25,7 @@ from tiny_model import picture
 from video_files import write_videos
 
 from tar_vis_core.data.ytvis import load_ytvis
-from tar_vis_core.media.frames import Frame
+from tar_vis_core.media.frames import TimedImage
 from tar_vis_ros.bags import command as bag_command
 from tar_vis_ros.bags.command import main
 from tar_vis_ros.bags.maker import BagOptions, truth_path, write_images
@@ -126,7 +126,7 @@ def test_a_folder_of_pictures_becomes_a_bag(tmp_path, capsys):
 
 def test_frames_are_stamped_with_their_own_times(tmp_path):
     times = [0, 1 / 30, .5, 2.75, 2.8]
-    frames = [Frame(picture(n), n, time_s, time_s) for n, time_s in enumerate(times)]
+    frames = [TimedImage(picture(n), n, time_s, time_s) for n, time_s in enumerate(times)]
     assert write_images(tmp_path / 'bag', frames, BagOptions(fps=10, start_s=7)) == 5
     with ImageBag(tmp_path / 'bag') as bag:
         stamps = [image.stamp_ns for image in bag.images()]
