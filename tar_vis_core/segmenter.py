@@ -44,7 +44,7 @@ __all__ = ['SegmenterOptions', 'TemporalState', 'VideoSegmenter']
 
 
 class VideoSegmenter:
-    """Online video instance segmentation. Stateless between frames: one serves many streams with a state each.
+    """Online video instance segmentation. It keeps nothing between frames: one serves many streams, each with a state.
 
     Not to be stepped from two threads at once.
     """
@@ -52,13 +52,13 @@ class VideoSegmenter:
     def __init__(self, preset: str = 'nano', weights: str | Path | None = None, device: str = 'auto',
                  precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0,
                  tracker: str = 'auto', adapter: str | Path | None = None):
-        """``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's CPU threads for the whole process.
+        """Load a model. ``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's threads of the process.
 
         A leading ``~`` of a path is the home folder.
 
         ``tracker`` is one of ``presets.TRACKERS`` or ``auto``, the preset's own; ``adapter`` a file with the
         Synchronizer and Routers (TAR) for weights without them.
-        Raises ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
+        Raise ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
         ValueError (unknown preset, precision or tracker, an option out of range).
         """
         if preset not in PRESETS:
@@ -76,7 +76,7 @@ class VideoSegmenter:
     def from_model(cls, model: VideoInstanceModel, device: str = 'auto', precision: str = 'float32',
                    options: SegmenterOptions | None = None, tracker: str = 'auto', keep_memory: bool = True,
                    ) -> VideoSegmenter:
-        """Return a segmenter around a model that is already made, as it is; ``inference_form`` makes it faster first.
+        """Return a segmenter with a model that exists already, as it is; ``inference_form`` makes a model faster.
 
         On a CPU the process keeps the memory that it frees (``runtime/allocator.py``), unless ``keep_memory`` is False.
         """
@@ -99,7 +99,7 @@ class VideoSegmenter:
 
     @property
     def options(self) -> SegmenterOptions:
-        """May be assigned between frames; the next step follows it. ValueError where it does not fit the model."""
+        """Return the options; assign others between frames. Raise ValueError if they do not fit the model."""
         return self._options
 
     @options.setter
@@ -119,7 +119,7 @@ class VideoSegmenter:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What runs slower here than it could, and why, a line each. It may change with a step."""
+        """Return what runs slower here than it could, and why, one line each. It may change with a step."""
         found = [self._device_remark, *(part.remark for part in self._recorded)]
         if self.device.type == 'cuda':
             found += [kernels.no_gpu_samples(width, self.device) for width in head_widths(self.model)]
@@ -130,7 +130,7 @@ class VideoSegmenter:
 
     @property
     def recordings(self) -> int:
-        """How many CUDA graphs were recorded until now; none on a CPU."""
+        """Return how many CUDA graphs were recorded until now; none on a CPU."""
         return sum(part.made for part in self._recorded)
 
     def needs_recording(self, height: int, width: int) -> bool:
@@ -142,11 +142,11 @@ class VideoSegmenter:
         return TemporalState(epoch=epoch)
 
     def reset(self, state: TemporalState, reason: str) -> None:
-        """Forgets a stream's past at once; its next result says ``requested: <reason>`` and has a new epoch."""
+        """Forget a stream's past at once; its next result says ``requested: <reason>`` and has a new epoch."""
         state.reset(f'requested: {reason}')
 
     def warm_up(self, height: int, width: int) -> None:
-        """Some steps on an image of that size, so that the first real frame finds everything allocated and recorded."""
+        """Run some steps on an image of that size, so that everything is allocated and recorded for the first frame."""
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         options = self._options
         try:
@@ -162,12 +162,12 @@ class VideoSegmenter:
 
     def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None,
              stream_break: str | None = None) -> FrameResult:
-        """Segments and tracks the next frame of a stream; changes ``state``.
+        """Segment and track the next frame of a stream. This changes ``state``.
 
-        ``image`` is uint8 RGB ``(H, W, 3)``, ``stamp_s`` its time in seconds where known. Raises ValueError for
+        ``image`` is uint8 RGB ``(H, W, 3)``, ``stamp_s`` its time in seconds if known. Raise ValueError for
         another image or a stamp that is not finite, before ``state`` is touched. ``stream_break`` is for callers that
-        leave frames out: what their own ``StampWatch`` says of all frames, '' or the reason to begin new tracks.
-        Raises DeviceLostError if the GPU computes no more in this process.
+        leave frames out: the answer of their own ``StampWatch`` for all frames, '' or the reason to begin new tracks.
+        Raise DeviceLostError if the GPU can no longer compute in this process.
         """
         image = check_image(image)
         if stamp_s is not None:
@@ -217,7 +217,7 @@ class VideoSegmenter:
 
     def _encode(self, image: np.ndarray, before: EncodedFrame | None, clock: StageClock
                 ) -> tuple[EncodedFrame, np.ndarray]:
-        """The frame's features, its own or those of the frame encoded before, and its small grey picture."""
+        """Return the frame's features, its own or those of the frame encoded before, and its small grey picture."""
         short_side = self._options.input_short_side or self.model.config.short_side
         small = None if before is None else small_grey(image)
         if small is not None and before.stands_for(small, short_side, self._options.encoder_reuse):
@@ -233,13 +233,13 @@ class VideoSegmenter:
 
     @staticmethod
     def _kept(encoded: EncodedFrame) -> EncodedFrame:
-        """A frame that outlasts the step: recorded parts write the next one over their results."""
+        """Return the frame in memory that outlasts the step: recorded parts overwrite their results in each step."""
         features = encoded.features
         tensors = features.mask_features, *features.levels, features.semantic
         return replace(encoded, features=features.clone()) if any(map(is_static, tensors)) else encoded
 
     def _previous(self, state: TemporalState) -> torch.Tensor | None:
-        """The last frame's queries, or None where this frame is decoded plainly.
+        """Return the last frame's queries, or None if this frame is decoded plainly.
 
         The synchronized queries are a recurrence. It is trained on clips of a few frames, and over hundreds its errors
         add up until an object is missed; a plain pass now and then renews them. The paper has none (``0``).

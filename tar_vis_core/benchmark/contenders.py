@@ -1,6 +1,6 @@
 """The three lines of a speed table, on the same weights and frames: reference style, ours with all layers, with TAR.
 
-The paper compares the first with the last; what TAR itself gives is between the last two.
+The paper compares the first with the last. TAR's own gain is the difference of the last two.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Contender:
     routing: str = 'all layers'     # what decides which layers run, in words
 
     def step(self, image: np.ndarray, state, stamp_s: float | None = None) -> FrameResult:
-        """A step of the segmenter in this line's way."""
+        """Return a step of the segmenter in this line's way."""
         self.segmenter.options = self.options
         with self.style():
             return self.segmenter.step(image, state, stamp_s)
@@ -61,7 +61,7 @@ class Measured:
 
 
 def set_routers(model: VideoInstanceModel, layers: int) -> None:
-    """Fresh routers say 'execute' for the first ``layers`` layers, 'skip' for the others, on every frame but the first.
+    """Set fresh routers to 'execute' for the first ``layers`` layers, 'skip' for the others, on all but first frames.
 
     A fresh router has no weights but its bias, so that no skip bias lies between all layers and the warm-up alone.
     """
@@ -81,7 +81,7 @@ def reference_line(model: VideoInstanceModel, device: str = 'cpu', precision: st
 
 def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 'float32', tracker: str = 'auto',
                short_side: int = 0, fresh: bool = False) -> dict[str, Contender]:
-    """The lines of a plain model; two where it has no routers.
+    """Return the lines of a plain model; two if it has no routers.
 
     ``fresh`` sets the routers to :data:`SET_LAYERS`, for weights that are not trained.
     """
@@ -100,7 +100,7 @@ def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 
 
 
 def synchronized(device: torch.device) -> float:
-    """The host's clock in milliseconds once the device has done all its work."""
+    """Return the host's clock in milliseconds once the device has done all its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     return 1e3 * time.perf_counter()
@@ -113,7 +113,7 @@ class Turns:
         self.line, self.state = line, line.segmenter.new_state()
 
     def take(self, image: np.ndarray, stamp_s: float) -> Measured:
-        """The next frame."""
+        """Return the next frame."""
         line, device = self.line, self.line.segmenter.device
         with metered(line.segmenter, lambda: mark(device)) as marks:
             began = synchronized(device)
@@ -128,7 +128,7 @@ class Turns:
 def take_turns(lines: dict[str, Contender], images: list[np.ndarray], rate: float, warm_up: int,
                elsewhere: dict[str, Callable[[np.ndarray, float], Measured]] | None = None,
                ) -> dict[str, list[Measured]]:
-    """Every image through every line, each with a state of its own; what came after ``warm_up`` frames.
+    """Run every image through every line, each with its own state. Return the results after ``warm_up`` frames.
 
     ``elsewhere`` are lines whose turns are taken in another process.
     """
@@ -143,7 +143,7 @@ def take_turns(lines: dict[str, Contender], images: list[np.ndarray], rate: floa
 
 
 def summary(measured: list[Measured]) -> dict:
-    """Median and 95th percentile of each stage in ms, and what was computed; frames a second are of the median."""
+    """Return median and 95th percentile of each stage in ms, layers, and frames per second of the median."""
     times = {stage: np.array([m.times[stage] for m in measured]) for stage in (*STAGES, 'total')}
     executed = np.array([m.result.routing.executed for m in measured])
     return {
@@ -158,7 +158,7 @@ def summary(measured: list[Measured]) -> dict:
 
 
 def operators(line: Contender, image: np.ndarray) -> dict[str, str]:
-    """What computes attention and deformable attention in a line, by running a step of it."""
+    """Return the operators of attention and deformable attention in a line, found by running a step of it."""
     with eager(), profile(activities=[ProfilerActivity.CPU]) as seen:
         line.step(image, line.segmenter.new_state(), 0.0)
     attention = line.segmenter.model.decoder.layers[0].cross_attn
@@ -177,7 +177,7 @@ def operators(line: Contender, image: np.ndarray) -> dict[str, str]:
 
 def costs(lines: dict[str, Contender], model: VideoInstanceModel, images: list[np.ndarray], rate: float,
           ) -> dict[str, dict]:
-    """Operations and operators of each line. Operations are counted on the plain ``model``, whose ones torch knows."""
+    """Return operations and operators of each line. Operations are counted on the plain ``model``."""
     found = {}
     for name, line in lines.items():
         # in float32, in which as many are done: torch's counter loses mixed precision in inference mode

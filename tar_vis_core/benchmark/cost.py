@@ -1,4 +1,4 @@
-"""What a model costs by part: parameters, floating point operations, peak memory; and a meter for its stages."""
+"""Costs of a model by part: parameters, floating point operations, peak memory; and a meter for its stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUTING = ('decoder.synchronizer.', 'decoder.routers.')
 
 
 def parameters_by_part(model: VideoInstanceModel) -> dict[str, int]:
-    """Learned numbers of each stage, and of TAR as ``routing``; frozen norms are constants and do not count."""
+    """Count the parameters of each stage, and of TAR as ``routing``; frozen norms are constants and do not count."""
     counts = dict.fromkeys((*STAGES, 'routing'), 0)
     for name, parameter in model.named_parameters():
         counts['routing' if name.startswith(ROUTING) else name.split('.')[0]] += parameter.numel()
@@ -31,7 +31,7 @@ def parameters_by_part(model: VideoInstanceModel) -> dict[str, int]:
 
 
 class MeteredTracker:
-    """A tracker that notes what ``read()`` gives before and after it."""
+    """A tracker that notes the values of ``read()`` before and after it."""
 
     def __init__(self, tracker: Tracker, read: Callable[[], Reading], noted: list[tuple[Reading, Reading]]):
         self._tracker, self._read, self._noted = tracker, read, noted
@@ -45,7 +45,7 @@ class MeteredTracker:
 
 @contextlib.contextmanager
 def metered_parts(model: VideoInstanceModel, read: Callable[[], Reading]) -> Iterator[dict[str, list[tuple]]]:
-    """While the block runs, note for each call of a part of the model what ``read()`` gives before and after it."""
+    """Note the values of ``read()`` before and after each call of a part of the model, while the block runs."""
     noted: dict[str, list[tuple]] = {stage: [] for stage in STAGES[:-1]}
     begun: dict[str, Reading] = {}
 
@@ -78,7 +78,7 @@ def metered(segmenter: VideoSegmenter, read: Callable[[], Reading]) -> Iterator[
 
 
 def counter() -> FlopCounterMode:
-    """Counts floating point operations as twice the multiply-accumulates of convolutions, products and attention.
+    """Count floating point operations as twice the multiply-accumulates of convolutions, products and attention.
 
     Not counted, as is usual: norms, activations, softmax, resizing, and the samples of deformable attention.
     """
@@ -93,10 +93,10 @@ def counter() -> FlopCounterMode:
 
 def gflops_by_stage(segmenter: VideoSegmenter, images: list[np.ndarray], rate: float,
                     step: Callable | None = None) -> dict[str, float]:
-    """Mean GFLOPs of a frame by stage, over all ``images`` but the first, which begins a stream and costs its own.
+    """Return the mean GFLOPs of a frame by stage, over all ``images`` except the first, which begins a stream.
 
-    ``segmenter`` is of a plain model: torch's counter knows neither oneDNN's operators nor kernels of our own. ``step``
-    is its step where it is not the usual one. The model takes no gradients afterwards.
+    ``segmenter`` has a plain model: torch's counter knows neither oneDNN's operators nor our own kernels. ``step`` is
+    its step if that is not the usual one. The model takes no gradients afterwards.
     """
     segmenter.model.requires_grad_(False)   # torch's counter fails on views of parameters in inference mode
     state, step = segmenter.new_state(), step or segmenter.step
@@ -109,9 +109,9 @@ def gflops_by_stage(segmenter: VideoSegmenter, images: list[np.ndarray], rate: f
 
 
 def memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process holds now, and the most it has held: what torch has of a GPU, else resident memory.
+    """Return the bytes that this process holds now, and its peak: torch's memory on a GPU, else resident memory.
 
-    What a model takes is the most at the end less what was held before it was built, in a process whose peak it is.
+    A model's memory is the peak at the end minus the memory before it was built, in a process of its own.
     """
     if device.type == 'cuda':
         # reserved: what a graph computes in is no tensor any more, but nobody else's either

@@ -1,4 +1,4 @@
-"""What computed, for whoever reads a figure: processor, GPU and its power limit, versions. Never the machine's name."""
+"""The machine behind a figure: processor, GPU and its power limit, versions. Never the machine's name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def processor() -> str:
-    """What the CPU calls itself, where Linux tells it."""
+    """Return the CPU's name, if Linux has it."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
@@ -27,7 +27,7 @@ def processor() -> str:
 
 
 def package_version() -> str:
-    """Of this package as it is installed; ``not installed`` where Python knows of none."""
+    """Return the version of this package as it is installed; ``not installed`` if Python knows none."""
     try:
         return metadata.version('tar_vis_ros')
     except metadata.PackageNotFoundError:
@@ -35,14 +35,14 @@ def package_version() -> str:
 
 
 def smi_name(device: torch.device) -> str:
-    """What nvidia-smi calls a GPU; torch counts only those that it may see, in an order of its own."""
+    """Return nvidia-smi's name of a GPU; torch counts only the GPUs that it may see, in its own order."""
     import torch
 
     return f'GPU-{torch.cuda.get_device_properties(device).uuid}'
 
 
 def power_limit_w(device: torch.device) -> float | None:
-    """Watts that a GPU may draw, where nvidia-smi tells it."""
+    """Return the watts that a GPU may draw, if nvidia-smi has them."""
     if shutil.which('nvidia-smi') is None:
         return None
     asked = subprocess.run(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.limit',
@@ -55,9 +55,9 @@ def power_limit_w(device: torch.device) -> float | None:
 
 @contextlib.contextmanager
 def power_draw(device: torch.device) -> Iterator[list[float]]:
-    """Watts that a GPU draws while the block runs, a value every tenth of a second, there when it is over.
+    """Collect the watts that a GPU draws while the block runs, every tenth of a second; the list is filled at its end.
 
-    Empty where there is no GPU or nvidia-smi does not tell.
+    It is empty if there is no GPU or if nvidia-smi has no values.
     """
     watts: list[float] = []
     if device.type != 'cuda' or shutil.which('nvidia-smi') is None:
@@ -84,7 +84,7 @@ def float32_on_gpu() -> str:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """The machine and its software as they are now; of the GPU only where ``device`` is one."""
+    """Return the machine and its software as they are now; the GPU only if ``device`` is one."""
     import torch
 
     found: dict[str, object] = {'processor': processor(), 'cores': os.cpu_count()}
@@ -96,7 +96,7 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def in_words(found: dict[str, object]) -> str:
-    """:func:`machine` in a line."""
+    """Return :func:`machine` in one line."""
     gpu = ''
     if 'gpu' in found:
         watts = found['gpu_power_limit_w']

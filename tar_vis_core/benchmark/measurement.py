@@ -44,7 +44,7 @@ POWER_S = 5.0       # for so long a GPU's power is watched
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What is measured; a file of figures keeps it."""
+    """The choices of a measurement; a file of figures keeps them."""
 
     preset: str = 'nano'
     untrained: bool = False             # fresh weights (seed 0) in place of a file, routers set
@@ -62,7 +62,7 @@ class BenchRun:
 
 
 def read_images(run: BenchRun) -> tuple[list[np.ndarray], float]:
-    """The source's frames at ``--size`` and their rate; ValueError for a wrong option or too few frames."""
+    """Return the source's frames at ``--size`` and their rate; ValueError for a wrong option or too few frames."""
     width, _, height = run.size.partition('x')
     if not (width.isdigit() and height.isdigit()):
         raise ValueError(f'--size is {run.size!r}, expected WIDTHxHEIGHT such as 640x480')
@@ -79,7 +79,7 @@ def read_images(run: BenchRun) -> tuple[list[np.ndarray], float]:
 
 
 def plain_model(run: BenchRun) -> VideoInstanceModel:
-    """The model of the command line; ValueError where both weights and none are asked for."""
+    """Return the model of the command line; ValueError if both weights and none are asked for."""
     if run.threads < 0:
         raise ValueError(f'--threads is {run.threads}, expected a whole number >= 0')
     if run.threads:
@@ -103,8 +103,10 @@ def without_tracks(model: VideoInstanceModel) -> None:
 
 
 def taken(run: BenchRun, line: str, images: list[np.ndarray]) -> tuple[int, float | None, int | None]:
-    """What a model and a few frames take: bytes by which the peak memory of this process, a fresh one, rises, and
-    the mean of the watts that a GPU draws, and the bytes that it has lent to all processes then."""
+    """Return what a model and a few frames take: peak memory, mean power, and memory of the GPU.
+
+    The first are the bytes by which the peak memory of this fresh process rises. The second are the watts that a GPU
+    draws. The third are the bytes that the GPU has lent to all processes then."""
     device = pick_device(run.device)
     before, model = memory(device)[0], plain_model(run)
     if line == REFERENCE:
@@ -132,7 +134,7 @@ def taken(run: BenchRun, line: str, images: list[np.ndarray]) -> tuple[int, floa
 
 
 def memory_and_power(run: BenchRun, images: list[np.ndarray]) -> dict[str, dict[str, float | None]]:
-    """What the baseline's model and ours take, each in a process of its own: what one keeps, the next would use."""
+    """Return what the baseline's model and ours take, each in its own process, to keep their memory apart."""
     found = {}
     for line in (REFERENCE, FULL):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as fresh:
@@ -143,7 +145,7 @@ def memory_and_power(run: BenchRun, images: list[np.ndarray]) -> dict[str, dict[
 
 
 class Baseline:
-    """Line 1 in a process of its own, which gives free memory back to the system as any program does.
+    """Line 1 in its own process, which gives free memory back to the system as any program does.
 
     That ours does not (``runtime/allocator.py``) is one of the things that make it faster. It holds process-wide.
     """
@@ -152,19 +154,19 @@ class Baseline:
 
     @classmethod
     def begin(cls, run: BenchRun) -> None:
-        """Makes the model; the first call in a new process."""
+        """Make the model; the first call in a new process."""
         cls.turns = Turns(reference_line(plain_model(run), run.device, run.precision, run.tracker, run.short_side,
                                          keep_memory=False))
 
     @classmethod
     def take(cls, image: np.ndarray, stamp_s: float) -> Measured:
-        """The next frame, see :class:`Turns`."""
+        """Return the next frame, see :class:`Turns`."""
         return cls.turns.take(image, stamp_s)
 
 
 def measured_lines(run: BenchRun, lines: dict[str, Contender], images: list[np.ndarray], rate: float,
                    ) -> dict[str, list[Measured]]:
-    """All lines frame by frame in turn, the first one elsewhere."""
+    """Return all lines frame by frame in turn, the first one elsewhere."""
     for name, line in lines.items():
         if name != REFERENCE:       # as a node does at configure
             line.segmenter.options = line.options
@@ -179,7 +181,7 @@ def measured_lines(run: BenchRun, lines: dict[str, Contender], images: list[np.n
 
 
 def measure(run: BenchRun) -> dict:
-    """All figures of a run, as ``--json`` writes them."""
+    """Return all figures of a run, as ``--json`` writes them."""
     images, rate = read_images(run)
     model = plain_model(run)
     parameters = parameters_by_part(model)

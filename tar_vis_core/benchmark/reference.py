@@ -29,7 +29,7 @@ class UnreducedMemory(FrameMemory):
     """Keys and values of a frame; mask features stay at stride 4."""
 
     def __getitem__(self, level: int) -> tuple[Tensor, Tensor, None]:
-        """``key (N, S, D)`` and ``value (N, S, D)``."""
+        """Return ``key (N, S, D)`` and ``value (N, S, D)``."""
         if level not in self._made:
             x = self.levels[level]
             value = x.flatten(2).transpose(1, 2) + self.level_embed[level]
@@ -51,12 +51,12 @@ class ReferenceDecoder(MaskedDecoder):
     """
 
     def memory(self, mask_features: Tensor, levels: list[Tensor]) -> UnreducedMemory:
-        """Return what the layers attend to in a frame, and keep it for the heads."""
+        """Return the memory that the layers attend to in a frame, and keep it for the heads."""
         self.frame = UnreducedMemory(mask_features, levels, self.level_embed)
         return self.frame
 
     def run_layer(self, i: int, x: Tensor, memory: UnreducedMemory, position: Tensor | None = None) -> Tensor:
-        """Run layer ``i`` on queries ``(N, Q, D)``, attending where their own mask says so."""
+        """Run layer ``i`` on queries ``(N, Q, D)``, which attend where their own mask is positive."""
         position = self.query_embed if position is None else position
         key, value, _ = memory[i % 3]
         blocked = self.blocked_by_heads(x, memory, i % 3)
@@ -64,7 +64,7 @@ class ReferenceDecoder(MaskedDecoder):
         return self.layers[i](x, x + position, key, value, ~blocked, position)
 
     def output(self, x: Tensor, trace: RoutingTrace) -> DecoderOutput:
-        """Return what the last queries say, after the heads of a layer that does not come."""
+        """Return the output of the last queries, after the heads of a layer that does not come."""
         self.blocked_by_heads(x, self.frame, len(self.layers) % 3)
         return super().output(x, trace)
 
@@ -82,7 +82,7 @@ def fused(device: torch.device, width: int) -> bool:
 
 
 def sampler(device: torch.device, width: int) -> str:
-    """Return what samples, in words."""
+    """Return the name of the sampler."""
     return 'Triton kernel, fused as published ones' if fused(device, width) else 'grid_sample, as published'
 
 
@@ -121,7 +121,7 @@ class Float32PixelDecoder(PixelDecoder):
     """Leaves mixed precision, as the pixel decoder of Mask2Former does."""
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return what :class:`PixelDecoder` does, in float32."""
+        """Return the result of :class:`PixelDecoder` in float32."""
         with torch.autocast(maps[0].device.type, enabled=False):
             return super().forward(*(m.float() for m in maps))
 

@@ -22,7 +22,7 @@ TOLERANCE = 0.2
 
 
 def read_figures(path: Path) -> dict:
-    """The figures in a file; ValueError where they are not of ``tar-vis bench``."""
+    """Return the figures in a file; ValueError if they are not of ``tar-vis bench``."""
     try:
         figures = read_json(path)
         if {'configuration', 'machine', 'lines'} <= figures.keys() and REFERENCE in figures['lines']:
@@ -33,19 +33,19 @@ def read_figures(path: Path) -> dict:
 
 
 def ratios(figures: dict) -> dict[str, float]:
-    """How many times as fast a line is as the one before it, by median; only where both are there."""
+    """Return how many times as fast a line is as the one before it, by median, if both are there."""
     times = {name: line['median_ms']['total'] for name, line in figures['lines'].items()}
     return {name: times[slow] / times[fast] for name, (slow, fast) in RATIOS.items() if {slow, fast} <= times.keys()}
 
 
 def layers_in_words(line: dict) -> str:
-    """Mean number of executed layers, and of each stride."""
+    """Return mean number of executed layers, and of each stride."""
     by_stride = ' + '.join(f'{count:.1f}' for count in line['executed_by_stride'].values())
     return f'{line["executed_layers"]:.2f} ({by_stride})'
 
 
 def print_figures(figures: dict) -> None:
-    """Lines by stage, then how they compute, then the model's parts."""
+    """Print the lines by stage, then how they compute, then the model's parts."""
     lines, columns = figures['lines'], (*STAGES, 'total')
     print(f'{figures["title"]}; {figures["date"]}\n{in_words(figures["machine"])}')
     print(f'median (p95) ms of {lines[FULL]["frames"]} frames, the lines taking turns\n')
@@ -77,9 +77,9 @@ def print_figures(figures: dict) -> None:
 
 
 def fallen(stored: dict, now: dict, tolerance: float) -> list[str]:
-    """A line of text for each ratio that is below the stored one by more than this share of it.
+    """Return a line of text for each ratio that is below the stored one by more than this share of it.
 
-    Raises ValueError where a line of the stored figures was not measured.
+    Raise ValueError if a line of the stored figures was not measured.
     """
     found, found_now = [], ratios(now)
     for name, before in ratios(stored).items():

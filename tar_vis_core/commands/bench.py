@@ -46,13 +46,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def asked(args: argparse.Namespace) -> BenchRun:
-    """Return what the command line asks to measure."""
+    """Return the measurement of the command line."""
     given = {field.name: getattr(args, field.name) for field in fields(BenchRun)}
     return BenchRun(**{name: str(value) if isinstance(value, Path) else value for name, value in given.items()})
 
 
 def guarded(args: argparse.Namespace) -> tuple[BenchRun, dict]:
-    """Return what the file of ``--guard`` measured, and its figures. Raise ValueError if other options are given."""
+    """Return the measurement of ``--guard``'s file, and its figures. Raise ValueError if other options are given."""
     run, usual, stored = asked(args), BenchRun(), read_figures(args.guard)
     given = [field.name for field in fields(BenchRun) if getattr(run, field.name) != getattr(usual, field.name)]
     if given:

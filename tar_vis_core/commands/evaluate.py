@@ -129,7 +129,7 @@ def evaluate_on_stills(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate. Return the exit code, 1 after one line about what went wrong."""
+    """Evaluate. Return the exit code, 1 after one line about the error."""
     args = parser().parse_args(argv)
     try:
         (evaluate_on_videos if holds_videos(read_labels(args.data)) else evaluate_on_stills)(args)

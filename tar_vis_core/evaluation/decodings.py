@@ -1,6 +1,6 @@
 """Ways of decoding to compare: the first k layers, and TAR with its controls.
 
-The controls say what a router's choice is worth: all layers, every routable layer skipped, and random gates that
+The controls measure the value of a router's choice: all layers, every routable layer skipped, and random gates that
 execute as often as the router does.
 """
 
@@ -20,7 +20,7 @@ Decoding = Callable[[Features, Tensor | None], DecoderOutput]
 
 
 def decodings_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict[str, Decoding]:
-    """The decodings to compare: the first k layers, and TAR with its controls.
+    """Return the decodings to compare: the first k layers, and TAR with its controls.
 
     Each takes (features, previous queries), None for the first frame of a video. The random gates keep to the rate
     of the routers up to now: on every frame they must come after 'TAR'.

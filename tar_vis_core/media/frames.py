@@ -1,6 +1,6 @@
 """Frames from a video file, a folder of images, a camera or the built-in photographs; no ROS in here.
 
-``open_frames(source)`` gives a reader, ``play(reader, ...)`` gives its frames one by one, with loop, limit and size.
+``open_frames(source)`` returns a reader. ``play(reader, ...)`` yields its frames one by one, with loop, limit and size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MIN_STEP_S = 1e-4       # between two frames: times that grow by less stand stil
 
 @dataclass(frozen=True)
 class TimedImage:
-    """One image and where it stands in its source."""
+    """One image and its position in the source."""
 
     image: np.ndarray        # uint8 RGB (H, W, 3)
     index: int               # frames given so far, over all passes
@@ -40,11 +40,11 @@ class TimedImage:
 
 
 def open_frames(source: str, rate: float = 0.0, width: int = 0, seed: int = 0) -> FrameReader:
-    """The reader that fits ``source``.
+    """Return the reader that fits ``source``.
 
     ``source`` is a video file, an image, a folder of images, a camera (``0`` or ``/dev/video0``), or ``photographs``
-    (also when empty). ``rate`` and ``width`` are wishes that only a camera takes here; ``seed`` varies the
-    photographs' camera motion. Raises SourceError with one line that says what to do.
+    (also when empty). ``rate`` and ``width`` are asked of a camera and of nothing else; ``seed`` varies
+    the photographs' camera motion. Raise SourceError with one line that says what to do.
     """
     if source in ('', PHOTOGRAPHS):
         return PhotographReader(seed=seed)
@@ -62,9 +62,9 @@ def open_frames(source: str, rate: float = 0.0, width: int = 0, seed: int = 0) -
 
 
 def play(reader: FrameReader, loop: bool = False, limit: int = 0, width: int = 0) -> Iterator[TimedImage]:
-    """The reader's frames from where it stands, at most ``limit`` (0 = all), scaled to ``width`` (0 = as they are).
+    """Yield the reader's next frames, at most ``limit`` (0 = all), scaled to ``width`` (0 = as they are).
 
-    With ``loop`` it starts again after the last one. Raises SourceError where a pass gives nothing.
+    With ``loop`` it starts again after the last one. Raise SourceError if a pass gives nothing.
     """
     index, clock, begun = 0, SourceClock(reader.fps), time.monotonic()
     while not limit or index < limit:
@@ -83,7 +83,7 @@ def play(reader: FrameReader, loop: bool = False, limit: int = 0, width: int = 0
 
 
 class SourceClock:
-    """Seconds since the first frame, by the times that the source has; by its rate where it has none, or they stand."""
+    """Seconds since the first frame: by the source's own times, by its rate if it has none or if they do not change."""
 
     def __init__(self, fps: float):
         self.period_s = 1 / fps
@@ -101,13 +101,13 @@ class SourceClock:
         self.passed_s = told_s if told_s > self.passed_s + MIN_STEP_S else self.passed_s + self.period_s
 
     def next_pass(self) -> None:
-        """Go on where the last pass ends, a period after its last frame."""
+        """Continue a period after the last frame of the pass that ends."""
         self.offset_s += (self.passed_s or 0.0) + self.period_s
         self.passed_s = None
 
 
 def resize_to_width(image: np.ndarray, width: int) -> np.ndarray:
-    """The image at ``width`` pixels with its aspect kept (0 = unchanged)."""
+    """Return the image at ``width`` pixels with its aspect kept (0 = unchanged)."""
     h, w = image.shape[:2]
     if not width or width == w:
         return image

@@ -1,7 +1,7 @@
 """A simulated hand-held camera over the photographs that scikit-image carries in its package.
 
-Real pictures that are there without a network. The camera pans, zooms and rolls like a hand does, the light drifts a
-little, the sensor has a little noise, and in each photograph there is a passage where the camera rests.
+These real pictures need no network. The camera pans, zooms and rolls like a hand. The light drifts a little, and the
+sensor has a little noise. In each photograph the camera rests for a while.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class PhotographReader(FrameReader):
         return np.clip(np.rint(view), 0, 255).astype(np.uint8)
 
     def _view(self, number: int, t: float) -> np.ndarray:
-        """What the camera sees of a photograph at ``t`` seconds, float32 ``(H, W, 3)``."""
+        """Return the view of a photograph at ``t`` seconds, float32 ``(H, W, 3)``."""
         camera = self._cameras[number]
         photograph = self._photographs[number]
         view = cv2.warpAffine(photograph, camera.matrix(t, photograph.shape[:2], self.size), self.size,
@@ -96,7 +96,7 @@ class HandHeldCamera:
         self._weights = np.array([0.6, 0.36, 0.04])
 
     def matrix(self, t: float, photograph: tuple[int, int], view: tuple[int, int]) -> np.ndarray:
-        """The 2x3 map from photograph pixels to view pixels at ``t``; the view stays inside the photograph."""
+        """Return the 2x3 map from photograph pixels to view pixels at ``t``. The view stays inside the photograph."""
         sway_x, sway_y, zoom, roll = self._sway(t)
         height, width = photograph
         out_w, out_h = view
@@ -114,17 +114,17 @@ class HandHeldCamera:
                          [sin, cos, out_h / 2 - sin * centre_x - cos * centre_y]])
 
     def brightness(self, t: float) -> np.float32:
-        """A factor that drifts by 3 % as clouds and exposure do, also while the camera rests."""
+        """Return a factor that drifts by 3 % like clouds and exposure, also while the camera rests."""
         return np.float32(1.0 + 0.03 * np.sin(2 * np.pi * 0.11 * t + self._phases[0, 0]))
 
     def _sway(self, t: float) -> np.ndarray:
-        """x, y, zoom and roll, each within -1..1."""
+        """Return x, y, zoom and roll, each within -1..1."""
         angles = 2 * np.pi * self._frequencies * _moving_time(t) + self._phases
         return np.sin(angles) @ self._weights
 
 
 def available_scenes() -> list[tuple[PhotographScene, Path]]:
-    """The scenes whose photographs the installed scikit-image holds; raises SourceError where there is none."""
+    """Return the scenes whose photographs the installed scikit-image holds. Raise SourceError if there is none."""
     spec = importlib.util.find_spec('skimage')
     folder = Path(spec.origin).parent / 'data' if spec and spec.origin else None
     scenes = [(s, folder / s.file) for s in SCENES if (folder / s.file).is_file()] if folder else []
@@ -135,7 +135,7 @@ def available_scenes() -> list[tuple[PhotographScene, Path]]:
 
 
 def _moving_time(t: float) -> float:
-    """Seconds of motion until ``t``: stands still during the rest, and slows down and starts again softly."""
+    """Return seconds of motion until ``t``: stands still during the rest, and slows down and starts again softly."""
     start, end = REST_S
     ease = 0.5      # seconds of slowing down before the rest, and of speeding up after it
     if t <= start - ease:

@@ -1,9 +1,9 @@
-"""Parts of a model as CUDA graphs: what a GPU has to do is recorded once per size, and then asked for by one call.
+"""Parts of a model as CUDA graphs: the GPU's work is recorded once per size, and then started by one call.
 
-A frame is many hundred small kernels, and while a host starts them one by one a GPU waits. A graph starts them all, at
-the addresses it was recorded with. So arguments are copied to where it reads them, unless they are results of another
-recording, which lie still. Results lie still as well, until the part is played again: what the host keeps is copied
-out. Decisions stay outside: a layer is played when a router has said so.
+A frame is many hundred small kernels, and a GPU waits while a host starts them one by one. A graph starts them all, at
+the addresses it was recorded with. So arguments are copied to these addresses, unless they are results of another
+recording, whose addresses are constant. Results have constant addresses as well, until the part is played again:
+results that the host keeps are copied out. Decisions stay outside: a layer is played if its router decides so.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ ONE_AT_A_TIME = threading.Lock()    # torch records one graph at a time in a pro
 
 
 class GraphRecorder(Protocol):
-    """What makes graphs of a device."""
+    """The interface that makes graphs of a device."""
 
     def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
-        """What plays ``function`` again, and its result, whose tensors every playing writes to.
+        """Return a callable that plays ``function`` again, and its result, whose tensors every playing overwrites.
 
         ``kept``: the result is copied out at once. Otherwise it must stay while other parts are played. Whether it has
         been played once when this returns is left open.
@@ -53,7 +53,7 @@ class CudaRecorder:
         self._shared, self._failed = torch.cuda.graph_pool_handle(), []
 
     def record(self, function: Callable[[], Any], kept: bool) -> tuple[Callable[[], None], Any]:
-        """See :class:`GraphRecorder`. Raises DeviceLostError if the GPU is lost."""
+        """See :class:`GraphRecorder`. Raise DeviceLostError if the GPU is lost."""
         # In shared memory a result may lie where an older graph computes, and is lost when that one is played.
         pool, held = self._shared if kept else torch.cuda.graph_pool_handle(), KeepAlive()
         # the stream of before comes back whatever happens, which torch's own context does not see to
@@ -113,7 +113,7 @@ def own_workspace() -> Iterator[None]:
 
 @contextlib.contextmanager
 def trying_algorithms() -> Iterator[None]:
-    """cuDNN takes for each convolution what is fastest here, by trying, while the block runs."""
+    """Let cuDNN try which algorithm of each convolution is fastest here, while the block runs."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
@@ -122,7 +122,7 @@ def trying_algorithms() -> Iterator[None]:
 
 
 class KeepAlive(TorchFunctionMode):
-    """Keeps what is read while this is active and was made before: a cache may drop it, but a graph still reads it.
+    """Keep tensors that are read while this is active and were made before: a graph still reads what a cache drops.
 
     It looks at calls from Python, above mixed precision, which a mode below it would take away.
     """
@@ -140,7 +140,7 @@ class KeepAlive(TorchFunctionMode):
         return result
 
     def _new(self, tree: Any) -> list[Tensor]:
-        """The tensors that have not been seen yet; from now on they have."""
+        """Return the tensors that have not been seen yet; from now on they have."""
         new = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
                and (id(leaf) not in self._known or self._known[id(leaf)]() is not leaf)]
         self._known |= {id(tensor): weakref.ref(tensor) for tensor in new}
@@ -148,7 +148,7 @@ class KeepAlive(TorchFunctionMode):
 
 
 class Recorded:
-    """A function of tensors, and of what else can be a key, that is recorded for every set of shapes.
+    """A function of tensors and other hashable arguments that is recorded for every set of shapes.
 
     If it cannot be recorded, it warns and runs as it is from then on. If there is no memory for one more recording, it
     warns, keeps those that it has, runs as it is, and tries again after a pause that doubles.
@@ -157,7 +157,7 @@ class Recorded:
     eager = False       # while it is true the functions themselves run
 
     def __init__(self, function: Callable, recorder: GraphRecorder, kept: bool) -> None:
-        """``kept``: results are copied out, for they outlive the next playing."""
+        """Record ``function``. With ``kept``, results are copied out, because they outlive the next playing."""
         # a model that holds this must not be held by it, or it outlives its last user for a while
         self._function = weakref.WeakMethod(function) if inspect.ismethod(function) else lambda: function
         self._recorder, self._kept = recorder, kept
@@ -226,7 +226,7 @@ class Recording:
                 leaf.recorded = True
 
     def play(self, args: tuple) -> Any:
-        """The result for these arguments, in memory that the next playing writes to."""
+        """Return the result for these arguments, in memory that the next playing writes to."""
         for own, given in zip(self._inputs, args, strict=True):
             if isinstance(own, Tensor) and own is not given:
                 own.copy_(given)
@@ -235,23 +235,23 @@ class Recording:
 
 
 def is_static(tensor: Tensor | None) -> bool:
-    """Whether a tensor is the result of a recording, or a weight."""
+    """Return whether a tensor is the result of a recording, or a weight."""
     return isinstance(tensor, nn.Parameter) or getattr(tensor, 'recorded', False)
 
 
 def copied_out(leaf: Any) -> Any:
-    """A result in memory of its own, but for a weight that a function hands on."""
+    """Return a result in its own memory, except for a weight that a function passes on."""
     return leaf.clone() if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter) else leaf
 
 
 def signature(tensor: Tensor) -> tuple:
-    """What a recording depends on; the values it reads are those at the address, or are copied there."""
+    """Return what a recording depends on; the values that it reads are at the address, or are copied there."""
     return tensor.shape, tensor.dtype, tensor.data_ptr() if is_static(tensor) else None
 
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Recorded parts run operator by operator while the block runs, so that these can be looked at."""
+    """Run recorded parts operator by operator while the block runs, so that the operators can be observed."""
     Recorded.eager, before = True, Recorded.eager
     try:
         yield
@@ -265,7 +265,7 @@ def recorded_parts(model: nn.Module) -> list[Recorded]:
 
 
 def record_parts(model: VideoInstanceModel, recorder: GraphRecorder) -> VideoInstanceModel:
-    """The model with its parts recorded when they first run at a size, in place."""
+    """Return the model with its parts recorded when they first run at a size, in place."""
     # of weights with a gradient mixed precision keeps what it has cast, made in one graph and read in others
     decoder = model.requires_grad_(False).decoder
     parts = [(model, 'prepare', False), (model.backbone, 'forward', False), (model.pixel_decoder, 'forward', False),

@@ -1,6 +1,6 @@
 """Deformable attention: queries sample a few learned positions of value maps (Deformable DETR, section 4.1).
 
-Sampling positions are float32 also where the network runs in half precision: bfloat16 has steps of 1/256 of a map.
+Sampling positions are float32 even if the network runs in half precision: bfloat16 has steps of 1/256 of a map.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Shapes = tuple[tuple[int, int], ...]
 
 @functools.lru_cache(maxsize=16)
 def reference_points(shapes: Shapes, device: torch.device) -> Tensor:
-    """Centres of all cells of all levels as (x, y) in 0..1, ``(sum h*w, 2)``."""
+    """Return the centres of all cells of all levels as (x, y) in 0..1, ``(sum h*w, 2)``."""
     levels = []
     for h, w in shapes:
         y = (torch.arange(h, dtype=torch.float32, device=device) + 0.5) / h
@@ -59,8 +59,9 @@ class DeformableAttention(nn.Module):
 
     def forward(self, query: Tensor, value: Tensor, reference: Tensor, shapes: Shapes,
                 added: Tensor | None = None) -> Tensor:
-        """``query (N, Sq, D)`` at ``reference (Sq, 2)`` samples ``value (N, Sv, D)``; gives ``(N, Sq, D)``, plus
-        ``added``.
+        """Sample ``value (N, Sv, D)`` for ``query (N, Sq, D)`` at ``reference (Sq, 2)``.
+
+        Return ``(N, Sq, D)``, plus ``added``.
 
         ``shapes`` are the ``(h, w)`` of the value levels, which lie one after the other in ``Sv``; ``reference`` is
         (x, y) in 0..1 and the same point in every level.
@@ -80,7 +81,7 @@ def head_widths(model: nn.Module) -> set[int]:
 
 
 def sampler(device: torch.device, width: int) -> str:
-    """Which of ``SAMPLERS`` samples ``width`` channels on a device, as things stand (docs/reference/benchmark.md)."""
+    """Return which of ``SAMPLERS`` samples ``width`` channels on a device (docs/reference/benchmark.md)."""
     if torch.is_grad_enabled():
         return 'grid_sample'
     if device.type == 'cuda':
@@ -91,15 +92,15 @@ def sampler(device: torch.device, width: int) -> str:
 
 
 def shares(logits: Tensor) -> Tensor:
-    """What each sample of a query and head weighs: softmax over levels and points, the last two axes."""
+    """Return the weight of each sample of a query and head: softmax over levels and points, the last two axes."""
     return logits.flatten(-2).softmax(-1).view(logits.shape)
 
 
 def sample_by_grid(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-    """Bilinear samples through ``grid_sample``, zero outside, weighted by the softmax over a query's and head's.
+    """Return bilinear samples by ``grid_sample``, zero outside, weighted by a softmax for each query and head.
 
     ``value (N, Sv, D)``, ``offsets (N, Sq, heads, levels, points, 2)`` in cells of their level, ``logits`` of the
-    same shape without the last axis, ``reference (Sq, 2)``; gives ``(N, Sq, D)``.
+    same shape without the last axis, ``reference (Sq, 2)``. The result is ``(N, Sq, D)``.
     """
     n, s, heads = offsets.shape[:3]
     weights = shares(logits)
@@ -118,7 +119,7 @@ def sample_by_grid(value: Tensor, offsets: Tensor, logits: Tensor, reference: Te
 
 
 def sample_by_rows(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-    """The same as :func:`sample_by_grid`: four corners a sample, all gathered as rows of one table.
+    """Return the same as :func:`sample_by_grid`: four corners for each sample, gathered as rows of one table.
 
     A bag is the weighted sum of ``levels * points * 4`` rows of ``D / heads`` channels, which lie together in memory.
     """
@@ -157,14 +158,14 @@ SAMPLERS = {
 
 @functools.lru_cache(maxsize=16)
 def level_sizes(shapes: Shapes, device: torch.device) -> Tensor:
-    """The levels' (w, h), ``(levels, 2)``."""
+    """Return the levels' (w, h), ``(levels, 2)``."""
     with torch.inference_mode(False):  # kept for training as well, which cannot use tensors of inference mode
         return torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)
 
 
 @functools.lru_cache(maxsize=16)
 def _row_constants(shapes: Shapes, n: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First cell of each level, and the row offset of each (frame, head)."""
+    """Return the first cell of each level, and the row offset of each (frame, head)."""
     cells = [h * w for h, w in shapes]
     first = torch.tensor([[sum(cells[:i])] for i in range(len(cells))], dtype=torch.float32, device=device)
     frame = torch.arange(n, dtype=torch.int32, device=device)[:, None, None, None, None] * (sum(cells) * heads)

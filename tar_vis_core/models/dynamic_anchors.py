@@ -1,4 +1,4 @@
-"""The network of DVIS-DAQ (Zhou et al., ECCV 2024), online: tracks and dynamic anchors answer for a frame together.
+"""The network of DVIS-DAQ (Zhou et al., ECCV 2024), online: tracks and dynamic anchors are decoded together.
 
     place      P(m) = MLP(mean of F over the pixels where the mask logits m are positive)       (of 0 for an empty mask)
     anchors    one learned vector, once for each decoder query; anchor i has the place a_i = P(mask of query i)
@@ -6,8 +6,8 @@
     layer      X <- FFN(SA(LN(X + Attention(X + Z, e + a, e))))
     heads      n = LN(X): class of n, mask of n on the projected mask features
 
-e are the decoder's normed queries, F its mask features. All anchors begin as the same vector, so what an anchor stands
-for is told by its place alone. In a stream's first frame the decoder's queries are the rows, without places.
+e are the decoder's normed queries, F its mask features. All anchors begin as the same vector, so only its
+place distinguishes an anchor. In a stream's first frame the decoder's queries are the rows, without places.
 
 Slots look for evidence that a track is still there. Their rows are B = [tracks; 5 learned background slots] with places
 Z; S starts as the rows of the decoder's learned queries that B is most alike to:
@@ -34,7 +34,7 @@ EPSILON = 1e-6      # of norms in the matching, and added to every weight of the
 
 
 class SlotLayer(nn.Module):
-    """Cross-attention of the slots, who of them gets what of it, feed-forward."""
+    """Cross-attention of the slots, its distribution among them, feed-forward."""
 
     def __init__(self, dim: int, heads: int, ffn: int):
         super().__init__()
@@ -148,7 +148,7 @@ def slot_starts(rows: Tensor, query_feat: Tensor) -> Tensor:
 
 
 def exact_masks(mask_embeddings: Tensor, mask_features: Tensor, mask_bias: Tensor | None = None) -> Tensor:
-    """Return mask logits ``(R, h, w)`` in float32, for their signs decide.
+    """Return mask logits ``(R, h, w)`` in float32, because their signs decide.
 
     ``mask_embeddings (R, D)``, ``mask_features (D, h, w)``, ``mask_bias (R,)``.
     """

@@ -51,7 +51,7 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(dim, dim, 1)
 
     def forward(self, res2: Tensor, res3: Tensor, res4: Tensor, res5: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Gives mask features ``(N, D, h, w)`` at stride 4 and the levels of strides 32, 16, 8."""
+        """Return mask features ``(N, D, h, w)`` at stride 4 and the levels of strides 32, 16, 8."""
         maps = [proj(x) for proj, x in zip(self.input_proj, (res5, res4, res3), strict=True)]
         shapes: Shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
         # the level embedding belongs to the position encoding here, not to the features

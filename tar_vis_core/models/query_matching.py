@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def match_embeddings(reference: Tensor, current: Tensor) -> Tensor:
-    """The one-to-one assignment of the current frame's queries to the reference's slots of least cosine distance.
+    """Return the one-to-one assignment of the current frame's queries to the reference's slots, by cosine distance.
 
     ``reference`` and ``current`` are ``(Q, D)``: the previous frame's embeddings in slot order, and this frame's.
-    Gives ``indices (Q,)``, int64 on the device of ``current``: slot ``r`` continues in query ``indices[r]``, hence
+    The result is ``indices (Q,)``, int64 on the device of ``current``: slot ``r`` continues in query ``indices[r]``, so
     ``current[indices]`` is in slot order. An embedding that is zero or not finite has no direction: its similarity
-    to every other counts as 0, and it takes what the others leave.
-    Raises ValueError where the shapes differ.
+    to every other counts as 0, and it gets a slot that the others leave.
+    Raise ValueError if the shapes differ.
     """
     if reference.ndim != 2 or reference.shape != current.shape:
         raise ValueError(

@@ -5,9 +5,10 @@
     heads        class of [r_t, LN(x_t^L)], mask of LN(x_t^L)
 
 n_t are the decoder's queries before the norm, followed by their re-identification embeddings. The residual is the
-object's own state, not the reference that asks. In a stream's first frame every layer refers to its own input.
+object's own state, not the reference (the query of the attention). In a stream's first frame every layer takes its own
+input as reference.
 
-Training may disturb x_t^0: in some frames each slot starts from a mixture of two queries, whatever matching says.
+Training may disturb x_t^0: in some frames each slot starts from a mixture of two queries, independent of the matching.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class ReferringTracker(nn.Module):
 
     @staticmethod
     def read(frames: DecoderOutput) -> tuple[Tensor, Tensor]:
-        """Return what is read of T frames: queries as the layers leave them, and normed for matching, ``(T, Q, E)``."""
+        """Return the inputs of T frames: queries as the layers leave them, and normed for matching, ``(T, Q, E)``."""
         return frames.raw_embeddings, frames.embeddings
 
     def heads(self, x: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ class ReferringTracker(nn.Module):
         return embedding @ weight, embedding @ bias
 
     def supervised(self, raw_embeddings: Tensor, embeddings: Tensor, noise: float = 0.0) -> SupervisedTracks:
-        """One clip in training, ``(T, Q, E)`` before and after the norm.
+        """Return one clip in training, ``(T, Q, E)`` before and after the norm.
 
         With probability ``noise`` a frame after the first starts from mixed queries.
         """
@@ -108,9 +109,9 @@ class ReferringTracker(nn.Module):
 
     def step(self, current: Tensor, embeddings: Tensor, memory: ReferringMemory | None, noise: float = 0.0,
              ) -> tuple[list[Tensor], Tensor, Tensor, ReferringMemory]:
-        """One frame, all ``(Q, E)``: its queries before the norm and normed.
+        """Return track one frame, all ``(Q, E)``: its queries before the norm and normed.
 
-        Gives the state after each layer, the reference, and the query ``(Q,)`` that each slot started from.
+        Return the state after each layer, the reference, and the query ``(Q,)`` that each slot started from.
         """
         order = match_embeddings(embeddings if memory is None else memory.embeddings, embeddings)
         own, x = current[None], current[order][None]
@@ -127,9 +128,9 @@ class ReferringTracker(nn.Module):
 
 
 def mixed(queries: Tensor) -> tuple[Tensor, Tensor]:
-    """DVIS++'s training noise 'weighted average' of ``queries (1, Q, E)``: each with a random other one.
+    """Mix ``queries (1, Q, E)`` each with a random other one: DVIS++'s training noise 'weighted average'.
 
-    Gives the one that weighs more, ``(Q,)``, and the mixture. The matching has no say in it.
+    Return the one that weighs more, ``(Q,)``, and the mixture. It does not depend on the matching.
     """
     count, device = queries.shape[1], queries.device
     other, weight = torch.randperm(count, device=device), torch.rand(count, 1, device=device)

@@ -1,4 +1,4 @@
-"""The referring tracker of DVIS (Zhang et al., ICCV 2023), online: last frame's objects ask this frame's queries.
+"""The referring tracker of DVIS (Zhang et al., ICCV 2023), online: last frame's objects attend to this frame's.
 
     start        x_t^0 = e_t in placed order
     layer j      x_t^j = FFN(SA(LN(x_t^{j-1} + Attention(r_t, e_t, e_t))))
@@ -54,12 +54,12 @@ class ReferringTracker2023(ReferringTracker):
         return self.class_embed(normed), self.mask_embed(normed)
 
     def on_plain_features(self, embedding: Tensor) -> tuple[Tensor, None]:
-        """Return mask embeddings as they are, for the mask features are the decoder's own."""
+        """Return mask embeddings as they are, because the mask features are the decoder's own."""
         return embedding, None
 
     def step(self, current: Tensor, embeddings: Tensor, memory: ReferringMemory | None, noise: float = 0.0,
              ) -> tuple[list[Tensor], Tensor, Tensor, ReferringMemory]:
-        """One frame, whose normed queries ``embeddings (Q, D)`` are all that is read; it knows no ``noise``.
+        """Track one frame, of which only the normed queries ``embeddings (Q, D)`` are read; ``noise`` has no effect.
 
         Return the state after each layer, the reference, and the query ``(Q,)`` that each slot started from.
         """

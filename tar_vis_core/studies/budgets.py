@@ -114,7 +114,7 @@ def row_of(phase: Phase) -> dict[str, object]:
 
 
 def draw(axes: Axes, phases: list[Phase], layers: int) -> None:
-    """Step time with the budgets, bias and layers over frames, one below the other."""
+    """Draw step time with the budgets, bias and layers over frames, one below the other."""
     figure, grid = axes.figure, GridSpec(3, 1, axes.figure, height_ratios=(2, 1, 1))
     figure.set_size_inches(8, 7)
     axes.set_subplotspec(grid[0])

@@ -1,10 +1,12 @@
 """Accuracy by number of decoder layers (the paper's Table 5), by which layers (Figure 2), and by TAR with controls.
 
-How m+n of Figure 2 is meant we take as: of the decoder's layers the first m and the last n run, those between do not.
-TAR is held against what it must beat at the same number of executed layers: the plain decoder's first k, interpolated
-between the measured k, and the first k behind the synchronizer ('fixed gates'), which share what the previous queries
-give and lack only the routers' choice; and against all layers executed, all routed layers skipped, and random gates at
-its own rate.
+We read m+n of Figure 2 as: the first m and the last n decoder layers run, those between do not. TAR is compared with
+controls at the same number of executed layers:
+
+- the plain decoder's first k layers, interpolated between the measured k;
+- the first k layers behind the Synchronizer ('fixed gates'), which have the previous queries and lack only the routers'
+  choice;
+- all layers executed, all routed layers skipped, and random gates at TAR's own rate.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ALL, NONE = 'TAR, all executed', 'TAR, all skipped'
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study's own options."""
+    """Add the study's own options."""
     parser.add_argument('--layers', type=int, nargs='*', default=[1, 2, 3, 6, 9], help='first k (default: 1 2 3 6 9)')
     parser.add_argument('--pairs', nargs='*', type=pair, default=[(1, 1), (1, 2), (2, 1), (3, 3)], metavar='M+N',
                         help='first M and last N (default: 1+1 1+2 2+1 3+3)')
@@ -45,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def pair(text: str) -> tuple[int, int]:
-    """``M+N`` as two numbers."""
+    """Return ``M+N`` as two numbers."""
     m, _, n = text.partition('+')
     if not (m.isdigit() and n.isdigit()):
         raise argparse.ArgumentTypeError(f'{text!r}, expected M+N such as 1+2')
@@ -53,7 +55,7 @@ def pair(text: str) -> tuple[int, int]:
 
 
 def decode_layers(model: VideoInstanceModel, features: Features, chosen: Sequence[int]) -> DecoderOutput:
-    """The plain decoder with the layers ``chosen`` only, each at its own level; every frame by itself."""
+    """Run the plain decoder with the layers ``chosen`` only, each at its own level; every frame by itself."""
     decoder = model.decoder
     memory = FrameMemory(features.mask_features, features.levels, decoder.level_embed)
     x = decoder.query_feat.expand(features.mask_features.shape[0], -1, -1)
@@ -72,7 +74,7 @@ def with_gates(model: VideoInstanceModel, count: int) -> Decoding:
 
 def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],
                     biases: Sequence[float]) -> dict[str, Decoding]:
-    """First k, m+n, and where there are routers TAR with its controls and with each bias."""
+    """Return the decodings to compare: first k, m+n, and if there are routers TAR with its controls and each bias."""
     count, routing = model.config.decoder_layers, model.config.routing
     for k in [*layers, *(m + n for m, n in pairs)]:
         if not 0 <= k <= count:
@@ -97,9 +99,9 @@ def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Seq
 
 
 def at_same_layers(fixed: Sequence[Sampled], executed: np.ndarray) -> np.ndarray:
-    """AP of fixed numbers of layers, interpolated at ``executed`` layers ``(1 + samples,)`` in each sample.
+    """Return the AP of fixed numbers of layers, interpolated at ``executed`` layers ``(1 + samples,)`` in each sample.
 
-    NaN outside the measured numbers, and where there are none.
+    It is NaN outside the measured numbers, and if there are none.
     """
     if not fixed:
         return np.full(len(executed), math.nan)
@@ -109,7 +111,7 @@ def at_same_layers(fixed: Sequence[Sampled], executed: np.ndarray) -> np.ndarray
 
 
 def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> Row:
-    """A row of the table, in percent points."""
+    """Return a row of the table, in percent points."""
     name, mean = sampled.row.name, sampled.row.ap.mean
     plain = [s for s in everything if s.row.name.startswith('first ') and s.executed[0] > 0]
     gated = [s for s in everything if s.row.name in (NONE, ALL) or s.row.name.startswith('TAR, fixed')]
@@ -123,7 +125,7 @@ def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> 
 
 
 def painter(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
-    """AP over executed layers: one colour for each weights file."""
+    """Return the function that draws AP over executed layers, with one colour for each weights file."""
     def draw(axes: Axes) -> None:
         for number, (weights, everything) in enumerate(results.items()):
             kinds = {'first k': ('o-', lambda n: n.startswith('first ')), 'm+n': ('x', lambda n: '+' in n[:3]),
@@ -150,7 +152,7 @@ def painter(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study layers``."""
+    """Run ``tar-vis study layers``."""
     records = open_videos(args)
     samples = resamples(len(records), args.resamples)
     results: dict[str, list[Sampled]] = {}

@@ -1,4 +1,4 @@
-"""What a study looks at: a model and labelled videos, from the command line."""
+"""Inputs of a study: a model and labelled videos, from the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAPER = 'The paper: MinVIS on ResNet-50, YouTube-VIS 2019, an RTX 3090; another 
 
 
 def open_model(args: argparse.Namespace, weights: Path | None = None) -> VideoInstanceModel:
-    """The model of the command line on its device, in evaluation mode; ``weights`` go first."""
+    """Return the model of the command line on its device, in evaluation mode; ``weights`` go first."""
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
@@ -34,7 +34,7 @@ def open_model(args: argparse.Namespace, weights: Path | None = None) -> VideoIn
 
 
 def open_videos(args: argparse.Namespace) -> list[VideoRecord]:
-    """The labelled videos of the command line; ValueError where there is none."""
+    """Return the labelled videos of the command line; ValueError if there is none."""
     if args.videos < 1:
         raise ValueError(f'--videos is {args.videos}, expected at least 1')
     path = Path(args.data)
@@ -57,7 +57,7 @@ def open_videos(args: argparse.Namespace) -> list[VideoRecord]:
 
 
 def described(args: argparse.Namespace, records: list[VideoRecord]) -> str:
-    """A paragraph for the report: model, data, machine."""
+    """Return a paragraph for the report: model, data, machine."""
     weights = args.weights if isinstance(args.weights, list) else [args.weights]
     files = ', '.join('packaged' if path is None else f'{path.parent.name}/{path.name}' for path in weights)
     data = f'made-up crowds of seed {args.data_seed}' if args.data == 'synth' else Path(args.data).name
@@ -67,7 +67,7 @@ def described(args: argparse.Namespace, records: list[VideoRecord]) -> str:
 
 
 def pictures(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:
-    """The first ``count`` frames of the videos; from the start again where there are fewer."""
+    """Return the first ``count`` frames of the videos; they start again if there are fewer."""
     while True:
         for record in records:
             for image in record.frames():
@@ -78,7 +78,7 @@ def pictures(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:
 
 
 class Stopwatch:
-    """Milliseconds of each call of what it wraps, the device awaited."""
+    """Milliseconds of each call of the wrapped function, with the device synchronised."""
 
     def __init__(self, call: Callable, device: torch.device):
         self._call, self._device = call, device
@@ -98,5 +98,5 @@ class Stopwatch:
 
     @property
     def median(self) -> float:
-        """NaN before the first call."""
+        """Return the median, NaN before the first call."""
         return float(np.median(self.spent)) if self.spent else float('nan')

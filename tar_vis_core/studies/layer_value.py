@@ -1,7 +1,7 @@
-"""What a decoder layer is worth, frame by frame: how much greater the loss is without it. No figure of the paper.
+"""Worth of a decoder layer, frame by frame: how much greater the loss is without it. No figure of the paper.
 
-Routers can choose better than chance only where the worth of a layer differs from frame to frame, and in a way that
-queries tell. This measures both, on frames that lie one of several gaps apart.
+Routers can choose better than chance only if the worth of a layer differs from frame to frame, and if the queries show
+it. This study measures both, on frames with one of several gaps between them.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ class RoutedFrame:
 
     @property
     def distance(self) -> np.ndarray:
-        """Mean |Q - Q_{t-1}| of what each router compares, ``(routers,)``."""
+        """Return the mean |Q - Q_{t-1}| that each router compares, ``(routers,)``."""
         return self.compared[:, self.compared.shape[1] // 3 * 2:].mean(1)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study's own options."""
+    """Add the study's own options."""
     parser.add_argument('--gaps', type=int, nargs='+', default=[0, 1, 3, 8], metavar='N',
                         help='frames from one that is looked at to the next, drawn each time (default: 0 1 3 8)')
     parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
 
 
 class Losses:
-    """What a frame's queries cost against its truth."""
+    """The loss of a frame's queries against its truth."""
 
     def __init__(self, model: VideoInstanceModel, mask_features: Tensor, target: Target):
         self.model, self.mask_features, self.target = model, mask_features, target
@@ -75,8 +75,9 @@ class Losses:
 
 
 def walk(video: int, record: VideoRecord, gaps: list[int]) -> Iterator[tuple[int, int]]:
-    """(gap, frame) from the first frame to the end of a video, the same in every run; of zeros alone as many as there
-    are frames."""
+    """Return (gap, frame) from the first frame to the end of a video, the same in every run.
+
+    If all gaps are 0, there are as many as frames."""
     rng, frame = np.random.default_rng(video), 0
     yield 0, 0
     for _ in range(len(record.paths) - 1):
@@ -88,7 +89,7 @@ def walk(video: int, record: VideoRecord, gaps: list[int]) -> Iterator[tuple[int
 
 
 def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: list[int]) -> Iterator[RoutedFrame]:
-    """The frames of a walk through a video but the first; all layers run from frame to frame."""
+    """Yield the frames of a walk through a video except the first; all layers run from frame to frame."""
     decoder, state, previous = model.decoder, TemporalState(), None
     labels = None
     if not model.config.semantic_classes:
@@ -128,9 +129,9 @@ def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: lis
 
 
 def read_out(compared: np.ndarray, worth: np.ndarray, videos: np.ndarray, folds: int = 5) -> np.ndarray:
-    """``worth (n,)`` as a linear map of ``compared (n, F)`` foretells it on videos that it has not seen, ``(n,)``.
+    """Return ``worth (n,)`` as a linear map of ``compared (n, F)`` predicts it on videos outside the fit, ``(n,)``.
 
-    Ridge regression on standardised features, its weight the number of frames; NaN where all videos are in one fold.
+    Ridge regression on standardised features, its weight the number of frames; NaN if all videos are in one fold.
     """
     x = (compared - compared.mean(0)) / (compared.std(0) + 1e-6)
     foretold = np.full(len(worth), math.nan)
@@ -145,7 +146,7 @@ def read_out(compared: np.ndarray, worth: np.ndarray, videos: np.ndarray, folds:
 
 
 def rows_of(frames: list[RoutedFrame], first: int, times: int) -> list[dict[str, object]]:
-    """All routed layers together, over all frames and by gap; from each layer on; then each layer alone."""
+    """Return all routed layers together, over all frames and by gap; from each layer on; then each layer alone."""
     videos = np.array([seen.video for seen in frames])
     of_video = [np.flatnonzero(videos == video) for video in np.unique(videos)]
 
@@ -196,7 +197,7 @@ def rows_of(frames: list[RoutedFrame], first: int, times: int) -> list[dict[str,
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study worth``."""
+    """Run ``tar-vis study worth``."""
     if min(args.gaps) < 0:
         raise ValueError(f'--gaps are {args.gaps}, expected whole numbers from 0')
     model = open_model(args).eval()

@@ -1,4 +1,4 @@
-"""What each way of saving time gives, alone and together (the paper's Table 4): attention kernel, masks, TAR."""
+"""Speed with each way of saving time, alone and together (the paper's Table 4): attention kernel, masks, TAR."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ add_options = timing.add_options
 
 @dataclass(frozen=True)
 class Saving:
-    """What a row of the table switches on."""
+    """The parts that a row of the table switches on."""
 
     name: str
     fused: bool                  # one kernel for all of an attention
@@ -52,7 +52,7 @@ def lines_of(model: VideoInstanceModel, device: str, precision: str) -> dict[Sav
 
 
 def row_of(variant: Saving, results: list[FrameResult]) -> dict[str, object]:
-    """Medians over frames; bounds are the quartiles."""
+    """Return medians over frames; bounds are the quartiles."""
     frame = np.array([r.times.encoder + r.times.decoder + r.times.tracker for r in results])
     low, ms, high = np.quantile(frame, [0.25, 0.5, 0.75])
     return {'variant': variant.name, 'layers': float(np.mean([r.routing.executed_layers for r in results])),
@@ -62,7 +62,7 @@ def row_of(variant: Saving, results: list[FrameResult]) -> dict[str, object]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``tar-vis study operations``."""
+    """Run ``tar-vis study operations``."""
     check_counts(args)
     model, records = open_model(args), open_videos(args)
     lines = lines_of(model, args.device, args.precision)

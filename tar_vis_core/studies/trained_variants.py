@@ -1,6 +1,6 @@
-"""Forms of TAR that need weights of their own: each is trained from the same weights by the same recipe, then compared.
+"""Forms of TAR that need their own weights: each is trained from the same weights by the same recipe, then compared.
 
-A run is kept under ``--out`` and goes on where it was interrupted; what is done is not trained again.
+A run is kept under ``--out`` and continues after an interruption. A finished run is not trained again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tar_vis_core.weights.manifest import packaged_weights
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained, and what the paper says of it by router: frames a second and AP."""
+    """A variant to train, and the paper's figures for it with and without router: frames per second and AP."""
 
     name: str
     preset: str                                          # with its form of TAR
@@ -40,7 +40,7 @@ class Variant:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of all studies that train."""
+    """Add the options of all studies that train."""
     group = parser.add_argument_group('training')
     group.add_argument('--recipe', default='crowd_tar', help='packaged recipe or YAML file (default: crowd_tar)')
     group.add_argument('--iterations', type=int, help="of each run (default: the recipe's)")
@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def base_without_routing(args: argparse.Namespace) -> Path:
-    """The weights that all variants start from, under ``--out``; routing starts afresh in each."""
+    """Return the weights that all variants start from, under ``--out``; routing starts fresh in each."""
     if args.adapter:
         raise ValueError('--adapter: routing is trained here, afresh in each variant; leave it out')
     source = args.weights or packaged_weights(args.preset)
@@ -64,7 +64,7 @@ def base_without_routing(args: argparse.Namespace) -> Path:
 
 
 def trained(variant: Variant, seed: int, base: Path, args: argparse.Namespace) -> Path:
-    """The weights of a variant's run. Raises TarVisError where the training fails."""
+    """Return the weights of a variant's run. Raise TarVisError if the training fails."""
     changes = [*args.set, f'preset={variant.preset}', f'seed={seed}']
     if args.iterations:
         changes.append(f'iterations={args.iterations}')
@@ -80,7 +80,7 @@ def trained(variant: Variant, seed: int, base: Path, args: argparse.Namespace) -
 
 
 def ways_of(model: VideoInstanceModel) -> dict[str, Decoding]:
-    """By router: on, and off, where all layers run (behind the synchronizer, if there is one)."""
+    """Return the decodings by router: on; off with all layers executed (behind the Synchronizer, if there is one)."""
     if not model.config.routing:
         return {'off': lambda features, previous: model.decode(features)}
     return {'on': lambda features, previous: model.decode(features, previous, 'adaptive'),
@@ -107,7 +107,7 @@ def compare(args: argparse.Namespace, variants: Sequence[Variant]) -> list[Row]:
 
 
 def report(args: argparse.Namespace, variants: Sequence[Variant], title: str, notes: Sequence[str]) -> None:
-    """The whole study: train, evaluate, write."""
+    """Run the whole study: train, evaluate, write."""
     rows = compare(args, variants)
 
     def draw(axes: Axes) -> None:

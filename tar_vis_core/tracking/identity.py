@@ -1,9 +1,9 @@
 """Identities: which detection of this frame is which object of the frames before; ids with NEW, TRACKED, LOST.
 
-The trackers of MinVIS, DVIS++ and CTVIS give every object a slot, and who has the slot is the object (``by_slot``).
-A small model's slots follow an object only roughly: its embeddings change little from image to image, and an object
-that moves may be found by another slot. There the slot is one hint of several: where the mask would be after moving on
-at constant velocity, its size, the colours inside it, its embedding and the tracker's slot.
+The trackers of MinVIS, DVIS++ and CTVIS give every object a slot, and the slot identifies the object (``by_slot``). A
+small model's slots follow an object only roughly: its embeddings change little from image to image, and an object that
+moves may be found by another slot. Then the slot is one hint of several. The others are the place of the mask at
+constant velocity, its size, the colours inside it, and its embedding.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _same_slot(tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray) -> np.ndarray:
-    """``(tracks, detections)``, True where both have one slot."""
+    """Return ``(tracks, detections)``, True where both have the same slot."""
     return np.array([t.slot for t in tracks])[:, None] == slots[[d.query for d in detections]][None]
 
 
 def _on_grid(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The mask on a grid of another size, where the network's input size was changed meanwhile."""
+    """Return the mask on a grid of another size, if the network's input size was changed meanwhile."""
     rows, columns = (np.arange(n) * m // n for n, m in zip(shape, mask.shape, strict=True))
     return mask if mask.shape == shape else mask[rows[:, None], columns]
 
 
 def _shifted(mask: np.ndarray, dx: int, dy: int) -> np.ndarray:
-    """The mask moved by whole cells; what leaves the image is gone."""
+    """Return the mask moved by whole cells; cells that leave the image are lost."""
     out = np.zeros_like(mask)
     h, w = mask.shape
     if abs(dx) < w and abs(dy) < h:
@@ -88,7 +88,7 @@ def _shifted(mask: np.ndarray, dx: int, dy: int) -> np.ndarray:
 
 
 class IdentityTracker:
-    """Holds the tracks of one stream. Its memory is bounded by what is in sight or was a moment ago."""
+    """The tracks of one stream. Its memory is bounded by the objects that are in sight or were a moment ago."""
 
     def __init__(self, grace_frames: int = 15, by_slot: bool = False):
         self.grace_frames, self.by_slot = grace_frames, by_slot
@@ -98,12 +98,12 @@ class IdentityTracker:
 
     def update(self, detections: list[Detection], slots: np.ndarray, new_score: float, max_instances: int,
                elapsed_s: float, height: int, width: int) -> list[tuple[TrackedObject, TrackStatus]]:
-        """Associates a frame's detections; gives the tracks in sight by falling score, then the lost ones.
+        """Associate a frame's detections. Return the tracks in sight by falling score, then the lost ones.
 
         ``slots[query]`` is the tracker's slot of a detection's row. A detection below ``new_score`` may continue a
         track but starts none. Of more than ``max_instances``, those already followed go first. ``elapsed_s`` is the
         time since the last frame; ``height, width`` the source's size. The first ``update`` after construction
-        gives ids from 1; no id comes twice.
+        begins with id 1; no id comes twice.
         """
         for track in self.tracks:
             track.centre = track.centre + track.velocity * elapsed_s
@@ -142,7 +142,7 @@ class IdentityTracker:
 
     def _associate(self, tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray, height: int,
                    width: int) -> list[tuple[TrackedObject, Detection]]:
-        """The one-to-one assignment of the greatest total similarity, without pairs that are out of reach."""
+        """Return the one-to-one assignment of the greatest total similarity, without pairs that are out of reach."""
         if not tracks or not detections:
             return []
         if self.by_slot:
@@ -155,7 +155,7 @@ class IdentityTracker:
     @staticmethod
     def _similarity(tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray, height: int,
                     width: int) -> np.ndarray:
-        """``(tracks, detections)``; -1 where a pair is impossible."""
+        """Return the similarity ``(tracks, detections)``; -1 where a pair is impossible."""
         cells = np.array([d.mask for d in detections])
         scale = np.array([cells.shape[2] / width, cells.shape[1] / height])
         before = np.array([_on_grid(t.detection.mask, cells.shape[1:]) for t in tracks])
@@ -217,14 +217,14 @@ class IdentityTracker:
         return track
 
     def _forget(self) -> None:
-        """Drops tracks whose grace is over, and the longest lost where too many are kept."""
+        """Drop tracks whose grace is over, and those lost for the longest time if too many are kept."""
         alive = [t for t in self.tracks if t.frames_lost <= self.grace_frames]
         lost = sorted((t for t in alive if t.frames_lost > 0), key=lambda t: t.frames_lost)
         surplus = {t.track_id for t in lost[MAX_LOST_TRACKS:]}
         self.tracks = [t for t in alive if t.track_id not in surplus]
 
     def instance(self, track: TrackedObject, status: TrackStatus, class_names: tuple[str, ...]) -> Instance:
-        """What the user sees of a track; a lost one keeps its last box and score, with an empty mask."""
+        """Return the instance of a track for the user. A lost one keeps its last box and score, with an empty mask."""
         seen, class_id = track.detection, track.class_id
         lost = status == TrackStatus.LOST
         runs = np.array([seen.box[2] * seen.box[3]], np.uint32) if lost else seen.runs

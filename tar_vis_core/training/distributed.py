@@ -24,14 +24,14 @@ class World:
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return {'RANK', 'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys()
 
 
 def join(rank: int, size: int, device: str, rendezvous: Path) -> World:
     """Meet the other processes: torchrun's, or ``size`` of this command at the file ``rendezvous``.
 
-    ``device`` is as :func:`.pick_device` takes it; with CUDA every process has a GPU of its own.
+    ``device`` is as :func:`.pick_device` takes it; with CUDA every process has its own GPU.
     """
     chosen, meeting = pick_device(device), {}
     if under_torchrun():
@@ -51,7 +51,7 @@ def join(rank: int, size: int, device: str, rendezvous: Path) -> World:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean of every process's ``values``, without gradient."""
+    """Return the mean of every process's ``values``, without gradient."""
     values = values.detach().clone()
     if dist.is_initialized():
         dist.all_reduce(values)
@@ -60,7 +60,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, in one message. What has none anywhere keeps none."""
+    """Average the gradients over all processes, in one message. A parameter without any gradient stays without."""
     if not dist.is_initialized():
         return
     there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)

@@ -46,7 +46,7 @@ def train_process(rank: int, size: int, recipe: Recipe, paths: TrainRun) -> None
 
 
 def begin(world: World, recipe: Recipe, paths: TrainRun) -> Run:
-    """The run as its recipe starts it, or as its last checkpoint left it."""
+    """Return the run as its recipe starts it, or as its last checkpoint left it."""
     dtype, device = pick_precision(recipe.precision), world.device
     model, notes = start_model(recipe, paths.init, paths.backbone)
     model.to(device, memory_format=torch.channels_last)     # what convolutions are quickest in, forwards and back
@@ -93,9 +93,9 @@ def train(world: World, recipe: Recipe, paths: TrainRun) -> None:
 
 
 def step(run: Run, clips: list, recipe: Recipe, world: World, paths: TrainRun) -> dict[str, float]:
-    """One update of the weights; gives the terms of the loss.
+    """Update the weights once. Return the terms of the loss.
 
-    Raises TarVisError for a loss that is not finite, after the batch is written to ``paths.out``.
+    Raise TarVisError for a loss that is not finite, after the batch is written to ``paths.out``.
     """
     model, optimizer, iteration = run.model, run.optimizer, run.iteration
     # all that is random is a function of seed, iteration and process: a resumed run goes on as if never stopped

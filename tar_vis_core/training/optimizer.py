@@ -1,4 +1,4 @@
-"""What trains, how fast, and the average that is kept."""
+"""The parameters that train, their learning rates, and the average that is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNDECAYED = re.compile(r'(.*bias\d?|relative_position_bias_table|.*embed|.*_toke
 
 
 def parameter_groups(model: VideoInstanceModel, recipe: Recipe) -> list[dict]:
-    """AdamW's groups: the backbone has a rate and decay of its own, vectors and embeddings do not decay."""
+    """Return AdamW's groups: the backbone has its own rate and decay; vectors and embeddings do not decay."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if recipe.trains(name):
@@ -29,7 +29,7 @@ def parameter_groups(model: VideoInstanceModel, recipe: Recipe) -> list[dict]:
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:
-    """Linear warm-up, then a tenth of the rate from each of ``steps`` on, or without steps a cosine to zero."""
+    """Return the factor of the rate: linear warm-up, then a tenth from each of ``steps`` on, else a cosine to 0."""
     rate = recipe.lr * min(1.0, (iteration + 1) / max(1, recipe.warmup))
     if recipe.steps:
         return rate * 0.1 ** sum(iteration >= step for step in recipe.steps)
@@ -37,7 +37,7 @@ def learning_rate(recipe: Recipe, iteration: int) -> float:
 
 
 def set_trainable(model: VideoInstanceModel, recipe: Recipe, done: float) -> None:
-    """Give gradients to what trains at this fraction of the run; parts that do not are in evaluation mode."""
+    """Give gradients to the parts that train at this fraction of the run; the other parts are in evaluation mode."""
     for name, parameter in model.named_parameters():
         waits = name.startswith(PARTS['backbone']) and done < recipe.backbone_from
         parameter.requires_grad_(recipe.trains(name) and not waits)

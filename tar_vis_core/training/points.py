@@ -13,15 +13,16 @@ OVERSAMPLE, UNCERTAIN = 3, 0.75     # candidates for each point; share of the po
 
 
 def sample_at(maps: Tensor, points: Tensor) -> Tensor:
-    """``maps (N, C, h, w)`` read bilinearly at ``points (N, K, 2)``, ``(N, C, K)``; zero outside."""
+    """Return ``maps (N, C, h, w)`` read bilinearly at ``points (N, K, 2)``, ``(N, C, K)``; zero outside."""
     return F.grid_sample(maps.float(), 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
 
 
 @torch.no_grad()
 def uncertain_points(logits: Tensor, count: int) -> Tensor:
-    """``count`` points for each mask of ``logits (P, h, w)``, ``(P, count, 2)``.
+    """Return ``count`` points for each mask of ``logits (P, h, w)``, ``(P, count, 2)``.
 
-    Three quarters are those of three times as many random ones where a logit is nearest to zero, the rest are random.
+    Of three times as many random points, those with logits nearest to zero become three quarters of the result. The
+    rest is random.
     """
     sharp = int(UNCERTAIN * count)
     candidates = torch.rand(len(logits), OVERSAMPLE * count, 2, device=logits.device)

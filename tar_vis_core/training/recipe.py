@@ -28,7 +28,7 @@ class RecipeError(TarVisError):
 
 @dataclass
 class Recipe:
-    """What ``tar-vis train`` does; every field may stand in the YAML file."""
+    """The options of ``tar-vis train``; every field may stand in the YAML file."""
 
     preset: str = 'nano'
     classes: str = ''               # a class set, or a text file with one name a line; '': the preset's own
@@ -79,16 +79,16 @@ class Recipe:
     loss: LossWeights = field(default_factory=LossWeights)
 
     def trains(self, name: str) -> bool:
-        """Whether the parameter of that name trains at some time. Stills leave routing and tracker out."""
+        """Return whether the parameter of that name trains at some time. Stills leave routing and tracker out."""
         if self.clip == 1 and name.startswith((PARTS['synchronizer'], PARTS['routers'], PARTS['tracker'])):
             return False
         return name.startswith(tuple(PARTS[part] for part in self.train))
 
 
 def load_recipe(name: str, changes: Iterable[str] | None = None) -> Recipe:
-    """A recipe by packaged name or YAML path, with ``key=value`` or ``loss.key=value`` changes.
+    """Return a recipe by packaged name or YAML path, with ``key=value`` or ``loss.key=value`` changes.
 
-    Raises RecipeError for unknown keys, values of another type, and combinations that make no sense.
+    Raise RecipeError for unknown keys, values of another type, and combinations that make no sense.
     """
     path = user_path(name) if name.endswith(('.yaml', '.yml')) else RECIPES / f'{name}.yaml'
     if not path.is_file():
@@ -116,7 +116,7 @@ def load_recipe(name: str, changes: Iterable[str] | None = None) -> Recipe:
 
 
 def _checked(values: dict, defaults: Recipe | LossWeights, where: str) -> dict:
-    """``values`` with names and types of the fields of ``defaults``."""
+    """Return ``values`` checked for names and types of the fields of ``defaults``."""
     if not isinstance(values, dict):
         raise RecipeError(f'{where} is {values!r}, expected options and their values')
     known, checked = {f.name: getattr(defaults, f.name) for f in fields(defaults)}, {}
@@ -153,5 +153,5 @@ def _check(recipe: Recipe, where: str) -> None:
 
 
 def differing(recipe: Recipe, other: dict) -> list[str]:
-    """Names of the options in which ``other``, a recipe as a dictionary, is not ``recipe``."""
+    """Return the names of the options in which ``other``, a recipe as a dictionary, differs from ``recipe``."""
     return [name for name, value in asdict(recipe).items() if other.get(name) != value]

@@ -1,4 +1,4 @@
-"""State of a run on disk, from which it goes on bit for bit, and the weights that it gives."""
+"""State of a run on disk, from which it resumes bit for bit, and the weights that it writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tar_vis_core.weights.loading import save_tensors
 
 @dataclass
 class Run:
-    """All of a run that changes. What is random in it follows from the seed and the iteration, and needs no state."""
+    """The changing parts of a run. Random numbers follow from the seed and the iteration, and need no state."""
 
     model: VideoInstanceModel
     optimizer: torch.optim.Optimizer
@@ -35,7 +35,7 @@ class Run:
                     'recipe': asdict(recipe)}, path)
 
     def restore(self, path: Path) -> dict[str, Any]:
-        """Take the state from ``path``; gives the recipe that it was made by, as a dictionary."""
+        """Take the state from ``path``. Return the recipe that it was made by, as a dictionary."""
         try:
             saved = torch.load(path, map_location='cpu', weights_only=True)
             self.model.load_state_dict(saved['model'])
@@ -50,7 +50,7 @@ class Run:
 
 
 def save_whole(content: Any, path: Path) -> None:
-    """Write what torch can save, whole or not at all. Raises WriteError."""
+    """Write what torch can save, whole or not at all. Raise WriteError."""
     with replacing(path) as half:
         try:
             torch.save(content, half)
@@ -69,7 +69,7 @@ class Curves:
     """The CSV file of the terms of every iteration."""
 
     def __init__(self, path: Path, start: int) -> None:
-        """Go on after iteration ``start - 1``: rows that a killed run wrote after its last checkpoint go."""
+        """Continue after iteration ``start - 1``: rows that a killed run wrote after its checkpoint are removed."""
         lines = path.read_text().splitlines(keepends=True) if start and path.is_file() else []
         kept = lines[:1] + [line for line in lines[1:] if line.endswith('\n') and int(line.partition(',')[0]) < start]
         write_text(path, ''.join(kept))
@@ -78,7 +78,7 @@ class Curves:
         self._writer = None
 
     def add(self, row: dict[str, float]) -> None:
-        """One iteration; the first row of a file says which terms it has."""
+        """Add one iteration; the first row of a file names its terms."""
         if self._writer is None:
             self._writer = csv.DictWriter(self._file, self._names or list(row), restval='', extrasaction='ignore',
                                           lineterminator='\n')

@@ -1,8 +1,8 @@
 """Training of the referring trackers of DVIS and DVIS++ (Zhang et al. 2023): one query for an object through a clip.
 
 Objects are matched once, in the frame that shows them first, and keep their slot. In the first half of the run the
-segmenter's predictions decide which, for all layers of the tracker; then the tracker's own, layer by layer. In DVIS a
-slot that has its object may be given another one, and there is no contrast.
+segmenter's predictions decide the slot, for all layers of the tracker. Then the tracker's own predictions decide, layer
+by layer. In DVIS a slot that has its object may get another one, and there is no contrast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TAKEN = 1e6                         # cost of a slot that has its object
 
 @dataclass
 class TrackedFrame:
-    """One frame of a batch of clips: what the decoder says, where, and the truth of each clip."""
+    """One frame of a batch of clips: the decoder's output, the mask features, and the truth of each clip."""
 
     output: SupervisedOutput
     mask_features: Tensor       # (B, D, h, w)
@@ -34,7 +34,7 @@ class TrackedFrame:
 
 def tracker_losses(model: VideoInstanceModel, frames: list[TrackedFrame], recipe: Recipe, done: float,
                    phase: tuple[int, int], person: int | None) -> dict[str, Tensor]:
-    """Class, mask and dice terms of all layers over all frames, and in DVIS++ the contrast of the references (reid)."""
+    """Return class, mask and dice terms of all layers over all frames, and the contrast of DVIS++'s references."""
     tracker, decoder = model.tracker, model.decoder
     queries = torch.stack([frame.output.queries for frame in frames], 1)        # (B, T, Q, D)
     raw, embeddings = tracker.read(decoder.output(queries, None))
@@ -71,10 +71,10 @@ def tracker_losses(model: VideoInstanceModel, frames: list[TrackedFrame], recipe
 @torch.no_grad()
 def consistent_slots(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor, targets: list[Target],
                      weights: LossWeights, phase: tuple[int, int], shared: bool = False) -> Tensor:
-    """The slot of each instance of a clip at each of M depths, ``(M, instances)``; -1 where there was none left.
+    """Return the slot of each instance of a clip at each of M depths, ``(M, instances)``; -1 if there was none left.
 
     ``logits`` and ``mask_embeddings (M, T, Q, .)``, ``mask_features (T, D, h, w)``. ``shared``: a slot that has its
-    object from an earlier frame may be given another one.
+    object from an earlier frame may get another one.
     """
     depths, _, queries, _ = logits.shape
     count = max((int(target.instances.max()) + 1 for target in targets if len(target.instances)), default=0)
@@ -96,7 +96,7 @@ def consistent_slots(logits: Tensor, mask_embeddings: Tensor, mask_features: Ten
 
 
 def pairs_of(slots: Tensor, target: Target) -> Pairs:
-    """Matched slots and the target's instances in one frame, at each depth."""
+    """Return matched slots and the target's instances in one frame, at each depth."""
     pairs = []
     for row in slots:
         own = row[target.instances]
@@ -106,7 +106,7 @@ def pairs_of(slots: Tensor, target: Target) -> Pairs:
 
 
 def contrast(references: Tensor, slots: Tensor, targets: list[Target]) -> Tensor:
-    """A loss for each object in each frame after the first: log(1 + sum over others of exp(other - own)).
+    """Return a loss for each object in each frame after the first: log(1 + sum over others of exp(other - own)).
 
     ``references (T, Q, E)``. An object's reference should agree with its own of the frame before, and with no other.
     """

@@ -18,7 +18,7 @@ from tar_vis_core.training.recipe import RECIPES, Recipe, RecipeError, load_reci
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = argparse.ArgumentParser(
         prog='tar-vis train', description='Train a model by a recipe. Several GPUs: '
         'torchrun --nproc_per_node N -m tar_vis_core.training.train RECIPE ...')
@@ -48,7 +48,7 @@ def _worker(rank: int, recipe: Recipe, run: TrainRun) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``tar-vis train RECIPE --data DIR --out DIR``."""
+    """Run ``tar-vis train RECIPE --data DIR --out DIR``."""
     args = parser().parse_args(argv)
     run = TrainRun(args.data, args.out, args.init, args.backbone, args.device, args.resume, args.stop_at)
     try:

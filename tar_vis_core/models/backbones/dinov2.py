@@ -66,7 +66,7 @@ class PatchEmbedding(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """Gives the patch tokens after each quarter of the blocks.
+    """The transformer, which returns the patch tokens after each quarter of the blocks.
 
     ``grid`` is the side in patches of the images of its pre-training. ``mask_token`` and the final ``norm`` are unused
     here and kept because the official files hold them.
@@ -83,7 +83,7 @@ class DinoV2(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def position(self, height: int, width: int) -> Tensor:
-        """Position embedding of the class token and ``height x width`` patches, ``(1, 1 + height*width, D)``."""
+        """Return position embedding of the class token and ``height x width`` patches, ``(1, 1 + height*width, D)``."""
         if height == width == self.grid:
             return self.pos_embed
         # DINOv2 adds 0.1 patch against rounding down, and the factor with it also scales the sampling coordinates

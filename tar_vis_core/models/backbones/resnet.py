@@ -22,7 +22,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer('running_var', torch.ones(channels))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The same map as ``x * scale + shift``, each ``(channels,)``."""
+        """Return the same map as ``x * scale + shift``, each ``(channels,)``."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -32,7 +32,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class NormedConv(Conv):
-    """A convolution without bias, frozen batch norm, what is added and ReLU; :meth:`fold` leaves one convolution."""
+    """A convolution without bias, frozen batch norm, residual sum and ReLU; :meth:`fold` leaves one convolution."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, activation: str = 'none') -> None:
         super().__init__(inputs, outputs, kernel, stride, bias=False, activation=activation)
@@ -44,7 +44,7 @@ class NormedConv(Conv):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Moves the norm into the kernel and a bias; does nothing the second time."""
+        """Move the norm into the kernel and a bias; do nothing the second time."""
         if isinstance(self.norm, FrozenBatchNorm):
             scale, shift = self.norm.scale_and_shift()
             self.weight.mul_(scale.view(-1, 1, 1, 1))
@@ -99,14 +99,14 @@ class ResNet50(nn.Module):
             self.add_module(f'res{index + 2}', nn.Sequential(*stage))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``(B, 3, H, W)`` normalised image -> res2 ``(B, 256, H/4, W/4)`` ... res5 ``(B, 2048, H/32, W/32)``."""
+        """Map a normalised image ``(B, 3, H, W)`` to res2 ``(B, 256, H/4, W/4)`` ... res5 ``(B, 2048, H/32, W/32)``."""
         res2 = self.res2(self.stem(x))
         res3 = self.res3(res2)
         res4 = self.res4(res3)
         return res2, res3, res4, self.res5(res4)
 
     def fold(self) -> ResNet50:
-        """Folds every norm into its convolution, for inference; the state dict then no longer fits a checkpoint."""
+        """Fold every norm into its convolution, for inference; the state dict then no longer fits a checkpoint."""
         for module in self.modules():
             if isinstance(module, NormedConv):
                 module.fold()

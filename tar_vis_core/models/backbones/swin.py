@@ -17,7 +17,7 @@ MASKED = -100.0   # added to the logits of pairs that the cyclic shift brought t
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each (query, key) of a window, int64 ``(window**2, window**2)``.
+    """Return the row of the bias table for each (query, key) of a window, int64 ``(window**2, window**2)``.
 
     Offsets ``query - key`` run from ``1 - window`` to ``window - 1`` in each direction; vertical ones count by rows of
     ``2 * window - 1``.
@@ -28,14 +28,14 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
-    """``(N, H, W, C)`` with H, W multiples of the window -> ``(N * windows, window**2, C)``."""
+    """Cut ``(N, H, W, C)`` with H, W multiples of the window into ``(N * windows, window**2, C)``."""
     n, h, w, c = x.shape
     x = x.view(n, h // window, window, w // window, window, c)
     return x.transpose(2, 3).reshape(-1, window * window, c)
 
 
 def from_windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
-    """Inverse of :func:`to_windows` for a map of ``size (H, W)``."""
+    """Return the inverse of :func:`to_windows` for a map of ``size (H, W)``."""
     h, w = size
     x = x.view(-1, h // window, w // window, window, window, x.shape[-1])
     return x.transpose(2, 3).reshape(-1, h, w, x.shape[-1])
@@ -43,7 +43,7 @@ def from_windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def shift_mask(size: tuple[int, int], window: int, device: torch.device) -> Tensor:
-    """What to add to the attention logits of each window of a shifted map, ``(windows, 1, window**2, window**2)``.
+    """Return the term of the attention logits in each window of a shifted map, ``(windows, 1, window**2, window**2)``.
 
     The shift by half a window wraps the map around. Neighbours across the seam are not neighbours in the picture: rows
     and columns fall into those left of the last window, its first half, and its wrapped half.
@@ -70,7 +70,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """``x (N * windows, cells, C)``, ``mask`` of :func:`shift_mask` or None; gives the shape of ``x``."""
+        """Attend in ``x (N * windows, cells, C)``, with ``mask`` of :func:`shift_mask` or None; the shape stays."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
         if mask is not None:
@@ -92,7 +92,7 @@ class SwinBlock(nn.Module):
         self.mlp = FeedForward(dim, mlp_ratio * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C)`` of any size, also below a window's."""
+        """Map ``(N, H, W, C)`` of any size, also below a window's."""
         x = x + self._drop(self._attend(self.norm1(x)))
         return x + self._drop(self.mlp(self.norm2(x)))
 
@@ -110,7 +110,7 @@ class SwinBlock(nn.Module):
         return x[:, :h, :w]
 
     def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: in training, a frame loses the branch with probability ``drop_path``."""
+        """Apply stochastic depth: in training, a frame loses the branch with probability ``drop_path``."""
         if not (self.training and self.drop_path):
             return branch
         keep = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(1 - self.drop_path)
@@ -126,7 +126,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C) -> (N, ceil(H/2), ceil(W/2), 2C)``."""
+        """Map ``(N, H, W, C)`` to ``(N, ceil(H/2), ceil(W/2), 2C)``."""
         _, h, w, _ = x.shape
         x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
         x = torch.cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), -1)
@@ -134,7 +134,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution and, but for the last stage, the merging that follows."""
+    """Blocks of one resolution and, except in the last stage, the merging that follows."""
 
     def __init__(self, dim: int, heads: int, window: int, mlp_ratio: int, drop_paths: list[float], last: bool) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, 3, H, W) -> (N, ceil(H/4), ceil(W/4), C)``."""
+        """Map ``(N, 3, H, W)`` to ``(N, ceil(H/4), ceil(W/4), C)``."""
         x = F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
@@ -182,7 +182,7 @@ class SwinL(nn.Module):
             self.add_module(f'norm{index}', nn.LayerNorm(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(N, 3, H, W)`` normalised image -> res2 ``(N, 192, H/4, W/4)`` ... res5 ``(N, 1536, H/32, W/32)``."""
+        """Map a normalised image ``(N, 3, H, W)`` to res2 ``(N, 192, H/4, W/4)`` ... res5 ``(N, 1536, H/32, W/32)``."""
         x = self.patch_embed(x)
         maps = []
         for index, stage in enumerate(self.layers):

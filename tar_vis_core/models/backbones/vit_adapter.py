@@ -16,18 +16,18 @@ from tar_vis_core.models.layers import bilinear
 
 
 def tokens(x: Tensor) -> Tensor:
-    """``(N, D, h, w)`` -> ``(N, h*w, D)``."""
+    """Map ``(N, D, h, w)`` to ``(N, h*w, D)``."""
     return x.flatten(2).transpose(1, 2)
 
 
 def split_maps(x: Tensor, shapes: Shapes) -> list[Tensor]:
-    """``(N, sum h*w, D)`` -> a map ``(N, D, h, w)`` for each shape."""
+    """Split ``(N, sum h*w, D)`` into a map ``(N, D, h, w)`` for each shape."""
     parts = x.transpose(1, 2).split([h * w for h, w in shapes], -1)
     return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def normed_conv(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    """3x3 convolution, batch norm and ReLU."""
+    """Return 3x3 convolution, batch norm and ReLU."""
     return [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True)]
 
@@ -48,7 +48,7 @@ class SpatialPrior(nn.Module):
         self.fc4 = nn.Conv2d(4 * inner, dim, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps ``(N, D, h, w)`` of strides 4, 8, 16 and 32."""
+        """Return maps ``(N, D, h, w)`` of strides 4, 8, 16 and 32."""
         c1 = self.stem(image)
         c2 = self.conv2(c1)
         c3 = self.conv3(c2)
@@ -92,7 +92,7 @@ class Extractor(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, c: Tensor, x: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-        """``c (N, S, D)`` of all ``shapes``, ``x (N, S', D)`` of the middle one (stride 16); gives ``(N, S, D)``."""
+        """Let ``c (N, S, D)`` of all ``shapes`` attend to ``x (N, S', D)`` of stride 16. Return ``(N, S, D)``."""
         c = c + self.attn(self.query_norm(c), self.feat_norm(x), reference, shapes[1:2])
         return c + self.ffn(self.ffn_norm(c), shapes)
 
@@ -134,9 +134,9 @@ class ViTAdapterL(nn.Module):
             self.add_module(f'norm{index}', nn.BatchNorm2d(embed_dim))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``(N, 3, H, W)`` normalised image -> res2 ``(N, D, H/4, W/4)`` ... res5 ``(N, D, H/32, W/32)``.
+        """Return res2 ``(N, D, H/4, W/4)`` to res5 ``(N, D, H/32, W/32)`` of a normalised image ``(N, 3, H, W)``.
 
-        Raises ValueError where H or W is no multiple of 32.
+        Raise ValueError if H or W is no multiple of 32.
         """
         height, width = image.shape[-2:]
         if height % 32 or width % 32:
