@@ -1,4 +1,4 @@
-"""From a frame's queries to its detections: scores, mask quality, one mask per object, masks at the source's size."""
+"""The detections of a frame's queries: scores, mask quality, one mask per object, masks at the source's size."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Detection:
 
 
 def mask_quality(logits: Tensor) -> Tensor:
-    """Mean probability over the positive pixels of each mask ``(K, h, w)``, ``(K,)``; 0 for an empty one."""
+    """Return the mean probability over the positive pixels of each mask ``(K, h, w)``, ``(K,)``; 0 for an empty one."""
     positive = logits > 0
     return (logits.sigmoid() * positive).sum((1, 2)) / positive.sum((1, 2)).clamp(min=1)
 
 
 def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Colours of the upper and the lower half of a mask as a unit vector ``(128,)`` float32.
+    """Return the colours of the upper and the lower half of a mask as a unit vector ``(128,)`` float32.
 
     ``image (h, w, 3)`` uint8 and ``mask (h, w)`` have one size. Each half is a histogram of 4x4x4 RGB bins under a
     square root, so that the dot product of two signatures is their Bhattacharyya coefficient: 1 for equal colours.
@@ -67,7 +67,7 @@ def colour_signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the K likeliest queries of a frame show."""
+    """The content of the K likeliest queries of a frame."""
 
     queries: np.ndarray         # (K,)
     class_scores: np.ndarray    # (K, classes) float32
@@ -76,20 +76,20 @@ class Candidates:
     bits: np.ndarray | None     # (K, h, .) where they are positive, eight cells a byte; None on a CPU, which can look
 
     def positive(self, which: np.ndarray) -> np.ndarray:
-        """Where the mask logits of some of them are positive, boolean ``(k, h, w)``."""
+        """Return where the mask logits of some of them are positive, boolean ``(k, h, w)``."""
         if self.bits is None:
             return (self.logits[which] > 0).numpy()
         return np.unpackbits(self.bits[which], axis=-1, count=self.logits.shape[-1]).view(bool)
 
     def masks(self, which: np.ndarray, positive: np.ndarray, geometry: MaskGeometry) -> list[Placed | None]:
-        """Their masks in source pixels."""
+        """Return their masks in source pixels."""
         logits = self.logits[which]
         return [full_size_mask(one, geometry) for one in logits] if self.bits is None else full_size_masks(
             logits, positive, geometry)
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether the host may look at values at once; those of a GPU it would have to wait for."""
+    """Return whether the host can read values at once; it would have to wait for those of a GPU."""
     return tensor.device.type == 'cpu'
 
 
@@ -106,7 +106,7 @@ def class_probabilities(tracked: Tracked) -> Tensor:
 
 
 def likeliest(probabilities: Tensor, min_score: float) -> Tensor:
-    """The queries ``(K,)`` that are surest to be something, or those of them that may reach ``min_score``."""
+    """Return the queries ``(K,)`` that are surest to be something, or those of them that may reach ``min_score``."""
     # no score exceeds the probability of being anything at all, so this loses nothing
     something = 1 - probabilities[:, -1]
     queries = something.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
@@ -114,7 +114,7 @@ def likeliest(probabilities: Tensor, min_score: float) -> Tensor:
 
 
 def candidates(tracked: Tracked, mask_features: Tensor, min_score: float) -> Candidates:
-    """Return what the likeliest queries show. From a GPU comes what decides, in one transfer; the masks stay there.
+    """Return the likeliest queries. On a GPU the masks stay there; all that decides comes in one transfer.
 
     Raise NotFiniteError as :func:`detect` does.
     """
@@ -180,7 +180,7 @@ def detect(tracked: Tracked, features: Features, image: np.ndarray, geometry: Ma
            allowed: np.ndarray) -> list[Detection]:
     """Return the distinct objects of a frame whose score reaches ``min_score``, by falling score.
 
-    Masks are as the network gives them. ``tracked`` is of one frame; ``image`` is the source, uint8 RGB; ``allowed`` a
+    Masks are the network's own. ``tracked`` is of one frame; ``image`` is the source, uint8 RGB; ``allowed`` a
     boolean for each class that users see. Raise NotFiniteError if the network's numbers are not finite.
     """
     found = candidates(tracked, features.mask_features, min_score)

@@ -23,9 +23,9 @@ BEFORE_CROP = 400, 500, 600         # short sides that a clip has before it is c
 class VideoClips(Dataset):
     """Clips of ``frames`` samples from YouTube-VIS files; item i is a random clip of video i.
 
-    Instances keep their index through a clip, with an empty mask where they are not seen; those that no frame shows
-    are left out. The same (seed, epoch, index) gives the same clip. A video shorter than a clip is played to and fro.
-    From one frame to the next a clip goes on by one of ``gaps`` (:func:`sampling.draw_times`).
+    Instances keep their index through a clip, with an empty mask where they are not seen; instances that no
+    frame shows are left out. The same (seed, epoch, index) gives the same clip. A video shorter than a clip is played
+    to and fro. A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`).
 
     ``labels`` gives the label of a class name; None tells person (0) from object (1), as preset nano does. The
     shorter edge of a clip becomes one of ``short_sides``, the longer at most ``max_side``. With ``crop`` (from, to)
@@ -68,7 +68,7 @@ class VideoClips(Dataset):
         return [tf.to_sample(frame) for frame in align_clip(clip, 1, self.max_instances)]
 
     def draw_view(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-        """A 3x3 matrix from the video's pixels to those of the clip, and the clip's size (height, width)."""
+        """Return a 3x3 matrix from the video's pixels to those of the clip, and the clip's size (height, width)."""
         matrix = np.eye(3)
         if self.crop and rng.random() < 0.5:
             matrix, size = resizing(size, int(rng.choice(BEFORE_CROP)), self.max_side)
@@ -81,7 +81,7 @@ class VideoClips(Dataset):
 
 
 def to_and_fro(index: int, count: int) -> int:
-    """Position ``index`` of an endless walk over ``count`` frames: 0, 1, .., count - 1, count - 2, .., 0, 1, .."""
+    """Return position ``index`` of an endless walk over ``count`` frames: 0, 1, .., count - 1, .., 1, 0, 1, .."""
     index %= max(1, 2 * (count - 1))
     return index if index < count else 2 * (count - 1) - index
 
@@ -110,7 +110,7 @@ def labelled_scene(record: VideoRecord, frame: int, labels: Mapping[str, int] | 
 
 
 def resizing(size: tuple[int, int], short_side: int, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The matrix that makes the shorter edge ``short_side``, the longer at most ``max_side``, and the new size."""
+    """Return the matrix to a shorter edge of ``short_side``, the longer at most ``max_side``, and the new size."""
     scale = min(short_side / min(size), max_side / max(size))
     height, width = (max(1, round(scale * side)) for side in size)
     return tf.scaling(width / size[1], height / size[0]), (height, width)

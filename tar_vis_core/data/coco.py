@@ -57,11 +57,11 @@ class ImageRecord:
     annotations: list[Annotation] = field(default_factory=list)
 
     def image(self) -> np.ndarray:
-        """The picture, ``(h, w, 3)`` uint8 RGB."""
+        """Return the picture, ``(h, w, 3)`` uint8 RGB."""
         return sized_picture(self.path, self.height, self.width, self.encoded)
 
     def scene(self) -> Scene:
-        """Picture and decoded masks; crowds become the ignored region, less what trusted instances cover."""
+        """Return picture and decoded masks. Crowds become the ignored region, except where trusted instances lie."""
         masks = np.zeros((len(self.annotations), self.height, self.width), bool)
         for index, annotation in enumerate(self.annotations):
             masks[index] = coco_mask.decode(annotation.rle)
@@ -156,7 +156,7 @@ class CocoDataset(Dataset):
         self._donors, self._donor_cdf = self._find_donors()
 
     def _find_donors(self) -> tuple[list[tuple[int, int]], np.ndarray]:
-        """Instances fit to be pasted elsewhere (record, instance) and their cumulative odds.
+        """Return instances fit to be pasted elsewhere (record, instance) and their cumulative odds.
 
         Persons take 45 %; among the other categories the rare ones are drawn more often than they occur.
         """
@@ -189,7 +189,7 @@ class CocoDataset(Dataset):
         return int(self._shared[1]), int(self._shared[2])
 
     def rng(self, index: int) -> np.random.Generator:
-        """The generator of item ``index`` in the present epoch."""
+        """Return the random generator of item ``index`` in the present epoch."""
         return np.random.default_rng([self.seed, int(self._shared[0]), index])
 
     def __len__(self) -> int:
@@ -218,7 +218,7 @@ class CocoDataset(Dataset):
     def paste_random(self, rng: np.random.Generator, scene: Scene) -> Scene:
         """Lay one to three instances of another image over the scene, sometimes behind its own instances.
 
-        With odds ``lookalikes`` the same ones many times over: a crowd that only position tells apart.
+        With odds ``lookalikes`` the same instances are pasted many times: a crowd that only position tells apart.
         """
         donor = self.draw_donor(rng)
         if donor is None:
@@ -230,7 +230,7 @@ class CocoDataset(Dataset):
         return scene
 
     def draw_donor(self, rng: np.random.Generator, most: int = 3) -> Scene | None:
-        """An image reduced to one up to ``most`` of its true-masked instances; None where the data have none."""
+        """Return an image reduced to one to ``most`` of its true-masked instances, None if the data have none."""
         if not self._donors:
             return None
         number, first = self._donors[min(int(np.searchsorted(self._donor_cdf, rng.random())), len(self._donors) - 1)]

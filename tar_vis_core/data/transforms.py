@@ -1,7 +1,7 @@
 """Scenes (an image with its instance masks) and what is done to them: warp, paste, recolour, degrade.
 
 A :class:`Scene` is numpy and lives while a sample is made; a :class:`Sample` is torch and is what a loss sees.
-All geometry goes through :func:`warp_scene`, so an image and its masks can never part.
+All geometry goes through :func:`warp_scene`, so an image and its masks always fit each other.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sample:
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Tight box ``x, y, width, height`` of a boolean mask; width and height are 0 for an empty one."""
+    """Return the tight box ``x, y, width, height`` of a boolean mask; width and height are 0 for an empty one."""
     return cv2.boundingRect(mask.view(np.uint8))
 
 
@@ -108,39 +108,39 @@ def warp_scene(scene: Scene, matrix: np.ndarray, size: tuple[int, int]) -> Scene
 
 
 def translation(x: float, y: float) -> np.ndarray:
-    """A 3x3 matrix that moves by ``(x, y)`` pixels."""
+    """Return a 3x3 matrix that moves by ``(x, y)`` pixels."""
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
 def scaling(x: float, y: float) -> np.ndarray:
-    """A 3x3 matrix that scales pixel areas (pixel centres sit at integers, the corner at -0.5)."""
+    """Return a 3x3 matrix that scales pixel areas (pixel centres sit at integers, the corner at -0.5)."""
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]], np.float64)
 
 
 def rotation(degrees: float, centre: tuple[float, float]) -> np.ndarray:
-    """A 3x3 matrix that turns about ``centre`` (x, y), clockwise on the screen."""
+    """Return a 3x3 matrix that turns about ``centre`` (x, y), clockwise on the screen."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float64)
     return translation(*centre) @ turn @ translation(-centre[0], -centre[1])
 
 
 def flipping(width: int) -> np.ndarray:
-    """A 3x3 matrix that mirrors an image of ``width`` pixels left to right."""
+    """Return a 3x3 matrix that mirrors an image of ``width`` pixels left to right."""
     return np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]], np.float64)
 
 
 def fit_view(source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """The matrix that shows the whole source image, as large as fits, at the canvas's top left."""
+    """Return the matrix that shows the whole source image, as large as fits, at the canvas's top left."""
     scale = min(size[0] / source[0], size[1] / source[1])
     return scaling(scale, scale)
 
 
 def random_view(rng: np.random.Generator, scene: Scene, size: tuple[int, int], fill: bool = False) -> np.ndarray:
-    """A random crop, scale, mirror and mild turn from ``scene`` to a canvas ``size``.
+    """Return a random crop, scale, mirror and mild turn from ``scene`` to a canvas ``size``.
 
     Scale 1 puts the short side of the image on the short side of the canvas, which is what inference does. Three
     draws in four stay at 0.8 to 1.5; the others zoom out (small persons) or in (large ones). ``fill`` never shows
-    padding (but where the view is turned).
+    padding, unless the view is turned.
     """
     (height, width), (h, w) = size, scene.size
     low, high = ((0.8, 1.5), (0.4, 0.8), (1.5, 2.5))[rng.choice(3, p=(0.76, 0.14, 0.10))]
@@ -170,7 +170,7 @@ def random_view(rng: np.random.Generator, scene: Scene, size: tuple[int, int], f
 
 
 def random_placement(rng: np.random.Generator, donor: Scene, size: tuple[int, int]) -> np.ndarray:
-    """Where to paste the donor's instances: a random size, place and mirror on a canvas ``size``."""
+    """Return where to paste the donor's instances: a random size, place and mirror on a canvas ``size``."""
     x, y, w, h = mask_box(donor.masks.any(0))
     wanted = min(size) * math.exp(rng.uniform(math.log(0.2), math.log(0.95)))
     scale = min(max(wanted / max(w, h, 1), 0.3), 2.0)
@@ -183,8 +183,8 @@ def random_placement(rng: np.random.Generator, donor: Scene, size: tuple[int, in
 def paste(scene: Scene, donor: Scene, behind: bool = False) -> Scene:
     """Lay the donor's instances over the scene (both on the same canvas); covered mask pixels are taken away.
 
-    ``behind`` puts them behind the scene's own instances instead. Instances keep their order: the scene's, then the
-    donor's, also where nothing of them stays visible.
+    ``behind`` puts them behind the scene's own instances instead. Instances keep their order, the scene's before the
+    donor's, even if nothing of them stays visible.
     """
     masks, added = scene.masks, donor.masks
     if behind and len(masks):
@@ -205,7 +205,7 @@ def paste(scene: Scene, donor: Scene, behind: bool = False) -> Scene:
 
 
 def random_colours(rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
-    """A 3x4 colour matrix for RGB: brightness, contrast, saturation, a little hue and white balance."""
+    """Return a 3x4 colour matrix for RGB: brightness, contrast, saturation, a little hue and white balance."""
     contrast = math.exp(rng.uniform(-0.35, 0.35) * strength)
     brightness = rng.uniform(-28, 28) * strength
     saturation = math.exp(rng.uniform(-0.6, 0.4) * strength)
@@ -220,7 +220,7 @@ def random_colours(rng: np.random.Generator, strength: float = 1.0) -> np.ndarra
 
 @dataclass(frozen=True)
 class Degradation:
-    """What a cheap camera does to a picture; the frames of a clip share it, the noise is new in each."""
+    """The faults of a cheap camera. The frames of a clip share them; the noise is new in each."""
 
     defocus: float = 0.0                 # sigma of a Gaussian, pixels
     smear: tuple[int, int] = (1, 1)      # box of motion blur, pixels
@@ -229,7 +229,7 @@ class Degradation:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Degradation:
-        """Mostly none; one picture in eight is blurred, one in eight noisy, one in twelve compressed hard."""
+        """Draw mostly none; one picture in eight is blurred, one in eight noisy, one in twelve compressed hard."""
         defocus, smear = 0.0, (1, 1)
         if rng.random() < 0.06:
             defocus = rng.uniform(0.5, 1.6)
@@ -240,7 +240,7 @@ class Degradation:
         return Degradation(defocus, smear, noise, int(rng.integers(25, 75)) if rng.random() < 0.08 else 0)
 
     def apply(self, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-        """The degraded image, ``(h, w, 3)`` uint8."""
+        """Return the degraded image, ``(h, w, 3)`` uint8."""
         if self.defocus:
             image = cv2.GaussianBlur(image, (0, 0), self.defocus)
         if self.smear != (1, 1):
@@ -278,7 +278,7 @@ def semantic_map(scene: Scene) -> np.ndarray:
 
 
 def to_sample(scene: Scene) -> Sample:
-    """The scene as tensors, ready for a loss."""
+    """Return the scene as tensors, ready for a loss."""
     return Sample(
         image=torch.from_numpy(np.ascontiguousarray(scene.image.transpose(2, 0, 1))),
         masks=torch.from_numpy(scene.masks), labels=torch.from_numpy(scene.labels),

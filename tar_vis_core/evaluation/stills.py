@@ -41,7 +41,7 @@ class Row:
 
 
 def frame_before(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture moved by up to :data:`PAN` of its width in both directions, edges mirrored."""
+    """Return the picture moved by up to :data:`PAN` of its width in both directions, edges mirrored."""
     h, w = image.shape[:2]
     dx, dy = rng.uniform(-PAN, PAN, 2) * w
     return cv2.warpAffine(image, np.array([[1, 0, dx], [0, 1, dy]]), (w, h), borderMode=cv2.BORDER_REFLECT_101)
@@ -65,7 +65,10 @@ def to_predictions(model: VideoInstanceModel, image: np.ndarray, features: Featu
 @torch.inference_mode()
 def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, Decoding], short_side: int,
                       categories: tuple[str, ...]) -> list[Row]:
-    """AP of each way of decoding, images encoded once. A way takes (features, previous queries), gives the output."""
+    """Return the AP of each way of decoding; images are encoded once.
+
+    A way takes (features, previous queries) and returns the decoder's output.
+    """
     answers: dict[str, list[list[Prediction]]] = {name: [] for name in ways}
     executed = dict.fromkeys(ways, 0)
     for number, record in enumerate(tqdm(records, desc='images', unit='image')):

@@ -1,4 +1,4 @@
-"""Models on labelled videos: tubes of every way of decoding, their average precision, identities, executed layers.
+"""Run models on labelled videos: tubes of every way of decoding, their average precision, identities, layers.
 
 A model that names classes itself has one object a slot of its tracker, whose classes and scores hold for the whole
 video (``slots``, the published protocol). A model whose objects are named by semantics has the tracks that users
@@ -36,7 +36,7 @@ from tar_vis_core.tracking.tracker import make_tracker
 
 @dataclass(frozen=True)
 class VideoRow:
-    """One way of decoding and what it gave."""
+    """One way of decoding and its results."""
 
     name: str
     executed: list[np.ndarray]           # a video each: (frames, layers) bool
@@ -47,7 +47,7 @@ class VideoRow:
 
     @property
     def executed_layers(self) -> float:
-        """Layers per frame, mean; NaN where the predictions come from a file."""
+        """Return the mean number of layers per frame, NaN if the predictions come from a file."""
         return float(np.concatenate(self.executed).sum(1).mean()) if self.executed else float('nan')
 
 
@@ -81,7 +81,7 @@ class SlotFollower:
         self.executed: list[tuple[bool, ...]] = []
 
     def step(self, frame: EncodedPicture) -> None:
-        """The next frame."""
+        """Take the next frame."""
         out = self.way(frame.features, self.previous)
         tracked, self.memory = self.tracker.track(out, frame.features.mask_features, self.memory)
         self.previous, self.geometry = out.queries, frame.geometry
@@ -90,7 +90,7 @@ class SlotFollower:
         self.executed.append(out.trace.executed)
 
     def tubes(self) -> Iterable[tuple[str, float, list[dict | None]]]:
-        """Class name, score and run lengths of each prediction."""
+        """Yield class name, score and run lengths of each prediction."""
         video = segment_video(stacked(self.tracked), self.mask_features, self.geometry, self.max_instances,
                               encode_masks)
         scores = video.scores * video.mask_scores if self.by_mask else video.scores
@@ -131,14 +131,14 @@ class TrackFollower:
         self.executed: list[tuple[bool, ...]] = []
 
     def step(self, frame: EncodedPicture) -> None:
-        """The next frame."""
+        """Take the next frame."""
         self.model.features = frame.features
         result = self.segmenter.step(frame.image, self.state)
         self.tracks.add(len(self.executed), result)
         self.executed.append(result.routing.executed)
 
     def tubes(self) -> Iterable[tuple[str, float, list[dict | None]]]:
-        """Class name, score and run lengths of each track."""
+        """Yield class name, score and run lengths of each track."""
         return self.tracks.tubes(len(self.executed))
 
 
@@ -188,21 +188,21 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
 
 
 def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> EncodedPicture:
-    """A picture ``(H, W, 3)`` through the image encoder."""
+    """Run the image encoder on a picture ``(H, W, 3)``."""
     images, geometry = prepare(model, image, short_side)
     return EncodedPicture(image, model.encode(images), geometry)
 
 
 def score_row(name: str, records: Sequence[VideoRecord], predictions: list[TubePrediction],
               executed: list[np.ndarray], min_score: float, categories: Sequence[str] | None) -> VideoRow:
-    """The figures of one set of predictions; those of other categories are left out but for the objects' IoU."""
+    """Return the figures of one set of predictions. Other categories count for the objects' IoU only."""
     counted = [p for p in predictions if categories is None or p.category in categories]
     return VideoRow(name, executed, counted, evaluate_tubes(records, counted, categories),
                     identity_measures(records, counted, min_score, categories), track_ious(records, predictions))
 
 
 def as_table(rows: Sequence[VideoRow]) -> str:
-    """A text table, a way a line: layers, the metric's means in percent, HOTA, IDF1, identity switches."""
+    """Return a text table, one line for each way: layers, the metric's means in percent, HOTA, IDF1, switches."""
     lines = [f'{"decoding":<20}{"layers":>8}' + ''.join(f'{title:>8}' for title in TITLES.values())
              + f'{"HOTA":>8}{"IDF1":>8}{"switches":>10}']
     for row in rows:
@@ -214,7 +214,7 @@ def as_table(rows: Sequence[VideoRow]) -> str:
 
 
 def as_figures(row: VideoRow) -> dict:
-    """A row for JSON, without masks."""
+    """Return a row for JSON, without masks."""
     return {'name': row.name, 'executed': row.executed_layers, 'mean': asdict(row.ap.mean),
             'categories': [asdict(c) for c in row.ap.categories], 'identities': asdict(row.identities),
             'objects': [asdict(o) for o in row.objects]}

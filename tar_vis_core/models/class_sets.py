@@ -48,6 +48,6 @@ ALIASES = {'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 
 
 
 def plain_name(name: str) -> str:
-    """One spelling for what data sets call a class in several; for comparisons, on both sides."""
+    """Return one spelling for the different names that data sets give a class; for comparisons, on both sides."""
     name = name.lower().replace('_', ' ')
     return ALIASES.get(name.replace(' ', ''), name)

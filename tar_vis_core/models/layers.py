@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @functools.lru_cache(maxsize=32)
 def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Normalised 2-D sine position encoding of a map, ``(dim, height, width)``.
+    """Return the normalised 2-D sine position encoding of a map, ``(dim, height, width)``.
 
     The first half of the channels encodes y, the second x; positions count from 1 and are scaled to 2 pi
     (DETR, temperature 10000). It depends on the size alone, so it is computed once per size.
@@ -36,7 +36,7 @@ ACTIVATIONS = {'none': nn.Identity(), 'relu': nn.ReLU(), 'relu6': nn.ReLU6(), 'g
 
 
 class Linear(nn.Linear):
-    """A linear map, what is added to its result, and the activation that follows.
+    """A linear map, a residual added to its result, and the activation that follows.
 
     One kernel in the inference form (``models/packed.py``).
     """
@@ -51,7 +51,7 @@ class Linear(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """A convolution, what is added to its result, and the activation that follows; one kernel in the inference form.
+    """A convolution, a residual added to its result, and the activation that follows; one kernel in the inference form.
 
     ``same`` pads as TensorFlow's SAME does for even inputs and stride 2: right and bottom only.
     """
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         return self.out_proj(self.attend(*self.project(query, key, value), keep), added)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
-        """What the heads make of projected queries, keys and values."""
+        """Return the attention of all heads over projected queries, keys and values."""
         q, k, v = (self._split(part) for part in (query, key, value))
         mask = None if keep is None else keep[:, None]
         if q.device.type == 'cpu' and q.dtype == torch.bfloat16:
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """What is asked, what answers and what is answered, each of the shape of what it is made of."""
+        """Return the query, key and value projections, each of the shape of its input."""
         parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         return [F.linear(x, weight, bias) for x, weight, bias in parts]
 
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None,
                 position: Tensor | None = None) -> Tensor:
-        """``query`` asks ``key`` and ``value``, the answer is added to ``x (N, Q, D)``.
+        """Attend from ``query`` to ``key`` and ``value``, and add the result to ``x (N, Q, D)``.
 
         ``keep`` as in :class:`Attention`; ``position (Q, D)`` is added to queries and keys among themselves.
         """
@@ -162,5 +162,5 @@ class MLP(nn.Module):
 
 
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of ``(N, C, h, w)`` with half-pixel centres, no antialiasing."""
+    """Resize ``(N, C, h, w)`` bilinearly with half-pixel centres, without antialiasing."""
     return F.interpolate(x, size=size, mode='bilinear', align_corners=False)

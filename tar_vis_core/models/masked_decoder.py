@@ -25,7 +25,7 @@ Gate = Callable[[int], Sequence[float]]
 
 @dataclass
 class DecoderOutput:
-    """What the decoder says of each frame."""
+    """The decoder's output for each frame."""
 
     queries: Tensor          # (N, Q, D) after the last layer, before the norm: the next frame's ``previous``
     normed: Tensor           # (N, Q, D) after the norm
@@ -36,12 +36,12 @@ class DecoderOutput:
 
     @property
     def embeddings(self) -> Tensor:
-        """What trackers match: ``normed``, followed by ``reid`` where there is one, ``(N, Q, D or 2 D)``."""
+        """Return the embeddings that trackers match: ``normed``, then ``reid`` if any, ``(N, Q, D or 2 D)``."""
         return self.normed if self.reid is None else torch.cat((self.normed, self.reid), -1)
 
     @property
     def raw_embeddings(self) -> Tensor:
-        """The same with the queries before the norm."""
+        """Return the same with the queries before the norm."""
         return self.queries if self.reid is None else torch.cat((self.queries, self.reid), -1)
 
 
@@ -57,7 +57,7 @@ class SupervisedOutput:
 
 
 def level_memory(level: int, x: Tensor, mask_features: Tensor, level_embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a level ``x (N, D, h, w)``: ``key (N, S, D)``, ``value (N, S, D)``, mask features of its size ``(N, D, S)``.
+    """Return for a level ``x (N, D, h, w)``: ``key (N, S, D)``, ``value (N, S, D)``, mask features ``(N, D, S)``.
     """
     h, w = x.shape[-2:]
     value = x.flatten(2).transpose(1, 2) + level_embed[level]
@@ -82,7 +82,7 @@ class FrameMemory:
 
 
 class MaskedDecoder(nn.Module):
-    """``layers`` decoder layers over three levels in turn, shared heads, and TAR where ``routing`` is set."""
+    """``layers`` decoder layers over three levels in turn, shared heads, and TAR if ``routing`` is set."""
 
     def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
                  warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention'):
@@ -159,7 +159,7 @@ class MaskedDecoder(nn.Module):
         return DecoderOutput(x, *self.heads(x), trace)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Queries after the norm, re-identification embeddings where there are any, class logits, mask embeddings."""
+        """Return queries after the norm, re-identification embeddings if any, class logits, mask embeddings."""
         normed = self.decoder_norm(x)
         reid = None if self.reid_embed is None else self.reid_embed(normed)
         return normed, reid, self.class_embed(normed), self.mask_embed(normed)
@@ -173,19 +173,19 @@ class MaskedDecoder(nn.Module):
         return x, self.query_embed
 
     def scores(self, x: Tensor, previous: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Scores (skip, execute) of routers ``first..last-1`` on queries ``(N, Q, D)``, ``(N, routers, 2)``."""
+        """Return scores (skip, execute) of routers ``first..last-1`` on queries ``(N, Q, D)``, ``(N, routers, 2)``."""
         return self.routers(x, previous, first, last)
 
     def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0) -> list[float]:
-        """Probabilities that the routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""
+        """Return probabilities that routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""
         scores = self.scores(x, previous, layer - self.warmup_layers)[0].float().cpu()
         # sigmoid of the difference is the softmax over two; exactly 0.5 (a tie) executes
         return torch.sigmoid(scores[:, EXECUTE] - scores[:, SKIP] - skip_bias).tolist()
 
     def run_layer(self, i: int, x: Tensor, memory: FrameMemory, position: Tensor | None = None) -> Tensor:
-        """Layer ``i`` on queries ``(N, Q, D)``, attending where their own mask says so.
+        """Run layer ``i`` on queries ``(N, Q, D)``, which attend where their own mask is positive.
 
-        ``position`` are the queries' places where they are in other slots than the decoder's own.
+        ``position`` are the queries' positions if they are in other slots than the decoder's own.
         """
         return self.attended(i, x, self.query_embed if position is None else position, *memory[i % 3])
 

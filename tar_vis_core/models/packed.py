@@ -1,8 +1,8 @@
 """The inference form of a model: the same weights, laid out and joined for speed.
 
 Batch norms are folded into their convolutions, and maps have their channels last. On a CPU weights lie as oneDNN's
-kernels want them, with activation and residual sum in the same pass. docs/reference/benchmark.md has what it gives;
-results differ from the plain form by rounding alone.
+kernels want them, with activation and residual sum in the same pass. docs/reference/benchmark.md has the
+speed. Results differ from the plain form by rounding alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IN_PLACE = {'none': lambda x: x, 'relu': F.relu_}
 
 
 def packable() -> tuple[torch.dtype, ...]:
-    """What the packed layers can compute in here: nothing where this build of torch lacks their operators."""
+    """Return the dtypes of packed layers: none if this build of torch lacks their operators."""
     operators = ('_linear_pointwise', '_reorder_linear_weight', '_convolution_pointwise',
                  '_reorder_convolution_weight')
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in operators):
@@ -38,7 +38,7 @@ def packable() -> tuple[torch.dtype, ...]:
 
 
 class PackedLinear(nn.Module):
-    """``layers.Linear`` as one oneDNN operator; takes and gives ``(..., inputs or outputs)``."""
+    """``layers.Linear`` as one oneDNN operator from ``(..., inputs)`` to ``(..., outputs)``."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedConv(nn.Module):
-    """A convolution, what is added and the activation (``layers.Conv``) as one oneDNN operator."""
+    """A convolution, a residual sum and the activation (``layers.Conv``) as one oneDNN operator."""
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class PackedGroupNorm(nn.Module):
 
 
 class PackedAttention(Attention):
-    """:class:`Attention` with packed projections and, where it was built, the compiled kernel between them."""
+    """:class:`Attention` with packed projections and, if it was built, the compiled kernel between them."""
 
     def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
@@ -123,7 +123,7 @@ class PackedAttention(Attention):
 
 
 def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The packed form of a layer; of another module the same with its layers packed, in place."""
+    """Return the packed form of a layer; of another module, the module with its layers packed in place."""
     if type(module) in (nn.Linear, Linear):
         return PackedLinear(module.weight, module.bias, getattr(module, 'activation', 'none'), dtype)
     if isinstance(module, nn.Conv2d):
@@ -138,7 +138,7 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def with_weights_in(model: VideoInstanceModel, dtype: torch.dtype) -> VideoInstanceModel:
-    """The model with the weights of its products in ``dtype``, as mixed precision would cast them every time."""
+    """Return the model with the weights of its products in ``dtype``, as mixed precision would cast them every time."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             module.to(dtype)
@@ -151,7 +151,7 @@ def with_weights_in(model: VideoInstanceModel, dtype: torch.dtype) -> VideoInsta
 
 def inference_form(model: VideoInstanceModel, device: torch.device, dtype: torch.dtype = torch.float32,
                    ) -> VideoInstanceModel:
-    """The model for inference on ``device``, computing in ``dtype``, changed in place.
+    """Return the model for inference on ``device``, computing in ``dtype``, changed in place.
 
     It cannot be trained any more, and its state dict fits no file. On a GPU, float32 is full float32 from then on in
     the whole process (:func:`use_full_float32`).

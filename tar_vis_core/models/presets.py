@@ -91,7 +91,7 @@ PRESETS = {
 
 
 def find_preset(name: str) -> ModelConfig:
-    """The configuration of that name; ValueError with the nearest name otherwise.
+    """Return the configuration of that name. Raise ValueError with the nearest name if there is none.
 
     ``crowd:synchronizer=none,warmup_layers=2`` is a preset with another form of TAR, as the studies compare them.
     """
@@ -112,9 +112,9 @@ def find_preset(name: str) -> ModelConfig:
 
 
 def preset_of(family: str, backbone: str = '') -> str:
-    """The preset's name of a model family on a backbone; '' takes the family's first.
+    """Return the preset's name of a model family on a backbone; '' takes the family's first.
 
-    Raises ValueError that names the combinations there are.
+    Raise ValueError that lists the combinations.
     """
     for name, config in PRESETS.items():
         if config.family == family and backbone in ('', config.backbone):

@@ -9,9 +9,9 @@ Q_{t-1}^M the previous frame's output queries, in the decoder's own slot order.
     training       g = onehot(argmax s) + softmax(s) - stopgrad(softmax(s))                         (Eq. 8-9)
                    Q_t^i = g_1 * layer_i(Q_t^{i-1}) + g_0 * Q_t^{i-1}                               (Eq. 10)
 
-Where the paper is open: the router reads the layer's input (the figure; the equation's index says output);
+Where the paper leaves a choice: the router reads the layer's input (the figure; the equation's index says output);
 scores are averaged, not summed (the text; the sum saturates the softmax in training); every routable layer has
-a router of its own; a tie executes.
+its own router; a tie executes.
 
 Other forms (``presets.SYNCHRONIZERS``): instead of by attention, the queries may come into the last frame's slots by a
 permutation (Table 3, 'bipartite'), their positions with them, or not at all ('none').
@@ -37,7 +37,7 @@ class Synchronizer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, previous: Tensor) -> Tensor:
-        """``queries, previous (N, Q, D)``; slot j of the result continues slot j of ``previous``."""
+        """Synchronize ``queries (N, Q, D)`` with ``previous``: slot j of the result continues its slot j."""
         return self.norm(previous + self.attention(previous, queries, queries))
 
 
@@ -74,7 +74,7 @@ class Routers(nn.Module):
 
 
 def straight_through(scores: Tensor, tau: float = 0.0) -> Tensor:
-    """Gates ``(N, 2)`` that are one-hot forwards and softmax backwards (Eq. 8-9); a tie executes.
+    """Return gates ``(N, 2)`` that are one-hot forwards and softmax backwards (Eq. 8-9); a tie executes.
 
     ``tau > 0`` adds Gumbel noise of that temperature (named in the paper's introduction, not in its equations).
     """

@@ -1,4 +1,4 @@
-"""What a tracker gives: the objects of some frames, a row each, and their masks."""
+"""The output of a tracker: the objects of some frames, one row for each, and their masks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The whole network, as the paper's Figure 3 draws it: image encoder (backbone, pixel decoder), masked decoder with
-temporal routing, and for DVIS, DVIS++ and DVIS-DAQ the tracker's network."""
+"""The whole network, as the paper's Figure 3 draws it.
+
+It has the image encoder (backbone, pixel decoder), the masked decoder with temporal routing, and for DVIS, DVIS++ and
+DVIS-DAQ the tracker's network."""
 
 from __future__ import annotations
 
@@ -25,14 +27,14 @@ TRACKER_NETWORKS = {'referring': ReferringTracker, 'referring_2023': ReferringTr
 
 @dataclass
 class Features:
-    """What the image encoder gives for a batch of frames."""
+    """The image encoder's output for a batch of frames."""
 
     mask_features: Tensor      # (N, D, h, w) at stride 4
     levels: list[Tensor]       # (N, D, ., .) at strides 32, 16, 8
     semantic: Tensor | None    # (N, 21, ., .) Pascal VOC logits at stride 32, where the backbone has them
 
     def clone(self) -> Features:
-        """The same in memory of its own."""
+        """Return a copy in memory of its own."""
         return Features(self.mask_features.clone(), [level.clone() for level in self.levels],
                         None if self.semantic is None else self.semantic.clone())
 
@@ -58,14 +60,14 @@ class VideoInstanceModel(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1), persistent=False)
 
     def prepare(self, pixels: Tensor, short_side: int) -> Tensor:
-        """An image, uint8 RGB ``(H, W, 3)`` on the model's device, as its input: resized, normalised, padded.
+        """Return an image, uint8 RGB ``(H, W, 3)`` on the model's device, as its input: resized, normalised, padded.
 
         The shorter edge becomes ``short_side``, the longer at most 1333.
         """
         return self.normalize(resized(pixels, short_side))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """RGB ``(N, 3, H, W)`` in 0..255 to normalised float, zero-padded right and bottom to multiples of 32."""
+        """Normalise RGB ``(N, 3, H, W)`` in 0..255, zero-padded right and bottom to multiples of 32."""
         x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         h, w = x.shape[-2:]
         return F.pad(x, (0, -w % SIZE_DIVISIBILITY, 0, -h % SIZE_DIVISIBILITY))
@@ -88,12 +90,12 @@ class VideoInstanceModel(nn.Module):
 
     @staticmethod
     def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
-        """``(N, K, D)`` and ``(N, D, h, w)`` to mask logits ``(N, K, h, w)`` at stride 4."""
+        """Return mask logits ``(N, K, h, w)`` at stride 4 from ``(N, K, D)`` and ``(N, D, h, w)``."""
         return torch.einsum('nkd,ndhw->nkhw', mask_embeddings, mask_features)
 
 
 def input_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Size (height, width) of an image whose shorter edge becomes ``short_side``, the longer at most 1333."""
+    """Return the size (height, width) of an image with a shorter edge of ``short_side``, the longer at most 1333."""
     scale = short_side / min(height, width)
     if max(height, width) * scale > MAX_LONG_SIDE:
         scale = MAX_LONG_SIDE / max(height, width)
@@ -101,7 +103,7 @@ def input_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def resized(pixels: Tensor, short_side: int) -> Tensor:
-    """uint8 RGB ``(H, W, 3)`` to whole grey levels ``(1, 3, h, w)`` of the input's size; not uint8 on a GPU."""
+    """Resize uint8 RGB ``(H, W, 3)`` to whole grey levels ``(1, 3, h, w)`` of the input's size; not uint8 on a GPU."""
     x, size = pixels.permute(2, 0, 1)[None], input_size(*pixels.shape[:2], short_side)
     if size == tuple(pixels.shape[:2]):
         return x
@@ -112,6 +114,6 @@ def resized(pixels: Tensor, short_side: int) -> Tensor:
 
 
 def build_model(preset: str, routing: bool | None = None) -> VideoInstanceModel:
-    """A freshly initialised model; ``routing`` False leaves the Synchronizer and the Routers out."""
+    """Return a freshly initialised model; ``routing`` False leaves the Synchronizer and the Routers out."""
     config = find_preset(preset)
     return VideoInstanceModel(config if routing is None else replace(config, routing=routing))

@@ -1,9 +1,9 @@
-"""Set prediction losses: Hungarian matching of queries to instances, then class, mask and dice terms at every depth.
+"""Set prediction losses: Hungarian matching of queries to instances; class, mask and dice terms at every depth.
 
 Source: Mask2Former (matching, 2 CE + 5 BCE + 5 dice, no-object weight 0.1, deep supervision with a matching per
 depth). Masks are compared at random points of the full resolution as published, or (``points: 0``) in every cell of
-the stride-4 grid, which is quicker for small pictures. Two departures suit partly labelled data: where an image labels
-persons only, an unmatched query is charged for saying person and for nothing else; and an unmatched query that lies
+the stride-4 grid, which is quicker for small pictures. Two departures suit partly labelled data. If an image labels
+persons only, an unmatched query is charged for predicting a person and for nothing else. An unmatched query that lies
 in an unlabelled region is not charged.
 """
 
@@ -51,7 +51,7 @@ class Target:
 
 
 def make_target(sample: Sample, size: tuple[int, int], points: int = 0, device: torch.device | None = None) -> Target:
-    """The truth of a sample on a canvas of ``size`` (H, W); instances that are not seen in it are dropped."""
+    """Return the truth of a sample on a canvas of ``size`` (H, W); instances that are not visible are dropped."""
     height, width = sample.masks.shape[-2:]
     pad = 0, size[1] - width, 0, size[0] - height
     masks, ignore = (F.pad(x.to(device), pad).float() for x in (sample.masks, sample.ignore[None]))
@@ -64,7 +64,7 @@ def make_target(sample: Sample, size: tuple[int, int], points: int = 0, device: 
 
 
 def matching_cost(class_cost: Tensor, masks: Tensor, truth: Tensor, weights: LossWeights) -> Tensor:
-    """What each query would cost each instance, ``(M, Q, n)`` for M depths.
+    """Return the cost of each pair of query and instance, ``(M, Q, n)`` for M depths.
 
     ``class_cost (M, Q, n)``; mask logits ``(M, Q, K)`` and truth ``(n, K)`` in the same K places.
     """
@@ -77,14 +77,14 @@ def matching_cost(class_cost: Tensor, masks: Tensor, truth: Tensor, weights: Los
 
 
 def match(cost: Tensor) -> Pairs:
-    """The Hungarian assignment of each depth of ``cost (M, Q, n)``."""
+    """Return the Hungarian assignment of each depth of ``cost (M, Q, n)``."""
     return [tuple(torch.as_tensor(i, device=cost.device) for i in linear_sum_assignment(c))
             for c in cost.numpy(force=True)]
 
 
 def matching_places(features: Tensor, target: Target, points: int, phase: tuple[int, int]
                     ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask features ``(D, K)``, truth ``(n, K)`` and ignored region ``(K,)`` in the places where matching looks.
+    """Return mask features ``(D, K)``, truth ``(n, K)`` and ignored region ``(K,)`` at the places of the matching.
 
     These are ``points`` random ones, or every second cell of the grid from ``phase``.
     """
@@ -99,7 +99,7 @@ def matching_places(features: Tensor, target: Target, points: int, phase: tuple[
 
 def class_loss(logits: Tensor, labels: Tensor, matched: Tensor, ignored: Tensor, exhaustive: bool,
                no_object: float, person: int | None = 0) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy sum and weight sum over the queries of ``logits (..., Q, C + 1)``, each ``(...)``.
+    """Return weighted cross-entropy sum and weight sum over the queries of ``logits (..., Q, C + 1)``, each ``(...)``.
 
     ``labels`` hold the class of matched queries; ``ignored`` queries weigh nothing. ``person`` is that class.
     """
@@ -159,7 +159,7 @@ def set_losses(logits: list[Tensor], mask_embeddings: list[Tensor], mask_feature
 
 def mask_losses(predicted: Tensor, masks: Tensor, which: Tensor, size: tuple[int, int], points: int
                 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice of P masks, each ``(P,)``: logits ``(P, h * w)`` of ``size`` against ``masks[which]``."""
+    """Return cross-entropy and dice of P masks, ``(P,)``: ``(P, h * w)`` logits of ``size`` and ``masks[which]``."""
     if points:
         predicted = predicted.unflatten(1, size)
         where = uncertain_points(predicted.detach(), points)
@@ -182,7 +182,7 @@ def semantic_loss(semantic: Tensor, targets: list[Target]) -> Tensor:
 
 
 def total_loss(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
-    """The weighted sum that is minimised."""
+    """Return the weighted sum that is minimised."""
     factors = {'class': weights.classification, 'mask': weights.mask, 'dice': weights.dice,
                'semantic': weights.semantic, 'reid': weights.reid}
     return sum(factors[name] * value for name, value in terms.items())

@@ -1,4 +1,4 @@
-"""What a batch of clips costs: the decoder's losses frame by frame, routed from frame to frame, and the tracker's."""
+"""The loss of a batch of clips: the decoder's losses frame by frame, routed from frame to frame, and the tracker's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tar_vis_core.training.tracker_losses import TrackedFrame, tracker_losses
 
 
 def stack_images(model: VideoInstanceModel, samples: list[Sample]) -> Tensor:
-    """The samples' pictures, normalised and padded to one size on the model's device, ``(B, 3, H, W)``."""
+    """Return the samples' pictures, normalised and padded to one size on the model's device, ``(B, 3, H, W)``."""
     images = [model.normalize(sample.image.to(model.pixel_mean.device)) for sample in samples]
     height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
     return torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images])
@@ -31,12 +31,13 @@ def person_class(model: VideoInstanceModel) -> int | None:
 
 def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: Recipe, done: float,
                  phase: tuple[int, int]) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a batch of clips (of one frame for stills) and its terms; ``done`` is the fraction of the run behind it.
+    """Return the loss of a batch of clips (of one frame for stills) and its terms; ``done`` is the finished part, 0..1.
 
     A clip's first frame is decoded plainly and stays in the loss, so that the plain decoder (first frames, routing
-    'full') does not drift away; every later one is synchronised with, and routed by, the queries of the frame before.
+    'full') does not drift away. Every later frame is synchronised with the queries of the frame before, and routed by
+    them.
     ``reroute_first`` decodes the first frame once more, routed by its own plain queries: the paper's t = 0. Parts that
-    do not train need no loss of their own: where only the tracker trains, its losses are all.
+    do not train need no loss: if only the tracker trains, there are only its losses.
     """
     decoder_trains = any(p.requires_grad for p in model.decoder.parameters())
     encoder_trains = any(p.requires_grad for part in (model.backbone, model.pixel_decoder) for p in part.parameters())

@@ -1,6 +1,6 @@
-"""The samples of a run: which there are follows from the seed and their number alone.
+"""The samples of a run, which depend on the seed and their number alone.
 
-So they do not depend on how many processes share an iteration, who makes them, or where a run was interrupted.
+They do not depend on how many processes share an iteration, which process makes them, or where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRIES = 20      # draws in place of an unreadable sample
 
 @dataclass
 class Source:
-    """One data set: its clips, and what sets the epoch (and the canvas, where it has one) of the next of them."""
+    """One data set: its clips, and the function that sets the epoch (and the canvas, if any) of the next clips."""
 
     clips: Dataset
     control: CocoDataset | SynthVideos | VideoClips
@@ -89,7 +89,7 @@ class Draws(Dataset):
 
 
 def batches(draws: Draws, world: World, start: int, end: int) -> Iterator[list[list[Sample]]]:
-    """This process's clips of iterations ``start`` to ``end - 1``."""
+    """Return this process's clips of iterations ``start`` to ``end - 1``."""
     recipe, own = draws.recipe, draws.recipe.batch // world.size
     if recipe.batch % world.size:
         raise RecipeError(f'a batch of {recipe.batch} cannot be shared by {world.size} processes alike; --set batch=N')
@@ -100,6 +100,6 @@ def batches(draws: Draws, world: World, start: int, end: int) -> Iterator[list[l
 
 
 def _own_controls(_: int) -> None:
-    """Epoch and canvas of data sets lie in shared memory; workers run ahead of each other and need their own."""
+    """Give each worker its own epoch and canvas: they lie in shared memory, and workers run ahead of each other."""
     draws = get_worker_info().dataset
     draws.sources = copy.deepcopy(draws.sources)

@@ -23,10 +23,10 @@ OPTIONAL = 'synchronizer', 'routers', 'tracker'
 
 def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None = None,
                 ) -> tuple[VideoInstanceModel, list[str]]:
-    """The model, and lines that say what of it starts afresh although there is an ``init`` file.
+    """Return the model, and lines that say which parts start fresh although there is an ``init`` file.
 
     ``init`` is a safetensors file of a whole model or of a backbone; ``backbone`` a DeepLabV3 file for a MobileNetV2.
-    Routing is there where it trains, or where ``init`` has it. Raises WeightsError where a file does not fit.
+    The model has routing if that trains, or if ``init`` has it. Raise WeightsError if a file does not fit.
     """
     header = read_header(init) if init else None
     routing = (recipe.clip > 1 and any(recipe.trains(PARTS[part]) for part in ('synchronizer', 'routers'))) or (
@@ -46,7 +46,7 @@ def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None 
 
 
 def with_classes(config: ModelConfig, classes: str) -> ModelConfig:
-    """The configuration with the classes of a set or of a text file; '' keeps its own."""
+    """Return the configuration with the classes of a set or of a text file; '' keeps its own."""
     if not classes:
         return config
     if config.semantic_classes:
@@ -60,7 +60,7 @@ def with_classes(config: ModelConfig, classes: str) -> ModelConfig:
 def load_what_fits(model: VideoInstanceModel, path: Path, header: WeightsHeader) -> list[str]:
     """Copy weights of a whole model; class heads of other classes and optional parts that the file lacks stay fresh.
 
-    Gives a line for each of these. Raises WeightsError for any other difference; the model is unchanged then.
+    Return a line for each of these. Raises WeightsError for any other difference; the model is unchanged then.
     """
     state, notes, fresh = model.state_dict(), [], set()
     for part in OPTIONAL:

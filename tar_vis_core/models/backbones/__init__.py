@@ -1,4 +1,4 @@
-"""Image backbones: each gives maps of strides 4, 8, 16 and 32 and names their ``channels``."""
+"""Image backbones: each returns maps of strides 4, 8, 16 and 32 and names their ``channels``."""
 
 from tar_vis_core.models.backbones.mobilenet import MobileNetV2
 from tar_vis_core.models.backbones.resnet import ResNet50

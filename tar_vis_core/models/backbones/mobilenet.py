@@ -65,7 +65,7 @@ class MobileNetV2(nn.Module):
         return (maps[2], maps[5], maps[12], context), self.semantic(context)
 
     def convolutions(self) -> list[nn.Conv2d]:
-        """All convolutions in execution order."""
+        """Return all convolutions in execution order."""
         found = [self.stem]
         for block in self.blocks:
             found += [c for c in (block.expand, block.depthwise, block.project) if c is not None]
