@@ -51,7 +51,7 @@ class ReferenceDecoder(MaskedDecoder):
     """
 
     def memory(self, mask_features: Tensor, levels: list[Tensor]) -> UnreducedMemory:
-        """Return the memory that the layers attend to in a frame, and keep it for the heads."""
+        """Return what the layers attend to in a frame, and keep it for the heads."""
         self.frame = UnreducedMemory(mask_features, levels, self.level_embed)
         return self.frame
 
@@ -64,7 +64,7 @@ class ReferenceDecoder(MaskedDecoder):
         return self.layers[i](x, x + position, key, value, ~blocked, position)
 
     def output(self, x: Tensor, trace: RoutingTrace) -> DecoderOutput:
-        """Return the output of the last queries, after the heads of a layer that does not come."""
+        """Return what the last queries say, after the heads of a layer that does not come."""
         self.blocked_by_heads(x, self.frame, len(self.layers) % 3)
         return super().output(x, trace)
 
