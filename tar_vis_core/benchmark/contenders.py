@@ -168,7 +168,9 @@ def operators(line: Contender, image: np.ndarray) -> dict[str, str]:
     names = {event.key.removeprefix('aten::') for event in seen.key_averages()}
     # the function itself is none of those that it chooses from
     fused += sorted(name.strip('_') for name in names if name.startswith('_scaled_dot_product') and 'math' not in name)
-    layer = line.segmenter.model.pixel_decoder.layers[0].self_attn
+    layer = next((m for m in line.segmenter.model.modules() if isinstance(m, deformable.DeformableAttention)), None)
+    if layer is None:
+        return {'attention': ', '.join(fused) or 'separate products', 'deformable_attention': 'none'}
     with torch.inference_mode():
         style = reference if isinstance(layer, PublishedAttention) else deformable
         sampler = style.sampler(line.segmenter.device, line.segmenter.model.config.dim // layer.heads)

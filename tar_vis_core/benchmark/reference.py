@@ -21,6 +21,7 @@ from tar_vis_core.models.deformable import DeformableAttention, Shapes
 from tar_vis_core.models.layers import bilinear, sine_encoding
 from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory, MaskedDecoder
 from tar_vis_core.models.pixel_decoder import PixelDecoder
+from tar_vis_core.models.proposals import Proposals
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
 
@@ -50,9 +51,10 @@ class ReferenceDecoder(MaskedDecoder):
     for the device.
     """
 
-    def memory(self, mask_features: Tensor, levels: list[Tensor]) -> UnreducedMemory:
+    def memory(self, mask_features: Tensor, levels: list[Tensor], proposals: Proposals | None = None
+               ) -> UnreducedMemory:
         """Return what the layers attend to in a frame, and keep it for the heads."""
-        self.frame = UnreducedMemory(mask_features, levels, self.level_embed)
+        self.frame = UnreducedMemory(mask_features, levels, self.level_embed, proposals=proposals)
         return self.frame
 
     def run_layer(self, i: int, x: Tensor, memory: UnreducedMemory, position: Tensor | None = None) -> Tensor:
@@ -60,13 +62,18 @@ class ReferenceDecoder(MaskedDecoder):
         position = self.query_embed if position is None else position
         key, value, _ = memory[i % 3]
         blocked = self.blocked_by_heads(x, memory, i % 3)
-        blocked[torch.where(blocked.all(-1))] = False
+        inside = memory.inside(i % 3)
+        if inside is None:
+            blocked[torch.where(blocked.all(-1))] = False
+        else:
+            blocked |= ~inside
+            blocked = torch.where(blocked.all(-1, keepdim=True), ~inside, blocked)
         return self.layers[i](x, x + position, key, value, ~blocked, position)
 
-    def output(self, x: Tensor, trace: RoutingTrace) -> DecoderOutput:
+    def output(self, x: Tensor, trace: RoutingTrace, proposals: Proposals | None = None) -> DecoderOutput:
         """Return what the last queries say, after the heads of a layer that does not come."""
         self.blocked_by_heads(x, self.frame, len(self.layers) % 3)
-        return super().output(x, trace)
+        return super().output(x, trace, proposals)
 
     def blocked_by_heads(self, x: Tensor, memory: UnreducedMemory, level: int) -> Tensor:
         """Run all heads on queries; return where their masks are negative at a level, ``(N, Q, S)``."""

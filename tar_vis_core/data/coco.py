@@ -42,6 +42,7 @@ class Annotation:
     rle: dict                 # pycocotools' compressed run lengths at the image's size
     area: float               # mask pixels
     label: int                # what the model learns
+    boxed: bool = False       # its mask is only its box
 
 
 @dataclass
@@ -75,7 +76,8 @@ class ImageRecord:
             labels=np.array([a.label for a in single], np.int64),
             voc=np.array([voc_index(a.category) for a in single], np.uint8),
             trusted=np.array([not a.pseudo for a in single], bool),
-            ignore=ignore, inside=np.ones((self.height, self.width), bool), exhaustive=self.exhaustive)
+            ignore=ignore, inside=np.ones((self.height, self.width), bool), exhaustive=self.exhaustive,
+            boxed=np.array([a.boxed for a in single], bool))
 
 
 def voc_index(category: str) -> int:
@@ -84,7 +86,7 @@ def voc_index(category: str) -> int:
 
 
 def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Container[int] = (),
-              labels: Mapping[str, int] | None = None) -> list[ImageRecord]:
+              labels: Mapping[str, int] | None = None, boxes: bool = False) -> list[ImageRecord]:
     """Read a COCO file. With ``preload`` the image files are kept in memory.
 
     ``labels`` gives the label of a category's name; other categories, and images with no others, are left out. Without
@@ -118,8 +120,10 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
         if not (area := float(coco_mask.area(rle))):
             left_out.add('with an empty mask', own)
             continue
-        record.annotations.append(Annotation(own, name, entry.flag('iscrowd', False), entry.flag('pseudo', False), rle,
-                                             area, label))
+        crowd, pseudo = entry.flag('iscrowd', False), entry.flag('pseudo', False)
+        # a machine that does not trust its mask leaves the box in its place, as a crowd for who cannot use it
+        boxed = boxes and crowd and pseudo and not entry.flag('ignore', False)
+        record.annotations.append(Annotation(own, name, crowd and not boxed, pseudo, rle, area, label, boxed))
     left_out.tell()
     kept = [record for record in records.values()
             if record.id not in skip_image_ids and (labels is None or record.annotations)]
@@ -139,10 +143,11 @@ class CocoDataset(Dataset):
                  augment: bool = True, seed: int = 0, copy_paste: float = 0.4, lookalikes: float = 0.03,
                  mosaic: float = 0.0,
                  min_pixels: int = 40, max_instances: int = 40, skip_image_ids: Container[int] = (),
-                 labels: Mapping[str, int] | None = None) -> None:
+                 labels: Mapping[str, int] | None = None, boxes: bool = False) -> None:
         if isinstance(json_paths, (str, Path)):
             json_paths = [json_paths]
-        self.records = [record for path in json_paths for record in load_coco(path, False, skip_image_ids, labels)]
+        self.records = [record for path in json_paths
+                        for record in load_coco(path, False, skip_image_ids, labels, boxes)]
         if not self.records:
             raise DataError(f'no image in {", ".join(map(str, json_paths))}')
         small = sum(record.path.stat().st_size for record in self.records) < PRELOAD_BYTES

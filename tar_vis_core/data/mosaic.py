@@ -39,4 +39,4 @@ def random_mosaic(rng: np.random.Generator, scenes: Sequence[Scene], size: tuple
         own[:, top:bottom, left:right] = part.masks
     return Scene(image, masks, *(np.concatenate([getattr(part, name) for part in parts])
                                  for name in ('labels', 'voc', 'trusted')),
-                 ignore, inside, all(part.exhaustive for part in parts))
+                 ignore, inside, all(part.exhaustive for part in parts), np.concatenate([p.boxed for p in parts]))

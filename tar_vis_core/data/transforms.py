@@ -31,6 +31,11 @@ class Scene:
     ignore: np.ndarray      # (h, w) bool, crowds and instances too small to ask for
     inside: np.ndarray      # (h, w) bool, False where the canvas shows padding
     exhaustive: bool        # True: every class is labelled; False: only the persons are
+    boxed: np.ndarray | None = None     # (n,) bool, True where the mask is only the object's box; None: nowhere
+
+    def __post_init__(self) -> None:
+        if self.boxed is None:
+            self.boxed = np.zeros(len(self.masks), bool)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,7 +44,7 @@ class Scene:
     def select(self, keep: np.ndarray) -> Scene:
         """The scene with the instances that ``keep`` (indices or booleans) names, in that order."""
         return replace(self, masks=self.masks[keep], labels=self.labels[keep], voc=self.voc[keep],
-                       trusted=self.trusted[keep])
+                       trusted=self.trusted[keep], boxed=self.boxed[keep])
 
 
 @dataclass
@@ -54,6 +59,7 @@ class Sample:
     ignore: torch.Tensor     # (h, w) bool: an unmatched query in here is not charged as no-object
     semantic: torch.Tensor   # (h, w) uint8 Pascal VOC index, 0 background, 255 unknown
     exhaustive: bool         # False: only persons are labelled, an unmatched object may be real
+    boxed: torch.Tensor      # (n,) bool, True where the mask is only the object's box
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -200,7 +206,7 @@ def paste(scene: Scene, donor: Scene, behind: bool = False) -> Scene:
     return replace(
         scene, image=image, masks=np.concatenate([masks, added]),
         labels=np.concatenate([scene.labels, donor.labels]), voc=np.concatenate([scene.voc, donor.voc]),
-        trusted=np.concatenate([scene.trusted, donor.trusted]),
+        trusted=np.concatenate([scene.trusted, donor.trusted]), boxed=np.concatenate([scene.boxed, donor.boxed]),
         ignore=scene.ignore & ~over, inside=scene.inside | over)
 
 
@@ -284,4 +290,5 @@ def to_sample(scene: Scene) -> Sample:
         masks=torch.from_numpy(scene.masks), labels=torch.from_numpy(scene.labels),
         trusted=torch.from_numpy(scene.trusted),
         valid=torch.from_numpy(scene.masks.any((1, 2))), ignore=torch.from_numpy(scene.ignore),
-        semantic=torch.from_numpy(semantic_map(scene)), exhaustive=scene.exhaustive)
+        semantic=torch.from_numpy(semantic_map(scene)), exhaustive=scene.exhaustive,
+        boxed=torch.from_numpy(scene.boxed))

@@ -272,7 +272,7 @@ def record_parts(model: VideoInstanceModel, recorder: GraphRecorder) -> VideoIns
              (decoder, 'level_memory', False), (decoder, 'attended', True), (decoder, 'scores', True),
              (decoder, 'heads', True)]
     if decoder.synchronizer is not None:    # else it does nothing, or what is the host's, an assignment
-        parts.append((decoder, 'synchronize', True))
+        parts.append((decoder.synchronizer, 'forward', True))
     if model.tracker is not None:
         parts += [(part, 'forward', True) for part in model.tracker.recordable()]
     for owner, name, kept in parts:

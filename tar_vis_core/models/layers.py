@@ -32,7 +32,8 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     return torch.cat((y, x))
 
 
-ACTIVATIONS = {'none': nn.Identity(), 'relu': nn.ReLU(), 'relu6': nn.ReLU6(), 'gelu': nn.GELU()}
+ACTIVATIONS = {'none': nn.Identity(), 'relu': nn.ReLU(), 'relu6': nn.ReLU6(), 'gelu': nn.GELU(),
+               'leaky_relu': nn.LeakyReLU(0.1)}
 
 
 class Linear(nn.Linear):

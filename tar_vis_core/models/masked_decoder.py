@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.layers import MLP, DecoderLayer, bilinear, sine_encoding
 from tar_vis_core.models.presets import ROUTINGS, SYNCHRONIZERS
+from tar_vis_core.models.proposals import Proposals, QuerySeeds
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, into_slots, straight_through
 
 # Of a layer: the probabilities that it and each one after it execute.
 Gate = Callable[[int], Sequence[float]]
+# cosine of a query with the last frame's in its slot, below which it is another object's
+SAME_OBJECT = 0.5
 
 
 @dataclass
@@ -33,6 +36,7 @@ class DecoderOutput:
     logits: Tensor           # (N, Q, classes + 1), the last column is no-object
     mask_embeddings: Tensor  # (N, Q, D): their product with the mask features gives mask logits
     trace: RoutingTrace
+    boxes: Tensor | None = None     # (N, Q, 4) where queries start from a detector's boxes: no mask leaves its box
 
     @property
     def embeddings(self) -> Tensor:
@@ -52,6 +56,7 @@ class SupervisedOutput:
     logits: list[Tensor]           # each (N, Q, classes + 1)
     mask_embeddings: list[Tensor]  # each (N, Q, D)
     queries: Tensor                # (N, Q, D)
+    proposals: Proposals | None    # what the queries started from, in their order
     execute: Tensor | None         # (N, routers) softmax execute probability; None without routing
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
 
@@ -71,46 +76,77 @@ class FrameMemory:
     """The :func:`level_memory` of a frame, made when a layer first asks for its level."""
 
     def __init__(self, mask_features: Tensor, levels: list[Tensor], level_embed: Tensor,
-                 make: Callable[..., tuple[Tensor, Tensor, Tensor]] = level_memory):
+                 make: Callable[..., tuple[Tensor, Tensor, Tensor]] = level_memory,
+                 proposals: Proposals | None = None):
         self.mask_features, self.levels, self.level_embed, self._make = mask_features, levels, level_embed, make
+        self.proposals = proposals
         self._made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._inside: dict[int, Tensor] = {}
 
     def __getitem__(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
         if level not in self._made:
             self._made[level] = self._make(level, self.levels[level], self.mask_features, self.level_embed)
         return self._made[level]
 
+    def inside(self, level: int) -> Tensor | None:
+        """Return which cells of a level each query's box touches, ``(N, Q, S)``; None for queries without boxes."""
+        if self.proposals is not None and level not in self._inside:
+            self._inside[level] = self.proposals.inside(self.levels[level].shape[-2:])
+        return self._inside.get(level)
+
+    def reorder(self, order: Tensor) -> None:
+        """Put the proposals in another order, ``(N, Q)`` indices."""
+        if self.proposals is not None:
+            self.proposals, self.order, self._inside = self.proposals.ordered(order), order, {}
+
 
 class MaskedDecoder(nn.Module):
     """``layers`` decoder layers over three levels in turn, shared heads, and TAR if ``routing`` is set."""
 
     def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
-                 warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention'):
+                 warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention',
+                 seeds: int = 0, mask_dim: int = 0):
+        """``seeds``: channels of a detector's cells, from which queries start; 0: learned queries.
+
+        ``mask_dim``: channels of the mask features; 0: ``dim``.
+        """
         super().__init__()
         if synchronizer not in SYNCHRONIZERS:
             raise ValueError(f'synchronizer is {synchronizer!r}, expected one of {", ".join(SYNCHRONIZERS)}')
         self.warmup_layers = warmup_layers
         self.permutes = synchronizer == 'bipartite'
-        self.query_feat = nn.Parameter(torch.randn(queries, dim))
-        self.query_embed = nn.Parameter(torch.randn(queries, dim))
+        self.seeds = QuerySeeds(dim, classes, seeds) if seeds else None
+        if not seeds:
+            self.query_feat = nn.Parameter(torch.randn(queries, dim))
+            self.query_embed = nn.Parameter(torch.randn(queries, dim))
         self.level_embed = nn.Parameter(torch.randn(3, dim))
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, ffn) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(dim)
-        self.class_embed = nn.Linear(dim, classes + 1)
-        self.mask_embed = MLP(dim, dim, dim, 3)
+        # queries from a detector have its classes, and only learn whether there is an object: it has seen far more
+        self.class_embed = nn.Linear(dim, 1 if seeds else classes + 1)
+        if seeds:
+            nn.init.zeros_(self.class_embed.weight)
+            nn.init.zeros_(self.class_embed.bias)
+        self.mask_embed = MLP(dim, dim, mask_dim or dim, 3)
         self.reid_embed = MLP(dim, dim, dim, 3) if reid else None   # of CTVIS and DVIS++
         self.synchronizer = Synchronizer(dim, heads) if routing and synchronizer == 'attention' else None
         self.routers = Routers(layers - warmup_layers, dim) if routing else None
 
     level_memory = staticmethod(level_memory)
 
-    def memory(self, mask_features: Tensor, levels: list[Tensor]) -> FrameMemory:
+    def memory(self, mask_features: Tensor, levels: list[Tensor], proposals: Proposals | None = None) -> FrameMemory:
         """Return what the layers attend to in a frame."""
-        return FrameMemory(mask_features, levels, self.level_embed, self.level_memory)
+        return FrameMemory(mask_features, levels, self.level_embed, self.level_memory, proposals)
+
+    def begin(self, batch: int, proposals: Proposals | None) -> tuple[Tensor, Tensor]:
+        """Return the first queries ``(N, Q, D)`` and their positions, ``(Q, D)`` or ``(N, Q, D)``."""
+        if self.seeds is not None:
+            return self.seeds(proposals)
+        return self.query_feat.expand(batch, -1, -1), self.query_embed
 
     def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
                 routing: str = 'full', fixed_layers: int = 9, skip_bias: float = 0.0, gate: Gate | None = None,
-                ) -> DecoderOutput:
+                proposals: Proposals | None = None) -> DecoderOutput:
         """Decode a frame, or with ``routing='full'`` a batch of independent frames.
 
         ``previous (1, Q, D)`` are the last frame's ``queries``; without them (a first frame) all layers run.
@@ -119,8 +155,8 @@ class MaskedDecoder(nn.Module):
         """
         if routing not in ROUTINGS:
             raise ValueError(f'routing is {routing!r}, expected one of {", ".join(ROUTINGS)}')
-        memory = self.memory(mask_features, levels)
-        x, position = self.query_feat.expand(mask_features.shape[0], -1, -1), self.query_embed
+        memory = self.memory(mask_features, levels, proposals)
+        x, position = self.begin(mask_features.shape[0], proposals)
         count = len(self.layers)
         executed = [False] * count
         probability = np.full(count, np.nan, np.float32)
@@ -139,7 +175,7 @@ class MaskedDecoder(nn.Module):
                 raise ValueError(f'adaptive routing decodes one frame at a time, got a batch of {x.shape[0]}')
             for i in range(self.warmup_layers):
                 x = run(i, x)
-            x, position = self.synchronize(x, previous)
+            x, position, previous = self.synchronize(x, previous, position, memory)
             i = self.warmup_layers
             while i < count:
                 # A skip leaves the queries as they are, so every router up to the next executed layer reads
@@ -152,11 +188,14 @@ class MaskedDecoder(nn.Module):
                 if i < count:
                     x = run(i, x)
                     i += 1
-        return self.output(x, RoutingTrace(tuple(executed), probability))
+        return self.output(x, RoutingTrace(tuple(executed), probability), memory.proposals)
 
-    def output(self, x: Tensor, trace: RoutingTrace) -> DecoderOutput:
-        """What is said of the last queries ``(N, Q, D)``."""
-        return DecoderOutput(x, *self.heads(x), trace)
+    def output(self, x: Tensor, trace: RoutingTrace, proposals: Proposals | None = None) -> DecoderOutput:
+        """Return what the heads say of the last queries ``(N, Q, D)``."""
+        normed, reid, logits, mask_embeddings = self.heads(x)
+        if proposals is None:
+            return DecoderOutput(x, normed, reid, logits, mask_embeddings, trace)
+        return DecoderOutput(x, normed, reid, proposals.with_no_object(logits), mask_embeddings, trace, proposals.boxes)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Return queries after the norm, re-identification embeddings if any, class logits, mask embeddings."""
@@ -164,13 +203,23 @@ class MaskedDecoder(nn.Module):
         reid = None if self.reid_embed is None else self.reid_embed(normed)
         return normed, reid, self.class_embed(normed), self.mask_embed(normed)
 
-    def synchronize(self, x: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries ``(N, Q, D)`` in the slots of the last frame's, and their positions ``(Q, D)`` or ``(N, Q, D)``."""
-        if self.permutes:
-            return into_slots(x, previous, self.query_embed)
+    def synchronize(self, x: Tensor, previous: Tensor, position: Tensor, memory: FrameMemory
+                    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries ``(N, Q, D)`` in the slots of the last frame's, their positions, and their past.
+
+        Positions are ``(Q, D)`` or ``(N, Q, D)``; the past is what routers compare the queries with. Queries that start
+        from boxes first go, with their boxes, into the slots that they are nearest to. One that is near to none is a
+        new object's: it has no past but itself.
+        """
+        if self.permutes or self.seeds is not None:
+            x, position, order = into_slots(x, previous, position)
+            memory.reorder(order)
+        if self.seeds is not None:
+            known = torch.cosine_similarity(x, previous, dim=-1) >= SAME_OBJECT
+            previous = torch.where(known[..., None], previous, x)
         if self.synchronizer is not None:
             x = self.synchronizer(x, previous)
-        return x, self.query_embed
+        return x, position, previous
 
     def scores(self, x: Tensor, previous: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Return scores (skip, execute) of routers ``first..last-1`` on queries ``(N, Q, D)``, ``(N, routers, 2)``."""
@@ -187,22 +236,29 @@ class MaskedDecoder(nn.Module):
 
         ``position`` are the queries' positions if they are in other slots than the decoder's own.
         """
-        return self.attended(i, x, self.query_embed if position is None else position, *memory[i % 3])
+        return self.attended(i, x, self.query_embed if position is None else position, *memory[i % 3],
+                             memory.inside(i % 3))
 
-    def attended(self, i: int, x: Tensor, position: Tensor, key: Tensor, value: Tensor, reduced: Tensor) -> Tensor:
+    def attended(self, i: int, x: Tensor, position: Tensor, key: Tensor, value: Tensor, reduced: Tensor,
+                 inside: Tensor | None = None) -> Tensor:
         """:meth:`run_layer` with its level's memory."""
         with torch.no_grad():
             embedding = self.mask_embed(self.decoder_norm(x))
             keep = torch.matmul(embedding, reduced) >= 0
-            # a query with an empty mask attends everywhere; without indexing, so without a device sync
-            keep |= ~keep.any(-1, keepdim=True)
+            # a query with an empty mask attends everywhere, or in all of its box; without indexing, so without a
+            # device sync
+            if inside is None:
+                keep |= ~keep.any(-1, keepdim=True)
+            else:
+                keep &= inside
+                keep |= inside & ~keep.any(-1, keepdim=True)
         return self.layers[i](x, x + position, key, value, keep, position)
 
     def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
-                   tau: float = 0.0) -> SupervisedOutput:
+                   tau: float = 0.0, proposals: Proposals | None = None) -> SupervisedOutput:
         """Run all layers and heads. With ``previous (N, Q, D)`` straight-through gates route each sample (Eq. 10)."""
-        memory = FrameMemory(mask_features, levels, self.level_embed)
-        x, position = self.query_feat.expand(mask_features.shape[0], -1, -1), self.query_embed
+        memory = FrameMemory(mask_features, levels, self.level_embed, proposals=proposals)
+        x, position = self.begin(mask_features.shape[0], proposals)
         states = [x]
         execute, executed = [], []
         for i in range(len(self.layers)):
@@ -215,9 +271,14 @@ class MaskedDecoder(nn.Module):
                 execute.append(scores.softmax(-1)[:, EXECUTE])
                 executed.append(gate[:, EXECUTE].detach())
             if previous is not None and i == self.warmup_layers - 1:
-                x, position = self.synchronize(x, previous)
+                x, position, previous = self.synchronize(x, previous, position, memory)
+                if memory.proposals is not None:
+                    states = [s.take_along_dim(memory.order[..., None], 1) for s in states]
             states.append(x)
         normed = [self.decoder_norm(s) for s in states]
+        logits = [self.class_embed(n) for n in normed]
+        if memory.proposals is not None:
+            logits = [memory.proposals.with_no_object(z) for z in logits]
         return SupervisedOutput(
-            [self.class_embed(n) for n in normed], [self.mask_embed(n) for n in normed], x,
+            logits, [self.mask_embed(n) for n in normed], x, memory.proposals,
             torch.stack(execute, 1) if execute else None, torch.stack(executed, 1) if executed else None)

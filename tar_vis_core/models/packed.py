@@ -21,7 +21,7 @@ from tar_vis_core.runtime.device import use_full_float32
 # an activation's name and constants in oneDNN's operators
 ONEDNN_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
     'none': ('none', [], ''), 'relu': ('relu', [], ''), 'relu6': ('hardtanh', [0.0, 6.0], ''),
-    'gelu': ('gelu', [], 'none')}
+    'gelu': ('gelu', [], 'none'), 'leaky_relu': ('leaky_relu', [0.1], '')}
 
 # what may follow a residual sum
 IN_PLACE = {'none': lambda x: x, 'relu': F.relu_}

@@ -30,12 +30,13 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class ModelConfig:
     """Sizes of a model; the defaults are those of MinVIS on ResNet-50."""
 
-    family: str                             # 'nano', 'minvis', 'ctvis', 'dvis', 'dvispp', 'dvis_daq' or 'crowd'
+    family: str                             # the first word of a preset's name, as 'minvis', 'dvis_daq' or 'nano2'
     backbone: str                           # a key of ``backbones.BACKBONES``
     class_set: str = 'youtube_vis_2019'     # a key of ``CLASS_SETS``, or 'custom' with names of a weights file
     class_names: tuple[str, ...] = ()       # what users see; empty: those of the class set
     classes: int = 0                        # decoder classes, without no-object; 0: as many as names
     dim: int = 256
+    mask_dim: int = 0                       # channels of mask features; 0: ``dim``
     queries: int = 100
     heads: int = 8
     decoder_ffn: int = 2048
@@ -70,6 +71,10 @@ PRESETS = {
         'nano', 'mobilenet_v2', 'nano', classes=2, dim=128, queries=50, decoder_ffn=512, encoder_layers=1,
         encoder_ffn=512, encoder_heads=4, short_side=256, separable=True, pixel_mean=(127.5,) * 3,
         pixel_std=(127.5,) * 3, tracker='motion', semantic_classes=True),
+    # the next default model, in training: queries that start from a detector's boxes
+    'nano2': ModelConfig(
+        'nano2', 'nanodet', 'coco', dim=128, mask_dim=64, queries=64, decoder_ffn=512, decoder_layers=3, short_side=320,
+        tracker='motion'),
     'minvis_r50': ModelConfig('minvis', 'r50', short_side=360),
     'minvis_swin_l': ModelConfig('minvis', 'swin_l', queries=200),
     'ctvis_r50': ModelConfig('ctvis', 'r50', reid=True, match_threshold=0.3),

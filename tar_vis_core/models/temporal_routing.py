@@ -41,13 +41,15 @@ class Synchronizer(nn.Module):
         return self.norm(previous + self.attention(previous, queries, queries))
 
 
-def into_slots(queries: Tensor, previous: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+def into_slots(queries: Tensor, previous: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``queries (N, Q, D)`` in the order of the slots of ``previous`` that they are nearest to (cosine, one to one).
 
-    Their rows of ``position (Q, D)`` go with them, ``(N, Q, D)``: a slot's place is that of the query it came from.
+    Their rows of ``position``, ``(Q, D)`` or ``(N, Q, D)``, go with them: a slot's place is that of the query it came
+    from. The third is the order, ``(N, Q)``.
     """
     order = torch.stack([match_embeddings(p, q) for p, q in zip(previous, queries)])
-    return queries.take_along_dim(order[..., None], 1), position[order]
+    places = position.expand(len(queries), -1, -1)
+    return queries.take_along_dim(order[..., None], 1), places.take_along_dim(order[..., None], 1), order
 
 
 class Routers(nn.Module):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tar_vis_core.models.proposals import cropped
+
 
 @dataclass
 class Tracked:
@@ -25,6 +27,7 @@ class Tracked:
     hidden: np.ndarray | None = None
     # (T, R, classes + 1) class logits over the slot's frames so far, which users get; None: those of the frame
     logits_so_far: Tensor | None = None
+    boxes: Tensor | None = None     # (T, R, 4) that masks do not leave, as shares of the padded input's sides
 
 
 def stacked(parts: Sequence[Tracked]) -> Tracked:
@@ -52,4 +55,6 @@ def masks_of(tracked: Tracked, frame: int, rows: Tensor, mask_features: Tensor) 
     embeddings, features = tracked.mask_embeddings[frame, rows], mask_features[frame]
     narrow = min(embeddings.dtype, features.dtype, key=lambda dtype: dtype.itemsize)
     masks = torch.einsum('kd,dhw->khw', embeddings.to(narrow), features.to(narrow))
-    return masks if tracked.mask_bias is None else masks + tracked.mask_bias[frame, rows, None, None]
+    if tracked.mask_bias is not None:
+        masks = masks + tracked.mask_bias[frame, rows, None, None]
+    return masks if tracked.boxes is None else cropped(masks, tracked.boxes[frame, rows])

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar_vis_core.models.backbones import BACKBONES, MobileNetV2
+from tar_vis_core.models.backbones import BACKBONES, MobileNetV2, NanoDet
 from tar_vis_core.models.dynamic_anchors import DynamicAnchorNetwork
+from tar_vis_core.models.mask_branch import MaskBranch
 from tar_vis_core.models.masked_decoder import DecoderOutput, Gate, MaskedDecoder, SupervisedOutput
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.presets import ModelConfig, find_preset
+from tar_vis_core.models.proposals import Proposals, propose
 from tar_vis_core.models.referring import ReferringTracker
 from tar_vis_core.models.referring_2023 import ReferringTracker2023
 
@@ -32,11 +34,13 @@ class Features:
     mask_features: Tensor      # (N, D, h, w) at stride 4
     levels: list[Tensor]       # (N, D, ., .) at strides 32, 16, 8
     semantic: Tensor | None    # (N, 21, ., .) Pascal VOC logits at stride 32, where the backbone has them
+    proposals: Proposals | None = None      # where the backbone is a detector
 
     def clone(self) -> Features:
         """Return a copy in memory of its own."""
         return Features(self.mask_features.clone(), [level.clone() for level in self.levels],
-                        None if self.semantic is None else self.semantic.clone())
+                        None if self.semantic is None else self.semantic.clone(),
+                        None if self.proposals is None else self.proposals.clone())
 
 
 class VideoInstanceModel(nn.Module):
@@ -46,12 +50,15 @@ class VideoInstanceModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = BACKBONES[config.backbone]()
-        self.pixel_decoder = PixelDecoder(
+        detects = isinstance(self.backbone, NanoDet)
+        self.pixel_decoder = MaskBranch(
+            self.backbone.channels, config.dim, config.mask_dim) if detects else PixelDecoder(
             self.backbone.channels, config.dim, config.encoder_layers, config.encoder_heads, ffn=config.encoder_ffn,
             separable=config.separable)
         self.decoder = MaskedDecoder(
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
-            config.warmup_layers, config.routing, config.reid, config.synchronizer)
+            config.warmup_layers, config.routing, config.reid, config.synchronizer,
+            self.backbone.channels[-1] if detects else 0, config.mask_dim)
         self.tracker = None
         if config.tracker_layers:
             self.tracker = TRACKER_NETWORKS[config.tracker](
@@ -75,6 +82,9 @@ class VideoInstanceModel(nn.Module):
     def encode(self, images: Tensor) -> Features:
         """Normalised, padded images ``(N, 3, H, W)`` to features."""
         maps, semantic = self.backbone(images), None
+        if isinstance(self.backbone, NanoDet):
+            proposals = propose(maps, self.backbone.classes, self.config.queries)
+            return Features(*self.pixel_decoder(maps.stem, *maps.levels[:3]), None, proposals)
         if isinstance(self.backbone, MobileNetV2):
             maps, semantic = maps
         return Features(*self.pixel_decoder(*maps), semantic if self.config.semantic_classes else None)
@@ -82,11 +92,12 @@ class VideoInstanceModel(nn.Module):
     def decode(self, features: Features, previous: Tensor | None = None, routing: str = 'full',
                fixed_layers: int = 9, skip_bias: float = 0.0, gate: Gate | None = None) -> DecoderOutput:
         """Inference form of the decoder; see :meth:`MaskedDecoder.forward`."""
-        return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias, gate)
+        return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias, gate,
+                            features.proposals)
 
     def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0) -> SupervisedOutput:
         """Training form of the decoder; see :meth:`MaskedDecoder.supervised`."""
-        return self.decoder.supervised(features.mask_features, features.levels, previous, tau)
+        return self.decoder.supervised(features.mask_features, features.levels, previous, tau, features.proposals)
 
     @staticmethod
     def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

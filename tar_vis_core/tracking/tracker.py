@@ -46,7 +46,8 @@ class MatchingTracker:
                 embeddings = embeddings[indices]
             memory = embeddings
             rows.append(slots)
-        return Tracked(frames.logits, frames.mask_embeddings, None, frames.embeddings, np.stack(rows)), memory
+        return Tracked(frames.logits, frames.mask_embeddings, None, frames.embeddings, np.stack(rows),
+                       boxes=frames.boxes), memory
 
 
 def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:

@@ -10,6 +10,7 @@ from tar_vis_core.data.transforms import PERSON, Sample
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.losses import make_target, semantic_loss, set_losses, total_loss
+from tar_vis_core.training.proposal_losses import proposal_losses
 from tar_vis_core.training.recipe import Recipe
 from tar_vis_core.training.tracker_losses import TrackedFrame, tracker_losses
 
@@ -56,8 +57,12 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
             if not again:
                 tracked.append(TrackedFrame(output, features.mask_features, targets))
             if decoder_trains or encoder_trains:
-                terms = set_losses(output.logits, output.mask_embeddings, features.mask_features, targets, recipe.loss,
-                                   phase, person)
+                if output.proposals is not None:
+                    terms = proposal_losses(
+                        output, features.mask_features, samples, images.shape[-2:], recipe.loss, person)
+                else:
+                    terms = set_losses(output.logits, output.mask_embeddings, features.mask_features, targets,
+                                       recipe.loss, phase, person)
                 if features.semantic is not None and encoder_trains:
                     terms['semantic'] = semantic_loss(features.semantic, targets)
                 total, passes = total + total_loss(terms, recipe.loss), passes + 1

@@ -50,7 +50,7 @@ def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Sour
             table = FROM_COCO.get(config.class_set, {name: name for name in labels})
             labels_of_coco = {name: labels[ours] for name, ours in table.items()}
         stills = CocoDataset([folder / path for path in recipe.data], seed=recipe.seed, mosaic=recipe.mosaic,
-                             labels=None if labels is None else labels_of_coco)
+                             labels=None if labels is None else labels_of_coco, boxes=config.backbone == 'nanodet')
         clips = stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip, gaps=recipe.gaps)
         sources.append(Source(clips, stills))
     if recipe.videos:

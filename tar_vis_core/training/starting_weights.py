@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tar_vis_core.models.backbones.mobilenet import MobileNetV2
+from tar_vis_core.models.backbones import MobileNetV2, NanoDet
 from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import ModelConfig, find_preset
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -34,9 +34,13 @@ def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None 
     torch.manual_seed(recipe.seed)
     model = VideoInstanceModel(replace(with_classes(find_preset(recipe.preset), recipe.classes), routing=routing))
     if backbone:
-        if not isinstance(model.backbone, MobileNetV2):
-            raise RecipeError(f'--backbone is for MobileNetV2; give {recipe.preset} a converted backbone with --init')
-        model.backbone.load_deeplab(backbone)
+        if isinstance(model.backbone, NanoDet):
+            model.backbone.load_published(backbone)
+        elif isinstance(model.backbone, MobileNetV2):
+            model.backbone.load_deeplab(backbone)
+        else:
+            raise RecipeError(f'--backbone is for MobileNetV2 and NanoDet; give {recipe.preset} a converted backbone '
+                              'with --init')
     if header is None:
         return model, []
     if header.kind == 'backbone':

@@ -28,9 +28,10 @@ def test_queries_and_their_positions_move_into_the_slots_they_are_nearest_to():
     position = torch.randn(QUERIES, DIM, generator=generator)
     orders = [torch.randperm(QUERIES, generator=generator) for _ in range(2)]
     previous = torch.stack([3 * q[order] + 0.1 for q, order in zip(queries, orders)])
-    moved, places = into_slots(queries, previous, position)
+    moved, places, order_of = into_slots(queries, previous, position)
     for k, order in enumerate(orders):
         assert torch.equal(moved[k], queries[k, order]) and torch.equal(places[k], position[order])
+        assert torch.equal(order_of[k], order)
 
 
 @torch.no_grad()

@@ -1,0 +1,152 @@
+"""From a detector's predictions to the queries that a decoder starts with: one for each likely object.
+
+A query so knows where its object is and what it may be before the first decoder layer: its content comes from the
+detector's cell, its position from the cell's box, and its first attention mask is the box.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tar_vis_core.models.backbones.nanodet import BINS, STRIDES, DetectorMaps
+from tar_vis_core.models.layers import MLP
+
+CANDIDATES = 256        # best cells of a frame among which overlapping ones are dropped
+# A box that overlaps a surer one by more than this is the same object: of one class, of whatever class.
+SAME_CLASS_IOU, ANY_CLASS_IOU = 0.6, 0.85
+MARGIN = 0.15           # of a box's sides, by which masks may exceed it on each side
+FREQUENCIES = 8         # of the sine encoding of a box's sides
+LEAST = -30.0           # logit of what was dropped
+
+
+@dataclass
+class Proposals:
+    """The likeliest objects of N frames, Q each, by falling score; where there are fewer the rest has no class."""
+
+    boxes: Tensor       # (N, Q, 4) left, top, right, bottom as shares of the padded input's width and height
+    logits: Tensor      # (N, Q, classes) of the detector
+    content: Tensor     # (N, Q, C) the detector's features of the cell
+
+    def clone(self) -> Proposals:
+        """Return the same in memory of its own."""
+        return Proposals(self.boxes.clone(), self.logits.clone(), self.content.clone())
+
+    def ordered(self, order: Tensor) -> Proposals:
+        """Return them in another order, ``(N, Q)`` indices."""
+        return Proposals(*(t.take_along_dim(order[..., None], 1) for t in (self.boxes, self.logits, self.content)))
+
+    def with_no_object(self, logit: Tensor) -> Tensor:
+        """Return the detector's logits with a decoder's of no-object ``(N, Q, 1)`` behind, ``(N, Q, classes + 1)``."""
+        return torch.cat((self.logits.to(logit.dtype), logit), -1)
+
+    def inside(self, size: tuple[int, int]) -> Tensor:
+        """Return which cells of a map of ``size`` (h, w) touch the boxes with their margin, ``(N, Q, h * w)``."""
+        return touched_cells(self.boxes, size).flatten(2)
+
+
+def wider(boxes: Tensor) -> Tensor:
+    """Return boxes ``(..., 4)`` with their margin, cut at the picture's edge but never empty."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    margin = MARGIN * (high - low) + 0.002
+    return torch.cat(((low - margin).clamp(0, 0.998), (high + margin).clamp(0.002, 1)), -1)
+
+
+def touched_cells(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return which cells of a map of ``size`` (h, w) boxes ``(..., 4)`` touch with their margin, ``(..., h, w)``."""
+    left, top, right, bottom = wider(boxes).unbind(-1)
+
+    def touched(low: Tensor, high: Tensor, cells: int) -> Tensor:
+        edge = torch.arange(cells + 1, device=low.device, dtype=low.dtype) / cells
+        return (edge[1:] > low[..., None]) & (edge[:-1] < high[..., None])
+
+    return touched(top, bottom, size[0])[..., :, None] & touched(left, right, size[1])[..., None, :]
+
+
+def cropped(masks: Tensor, boxes: Tensor | None) -> Tensor:
+    """Return mask logits ``(..., h, w)`` that are negative outside their boxes ``(..., 4)``; as they are without."""
+    if boxes is None:
+        return masks
+    return torch.where(touched_cells(boxes.to(masks.device), masks.shape[-2:]), masks, masks.clamp(max=-1))
+
+
+def box_ious(a: Tensor, b: Tensor) -> Tensor:
+    """Return the intersection over union of boxes ``(..., n, 4)`` and ``(..., m, 4)``, ``(..., n, m)``."""
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    common = (high - low).clamp(min=0).prod(-1)
+    return common / ((a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - common).clamp(min=1e-9)
+
+
+def decoded_boxes(predictions: list[Tensor], classes: int) -> Tensor:
+    """Return the boxes of all cells ``(N, cells, 4)`` as shares of the input's sides, levels one after the other."""
+    found = []
+    height, width = (n * STRIDES[0] for n in predictions[0].shape[-2:])
+    for p, stride in zip(predictions, STRIDES, strict=True):
+        h, w = p.shape[-2:]
+        bins = torch.arange(BINS, device=p.device, dtype=torch.float32)
+        sides = p[:, classes:].float().unflatten(1, (4, BINS)).softmax(2)
+        left, top, right, bottom = (stride * torch.einsum('nkbhw,b->nkhw', sides, bins)).unbind(1)
+        x = stride * torch.arange(w, device=p.device, dtype=torch.float32)
+        y = stride * torch.arange(h, device=p.device, dtype=torch.float32)[:, None]
+        found.append(torch.stack(((x - left) / width, (y - top) / height, (x + right) / width, (y + bottom) / height),
+                                 -1).flatten(1, 2))
+    return torch.cat(found, 1).clamp(0, 1)
+
+
+def propose(maps: DetectorMaps, classes: int, queries: int) -> Proposals:
+    """Choose the likeliest objects: the best cells, without those that overlap a surer one.
+
+    All pairs are compared at once (Fast NMS; Bolya et al. 2019), so that the work is the same for every picture.
+    """
+    logits = torch.cat([p[:, :classes].flatten(2) for p in maps.predictions], 2).transpose(1, 2).float()
+    content = torch.cat([c.flatten(2) for c in maps.cells], 2).transpose(1, 2)
+    best, label = logits.max(-1)
+    best, order = best.topk(min(CANDIDATES, best.shape[1]), 1)
+    boxes = decoded_boxes(maps.predictions, classes).take_along_dim(order[..., None], 1)
+    label = label.take_along_dim(order, 1)
+    overlap = box_ious(boxes, boxes)
+    same = label[:, :, None] == label[:, None]
+    repeated = (overlap > ANY_CLASS_IOU) | (same & (overlap > SAME_CLASS_IOU))
+    dropped = repeated.triu(1).any(1)       # row i is surer than column j > i
+    chosen = (best - 1e4 * dropped).topk(min(queries, best.shape[1]), 1).indices
+    order, gone = order.take_along_dim(chosen, 1), dropped.take_along_dim(chosen, 1)
+    logits = logits.take_along_dim(order[..., None], 1)
+    found = Proposals(boxes.take_along_dim(chosen[..., None], 1), torch.where(gone[..., None], LEAST, logits),
+                      content.take_along_dim(order[..., None], 1))
+    short = queries - found.boxes.shape[1]      # of a picture with fewer cells than queries
+    if short > 0:
+        pad = (0, 0, 0, short)
+        found = Proposals(nn.functional.pad(found.boxes, pad), nn.functional.pad(found.logits, pad, value=LEAST),
+                          nn.functional.pad(found.content, pad))
+    return found
+
+
+class QuerySeeds(nn.Module):
+    """Proposals to a decoder's first queries and their positions."""
+
+    def __init__(self, dim: int, classes: int, content: int) -> None:
+        super().__init__()
+        self.content = nn.Linear(content, dim)
+        self.names = nn.Linear(classes, dim, bias=False)
+        self.place = MLP(8 * FREQUENCIES, dim, dim, 2)
+        self.shape = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, proposals: Proposals) -> tuple[Tensor, Tensor]:
+        """Return queries and positions, each ``(N, Q, D)``."""
+        position = self.place(box_encoding(proposals.boxes))
+        x = self.content(proposals.content) + self.names(proposals.logits.sigmoid()) + self.shape(position)
+        return self.norm(x), position
+
+
+def box_encoding(boxes: Tensor) -> Tensor:
+    """Return sines and cosines of the centre and the logarithmic size of boxes ``(..., 4)``, ``(..., 64)``."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    size = (high - low).clamp(min=1e-3)
+    values = torch.cat(((low + high) / 2, -size.log() / 7), -1)         # 0..1
+    octaves = torch.pi * 2.0 ** torch.arange(FREQUENCIES, device=boxes.device, dtype=boxes.dtype)
+    angles = (values[..., None] * octaves).flatten(-2)
+    return torch.cat((angles.sin(), angles.cos()), -1)

@@ -1,0 +1,122 @@
+"""Losses of a decoder whose queries start from a detector's boxes.
+
+A query keeps its box, so which instance it stands for is settled once a frame by class and box, not at every depth by
+masks. Masks are compared on a grid inside the query's box, so that a small object counts as much as a large one. Of
+an instance whose mask is not known but its box, the mask's projections on the box's sides are compared (BoxInst; Tian
+et al. 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from tar_vis_core.data.transforms import Sample
+from tar_vis_core.models.masked_decoder import SupervisedOutput
+from tar_vis_core.models.proposals import box_ious, wider
+from tar_vis_core.training.distributed import mean_over_processes
+from tar_vis_core.training.losses import LossWeights
+
+GRID = 28               # points of a side of the grid on which masks are compared
+LEAST_IOU = 0.5         # of boxes, for a query to stand for an instance
+MOST_PERSONS = 12       # from so many on, persons of a picture are not all labelled
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Return the tight boxes of boolean masks ``(n, H, W)`` as shares of the sides, ``(n, 4)``; none is empty."""
+    sides = []
+    for axis, size in ((1, masks.shape[2]), (2, masks.shape[1])):
+        line = masks.any(axis).float()                                   # columns, then rows
+        first, last = line.argmax(1), size - line.flip(1).argmax(1)
+        sides.append((first / size, last / size))
+    (left, right), (top, bottom) = sides
+    return torch.stack((left, top, right, bottom), 1)
+
+
+def assign(logits: Tensor, boxes: Tensor, labels: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries and instances that belong together, by the detector's ``logits (Q, C)`` and ``boxes (Q, 4)``."""
+    iou = box_ious(boxes, truth)
+    cost = 2 * (1 - logits.sigmoid()[:, labels]) + 5 * (1 - iou) + 100 * (iou < LEAST_IOU)
+    q, t = (torch.as_tensor(i) for i in linear_sum_assignment(cost.numpy(force=True)))
+    good = iou[q, t] >= LEAST_IOU
+    return q[good], t[good]
+
+
+def grid_in(boxes: Tensor) -> Tensor:
+    """Return the places of a grid inside boxes ``(K, 4)`` as ``grid_sample`` takes them, ``(K, GRID, GRID, 2)``."""
+    steps = (torch.arange(GRID, device=boxes.device) + 0.5) / GRID
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    x, y = (low + steps[:, None] * (high - low)).unbind(-1)              # (K, GRID) each
+    return 2 * torch.stack((x[:, None].expand(-1, GRID, -1), y[..., None].expand(-1, -1, GRID)), -1) - 1
+
+
+def mask_costs(predicted: Tensor, truth: Tensor, boxed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and dice of mask logits ``(M, K, g, g)`` against ``truth (K, g, g)``, each ``(M, K)``.
+
+    Of ``boxed (K,)`` masks only the projections count, with their dice.
+    """
+    p = predicted.sigmoid()
+
+    def dice(a: Tensor, b: Tensor) -> Tensor:
+        return 1 - (2 * (a * b).flatten(2).sum(2) + 1) / (a.flatten(2).sum(2) + b.flatten(2).sum(2) + 1)
+
+    bce = F.binary_cross_entropy_with_logits(predicted, truth.expand_as(predicted), reduction='none').mean((2, 3))
+    truth = truth[None]
+    projected = (dice(p.amax(2), truth.amax(2)) + dice(p.amax(3), truth.amax(3))) / 2
+    return torch.where(boxed, 0.0, bce), torch.where(boxed, projected, dice(p, truth))
+
+
+def proposal_losses(output: SupervisedOutput, mask_features: Tensor, samples: list[Sample], size: tuple[int, int],
+                    weights: LossWeights, person: int | None = 0) -> dict[str, Tensor]:
+    """Return the losses of B frames summed over depths, averaged as Mask2Former does; a dict of the unweighted terms.
+
+    ``size`` is the padded input's (height, width), to which masks of the samples are padded.
+    """
+    proposals, device = output.proposals, mask_features.device
+    logits, embeddings = torch.stack(output.logits, 1).float(), torch.stack(output.mask_embeddings, 1).float()
+    sums: dict[str, list[Tensor]] = {name: [] for name in ('class', 'mask', 'dice')}
+    count, weight_sum = 0, logits.new_zeros(())
+    for b, (sample, features) in enumerate(zip(samples, mask_features.float().unbind(), strict=True)):
+        pad = 0, size[1] - sample.masks.shape[2], 0, size[0] - sample.masks.shape[1]
+        seen = sample.masks.flatten(1).any(1)
+        masks, labels = F.pad(sample.masks[seen], pad).to(device), sample.labels[seen].to(device)
+        boxed = sample.boxed[seen].to(device)
+        boxes = proposals.boxes[b]
+        q, t = assign(proposals.logits[b], boxes, labels, mask_boxes(masks)) if len(labels) else (labels, labels)
+        target = torch.full((len(boxes),), logits.shape[-1] - 1, device=device)
+        # an object that the detector names wrongly is better not shown
+        named = proposals.logits[b, q].argmax(-1) == labels[t]
+        target[q[named]] = labels[t[named]]
+        weight = torch.full((len(boxes),), weights.no_object, device=device)
+        if person is not None and (labels == person).sum() >= MOST_PERSONS:
+            weight[proposals.logits[b].argmax(-1) == person] = 0
+        weight[ignored_share(F.pad(sample.ignore, pad).to(device), boxes) > 0.5] = 0
+        weight[q[named]] = 1
+        z = logits[b]                                                     # (M, Q, C + 1)
+        losses = F.cross_entropy(z.flatten(0, 1), target.repeat(len(z)), reduction='none').unflatten(0, z.shape[:2])
+        sums['class'].append((weight * losses).sum(-1))
+        weight_sum = weight_sum + weight.sum() * len(z)
+        costs = z.new_zeros(2, len(z))
+        if len(q):
+            places = grid_in(wider(boxes[q]))
+            truth = F.grid_sample(masks[t][:, None].float(), places, align_corners=False)[:, 0]
+            predicted = (embeddings[b][:, q] @ features.flatten(1)).unflatten(-1, features.shape[1:])
+            predicted = F.grid_sample(predicted.transpose(0, 1), places, align_corners=False,
+                                      padding_mode='border').transpose(0, 1)
+            costs = torch.stack([c.sum(1) for c in mask_costs(predicted, truth, boxed[t])])
+        for name, cost in zip(('mask', 'dice'), costs, strict=True):
+            sums[name].append(cost)
+        count += len(q)
+    count, weight_sum = mean_over_processes(torch.stack((weight_sum.new_tensor(float(count)), weight_sum))).unbind()
+    count = count.clamp(min=1e-3)        # the mean over processes may lie below one
+    shares = {'class': weight_sum.clamp(min=1e-3) / logits.shape[1], 'mask': count, 'dice': count}
+    return {name: torch.stack(frames).sum() / shares[name] for name, frames in sums.items()}
+
+
+def ignored_share(ignore: Tensor, boxes: Tensor) -> Tensor:
+    """Return the share of ``boxes (Q, 4)`` that lies in the ignored region ``(H, W)``, ``(Q,)``."""
+    inner = F.grid_sample(ignore[None, None].float().expand(len(boxes), -1, -1, -1), grid_in(boxes)[:, ::4, ::4],
+                          align_corners=False)
+    return inner.flatten(1).mean(1)

@@ -1,0 +1,124 @@
+"""The next default model on photographs: it finds what is plainly there, in each form that computes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tar_vis_core.data.transforms import Sample
+from tar_vis_core.models.class_sets import COCO
+from tar_vis_core.models.presets import PRESETS
+from tar_vis_core.models.proposals import Proposals
+from tar_vis_core.models.video_model import build_model
+from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
+from tar_vis_core.training.losses import LossWeights
+from tar_vis_core.training.proposal_losses import assign, mask_boxes, mask_costs, proposal_losses
+from tar_vis_core.weights.loading import load_model
+from tar_vis_core.weights.manifest import packaged_weights
+
+PHOTOGRAPHS = pytest.importorskip('skimage.data')
+
+
+@pytest.fixture(scope='module')
+def segmenter() -> VideoSegmenter:
+    return VideoSegmenter('nano2', device='cpu', options=SegmenterOptions(score_threshold=0.5))
+
+
+def masks_by_class(segmenter: VideoSegmenter, image: np.ndarray) -> dict[str, np.ndarray]:
+    """The largest mask of each class in an image."""
+    found = segmenter.step(image, segmenter.new_state()).instances
+    return {i.class_name: i.mask(*image.shape[:2]) for i in sorted(found, key=lambda i: i.area)}
+
+
+def test_it_knows_the_classes_of_coco(segmenter):
+    assert segmenter.class_names == COCO and segmenter.num_layers == PRESETS['nano2'].decoder_layers
+
+
+@pytest.mark.parametrize(('name', 'wanted', 'least'), [('astronaut', 'person', 0.25), ('coffee', 'cup', 0.1)])
+def test_what_fills_the_picture_is_found(segmenter, name, wanted, least):
+    found = masks_by_class(segmenter, np.ascontiguousarray(getattr(PHOTOGRAPHS, name)()[..., :3]))
+    assert wanted in found and found[wanted].mean() > least
+
+
+def test_the_plain_form_reports_the_same(segmenter):
+    plain = VideoSegmenter.from_model(load_model('nano2', packaged_weights('nano2')), 'cpu', options=segmenter.options)
+    for name in ('astronaut', 'coffee'):
+        image = np.ascontiguousarray(getattr(PHOTOGRAPHS, name)()[..., :3])
+        packed, found = masks_by_class(segmenter, image), masks_by_class(plain, image)
+        assert packed.keys() == found.keys()
+        for label, mask in found.items():
+            assert (mask & packed[label]).sum() > 0.97 * (mask | packed[label]).sum(), label
+
+
+def test_a_known_frame_keeps_every_slot():
+    """Shown the same picture again, each query finds the slot that it had, and its box with it."""
+    model = load_model('nano2', packaged_weights('nano2'))
+    with torch.inference_mode():
+        features = model.encode(model.prepare(torch.from_numpy(PHOTOGRAPHS.astronaut()), 320))
+        first = model.decode(features)
+        again = model.decode(features, first.queries, 'adaptive')
+    sure = first.logits[0].softmax(-1)[:, :-1].amax(-1) > 0.3
+    assert sure.any() and torch.equal(first.boxes[0, sure], again.boxes[0, sure])
+
+
+# what trains it
+
+def made_sample(masks: torch.Tensor, labels: list[int], boxed: list[bool]) -> Sample:
+    count = len(labels)
+    return Sample(torch.zeros(3, *masks.shape[1:], dtype=torch.uint8), masks, torch.tensor(labels, dtype=torch.long),
+                  torch.ones(count, dtype=torch.bool), torch.tensor(boxed, dtype=torch.bool),
+                  torch.ones(count, dtype=torch.bool), torch.zeros(masks.shape[1:], dtype=torch.bool), True)
+
+
+def test_boxes_of_masks_are_tight():
+    masks = torch.zeros(1, 40, 80, dtype=torch.bool)
+    masks[0, 10:20, 8:24] = True
+    assert torch.allclose(mask_boxes(masks), torch.tensor([[0.1, 0.25, 0.3, 0.5]]))
+
+
+def test_a_query_stands_for_the_instance_that_its_box_shows():
+    truth = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]])
+    boxes = torch.tensor([[0.0, 0.8, 0.1, 0.9], [0.5, 0.52, 0.9, 0.9], [0.12, 0.1, 0.4, 0.4], [0.2, 0.1, 0.6, 0.5]])
+    q, t = assign(torch.zeros(4, 3), boxes, torch.tensor([0, 1]), truth)
+    assert dict(zip(q.tolist(), t.tolist(), strict=True)) == {1: 1, 2: 0}
+
+
+def test_of_a_box_only_the_projections_count():
+    truth = torch.zeros(2, 28, 28)
+    truth[:, 4:24, 4:24] = 1
+    plus = torch.full((1, 2, 28, 28), -8.0)
+    plus[..., 4:24, 12:16] = plus[..., 12:16, 4:24] = 8.0       # fills the box's sides, but not the box
+    bce, dice = mask_costs(plus, truth, torch.tensor([True, False]))
+    assert bce[0, 0] == 0 and dice[0, 0] < 0.01 and bce[0, 1] > 1 and dice[0, 1] > 0.3
+
+
+def test_losses_are_finite_and_spare_crowds():
+    torch.manual_seed(0)
+    model = build_model('nano2', routing=False)
+    features = model.encode(torch.rand(1, 3, 64, 96))
+    masks = torch.zeros(1, 64, 96, dtype=torch.bool)
+    masks[0, 16:48, 24:72] = True
+    box = torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(1, 64, 4).clone()
+    box[0, 1:] = torch.tensor([0.0, 0.0, 0.1, 0.1])
+    logits = torch.full((1, 64, 80), -9.0)
+    logits[0, 0, 0] = 2.0
+    logits[0, 1, 0] = 1.0           # a second person where none is labelled
+    features.proposals = Proposals(box, logits, features.proposals.content)
+    output = model.supervised(features)
+
+    def loss(samples):
+        return proposal_losses(output, features.mask_features, samples, (64, 96), LossWeights(), 0)
+
+    terms = loss([made_sample(masks, [0], [False])])
+    assert all(torch.isfinite(v) and v > 0 for v in terms.values())
+    many = torch.zeros(13, 64, 96, dtype=torch.bool)
+    many[0] = masks[0]
+    for k in range(12):
+        many[k + 1, 60:64, 8 * k:8 * k + 6] = True
+    # of a crowd not every person is labelled: there the second one is not charged, among as many others it is
+    for label, charged in ((0, False), (5, True)):
+        cost = loss([made_sample(many, [label] * 13, [False] * 13)])['class']
+        gradient, = torch.autograd.grad(cost, output.logits[-1], retain_graph=True)
+        assert (gradient[0, 1] != 0).any() == charged and (gradient[0, 0] != 0).any()
+    assert loss([made_sample(masks[:0], [], [])])['mask'] == 0
