@@ -230,7 +230,7 @@ def test_the_guard_takes_no_other_configuration(words, said, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('text', [
-    'no JSON', '[]', '{"routing": {}}', '{"lines": {}, "machine": 1, "configuration": 2}'])
+    '[]', '{"routing": {}}', '{"lines": {}, "machine": 1, "configuration": 2}'])
 def test_other_files_are_refused(text, tmp_path, capsys):
     path = tmp_path / 'other.json'
     path.write_text(text)

@@ -51,7 +51,7 @@ def video(frames: int, queries: int, dim: int, classes: int, size: tuple[int, in
 
 
 CASES = {   # queries, width, heads, layers, classes, map, frames, threshold, slots decide, share shown at first, seed
-    'usual': (9, 32, 4, 2, 3, (5, 9), 20, 0.1, True, 0.3, 1),
+    'usual': (9, 32, 4, 2, 3, (5, 9), 20, 0.1, True, 0.3, 2),
     'slots idle': (9, 32, 4, 2, 3, (5, 9), 16, 0.1, False, 0.3, 1),
     'more rows than queries': (3, 48, 8, 3, 5, (7, 4), 12, 0.1, True, 1.0, 2),
     'nothing at first': (6, 32, 2, 1, 4, (1, 11), 16, 0.1, True, 0.0, 0),

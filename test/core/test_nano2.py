@@ -65,10 +65,12 @@ def test_a_known_frame_keeps_every_slot():
 # what trains it
 
 def made_sample(masks: torch.Tensor, labels: list[int], boxed: list[bool]) -> Sample:
-    count = len(labels)
-    return Sample(torch.zeros(3, *masks.shape[1:], dtype=torch.uint8), masks, torch.tensor(labels, dtype=torch.long),
-                  torch.ones(count, dtype=torch.bool), torch.tensor(boxed, dtype=torch.bool),
-                  torch.ones(count, dtype=torch.bool), torch.zeros(masks.shape[1:], dtype=torch.bool), True)
+    count, size = len(labels), masks.shape[1:]
+    return Sample(
+        image=torch.zeros(3, *size, dtype=torch.uint8), masks=masks, labels=torch.tensor(labels, dtype=torch.long),
+        trusted=torch.ones(count, dtype=torch.bool), valid=torch.ones(count, dtype=torch.bool),
+        ignore=torch.zeros(size, dtype=torch.bool), semantic=torch.zeros(size, dtype=torch.uint8), exhaustive=True,
+        boxed=torch.tensor(boxed, dtype=torch.bool))
 
 
 def test_boxes_of_masks_are_tight():

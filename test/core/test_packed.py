@@ -202,7 +202,8 @@ except ValueError as error:
     print(error)
 """
     found = subprocess.run([sys.executable, '-c', script], cwd=Path(__file__).parent, capture_output=True, text=True,
-                           env={**os.environ, 'TRITON_INTERPRET': '1'})
+                           env={**os.environ, 'TRITON_INTERPRET': '1',
+                                'PYTHONPATH': str(Path(__file__).parents[1] / 'helpers')})
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith('5 channels a head, expected one of')
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from contextlib import closing
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from little_room import little_room
 
 from tar_vis_core.errors import WeightsError
 from tar_vis_core.evaluation.results_json import write_results
@@ -25,14 +25,6 @@ from tar_vis_core.weights.loading import save_tensors
 
 ROOT = Path(__file__).parents[2]
 NOISE = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
-
-
-@pytest.fixture
-def room():
-    """A function that lets no file of this process grow beyond so many bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def record(path: Path, frames: int) -> None:
@@ -51,15 +43,13 @@ def test_a_video_has_its_name_when_it_is_whole(tmp_path, frames):
 
 @pytest.mark.parametrize('size', [0, 100, 6000, 30_000, 100_000])
 @pytest.mark.parametrize('frames', [3, 30])
-def test_a_video_for_which_there_is_no_room_is_one_error_and_no_file(tmp_path, room, size, frames):
+def test_a_video_for_which_there_is_no_room_is_one_error_and_no_file(tmp_path, size, frames):
     record(tmp_path / 'whole.mp4', frames)
     if (tmp_path / 'whole.mp4').stat().st_size <= size:
         return
     (tmp_path / 'whole.mp4').unlink()
-    room(size)
-    with pytest.raises(WriteError, match=r'cannot write .*overlay\.mp4'):
+    with pytest.raises(WriteError, match=r'cannot write .*overlay\.mp4'), little_room(size):
         record(tmp_path / 'overlay.mp4', frames)
-    room(resource.RLIM_INFINITY)
     assert not list(tmp_path.iterdir())
 
 
@@ -77,9 +67,9 @@ def test_lines_have_their_name_at_the_end_and_are_all_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['a.jsonl']
 
 
-def test_lines_for_which_there_is_no_room_are_one_error_and_no_file(tmp_path, room):
-    room(1000)
-    with pytest.raises(WriteError, match=r'cannot write .*a\.jsonl'), closing(JsonLines(tmp_path / 'a.jsonl')) as lines:
+def test_lines_for_which_there_is_no_room_are_one_error_and_no_file(tmp_path):
+    with pytest.raises(WriteError, match=r'cannot write .*a\.jsonl'), little_room(1000), \
+            closing(JsonLines(tmp_path / 'a.jsonl')) as lines:
         for index in range(500):
             lines.write({'index': index})
     assert not list(tmp_path.iterdir())
@@ -89,12 +79,11 @@ def test_lines_for_which_there_is_no_room_are_one_error_and_no_file(tmp_path, ro
     (lambda path: save_tensors({'a': torch.zeros(5000)}, path), WeightsError),
     (lambda path: save_whole({'a': torch.zeros(5000)}, path), WriteError),
     (lambda path: write_results(path, [TubePrediction(1, 'cat', .5, [None] * 3000)], {1: 'cat'}), WriteError)])
-def test_other_results_are_whole_or_not_there(tmp_path, room, write, error):
+def test_other_results_are_whole_or_not_there(tmp_path, write, error):
     path = tmp_path / 'result.bin'
     write(path)
     whole = path.read_bytes()
-    room(5000)
-    with pytest.raises(error, match=r'cannot write .*result\.bin') as caught:
+    with pytest.raises(error, match=r'cannot write .*result\.bin') as caught, little_room(5000):
         write(path)
     assert '\n' not in str(caught.value)
     assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == ['result.bin']

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -12,17 +11,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from little_room import little_room
 
 from tar_vis_core.io.whole_files import WriteError, replacing, write_bytes, write_json, write_text
-
-
-@pytest.fixture
-def little_room():
-    """No file of this process may grow beyond 4 KiB, which stands for a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize('name', ['table.csv', 'clip.tar.gz', 'no_ending', '.hidden', 'ä ö.json'])
@@ -34,11 +25,12 @@ def test_what_is_written_is_what_lies_there_alone(tmp_path, name):
 
 
 @pytest.mark.parametrize('before', [None, 'old'])
-def test_no_room_is_one_line_and_leaves_what_was_there(tmp_path, little_room, before):
+def test_no_room_is_one_line_and_leaves_what_was_there(tmp_path, before):
     path = tmp_path / 'result.json'
     if before:
         path.write_text(before)
-    with pytest.raises(WriteError, match=r'cannot write .*result\.json: File too large') as caught:
+    with pytest.raises(WriteError, match=r'cannot write .*result\.json: File too large') as caught, \
+            little_room():
         write_json(path, list(range(5000)))
     assert '\n' not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == (['result.json'] if before else [])

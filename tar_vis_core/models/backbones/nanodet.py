@@ -36,7 +36,7 @@ class DetectorMaps(NamedTuple):
 
 def separable(inputs: int, outputs: int, kernel: int, stride: int = 1, inner: str = LEAKY, outer: str = LEAKY
               ) -> nn.Sequential:
-    """A depthwise and a pointwise convolution, each with its activation."""
+    """Return a depthwise and a pointwise convolution, each with its activation."""
     return nn.Sequential(Conv(inputs, inputs, kernel, stride, groups=inputs, activation=inner),
                          Conv(inputs, outputs, 1, activation=outer))
 
