@@ -112,8 +112,8 @@ def follow(model: VideoInstanceModel, video: int, record: VideoRecord, gaps: lis
                 x = decoder.run_layer(i, x, memory, position)
             return x
 
-        x = run(decoder.query_feat.expand(1, -1, -1), range(first))
-        x, position = decoder.synchronize(x, previous)
+        x, position = decoder.begin(1, features.proposals)
+        x, position, previous = decoder.synchronize(run(x, range(first), position), previous, position, memory)
         along = [x]
         for i in range(first, len(decoder.layers)):
             along.append(run(along[-1], range(i, i + 1), position))

@@ -262,7 +262,7 @@ def test_check_names_what_is_wrong_in_one_line(written, tmp_path, capsys):
     lost.write_text(json.dumps(content))
     (tmp_path / 'broken.json').write_text('{"categories": []}')
     for path, words in ((lost, ['12 of 12 pictures are missing', '00001/00000.jpg']),
-                        (tmp_path / 'broken.json', ['neither a YouTube-VIS nor a COCO file']),
+                        (tmp_path / 'broken.json', ["field 'images' is missing"]),
                         (tmp_path, ['2 JSON files']), (tmp_path / 'none.json', ['no such'])):
         assert main(['data', 'check', str(path)]) == 1
         error = capsys.readouterr().err

@@ -239,4 +239,4 @@ def test_a_wrong_option_is_one_clear_line(toy, tmp_path, capsys, change, said):
 
 def test_missing_data_is_one_clear_line(tmp_path, capsys):
     assert main(['nano', '--data', str(tmp_path), '--out', str(tmp_path / 'out'), '--set', 'processes=1']) == 1
-    assert 'no such annotation file' in capsys.readouterr().err
+    assert 'no such file' in capsys.readouterr().err
