@@ -254,7 +254,8 @@ def test_bfloat16_stays_near_float32(run):
     """Half precision rounds; and where a mask logit is near zero, it lets a query attend elsewhere.
 
     With random weights most of the distance comes from that: with float32's attention masks every class logit of a
-    frame stays within 0.2 of float32's, with its own the mean does, and scores of a video's instances within 0.075.
+    frame stays within 0.2 of float32's, with its own the mean does, and scores of a video's instances within 0.05, or 0.1
+    behind a tracker's network.
     """
     if 'r50' not in run.clip.family or run.clip.prefix or run.fast:
         pytest.skip('one backbone and size is enough, in the plain form')
@@ -272,7 +273,8 @@ def test_bfloat16_stays_near_float32(run):
         assert decoded.logits.dtype == torch.bfloat16
         assert (decoded.logits - run.decoded.logits).abs().mean() < 0.2
         tracked, _ = tracker.track(decoded, features.mask_features, None)
-        check_top(run, tracked, features, distance=0.075)   # without bfloat16 in hardware sums round otherwise
+        # a tracker's network adds its own, and without bfloat16 in hardware sums round otherwise
+        check_top(run, tracked, features, distance=0.05 if network.tracker is None else 0.1)
 
         replaying = [layer.register_forward_pre_hook(lambda _, inputs, keep=keep: (*inputs[:4], keep, inputs[5]))
                      for layer, keep in zip(layers, keeps, strict=True)]
