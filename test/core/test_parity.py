@@ -254,8 +254,8 @@ def test_bfloat16_stays_near_float32(run):
     """Half precision rounds; and where a mask logit is near zero, it lets a query attend elsewhere.
 
     With random weights most of the distance comes from that: with float32's attention masks every class logit of a
-    frame stays within 0.2 of float32's, with its own the mean does, and scores of a video's instances within 0.05, or 0.1
-    behind a tracker's network.
+    frame stays within 0.2 of float32's, with its own the mean does, and scores of a video's instances within 0.05, or
+    0.1 behind a tracker's network.
     """
     if 'r50' not in run.clip.family or run.clip.prefix or run.fast:
         pytest.skip('one backbone and size is enough, in the plain form')
