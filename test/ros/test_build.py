@@ -132,6 +132,7 @@ def test_wheel_holds_messages_config_launch_files_and_weights(source_copy, ros_e
 LIBRARIES = {
     'cv2': ('python3-opencv', 'opencv-python-headless'), 'matplotlib': ('python3-matplotlib', 'matplotlib'),
     'numpy': ('python3-numpy', 'numpy'), 'pycocotools': ('', 'pycocotools'), 'rosbags': ('', 'rosbags'),
+    'PIL': ('python3-pil', 'pillow'), 'lz4': ('', ''), 'backports': ('', ''),    # the last two come with rosbags
     'safetensors': ('', 'safetensors'), 'scipy': ('python3-scipy', 'scipy'),
     'skimage': ('python3-skimage', 'scikit-image'),
     'torch': ('', 'torch'), 'tqdm': ('python3-tqdm', 'tqdm'), 'triton': ('', ''),   # triton comes with torch for GPUs
@@ -151,7 +152,8 @@ def test_what_is_imported_is_declared_for_rosdep_and_for_pip():
                     imported |= {alias.name.partition('.')[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom):
                     imported.add(node.module.partition('.')[0])
-    for name in imported - sys.stdlib_module_names - {'tar_vis_core', 'tar_vis_ros'}:
+    newer = {'compression'}     # of Python 3.14's own library, beside what older ones take
+    for name in imported - sys.stdlib_module_names - newer - {'tar_vis_core', 'tar_vis_ros'}:
         key, project = LIBRARIES.get(name, (name, ''))      # a ROS package is its own key
         assert not key or key in keys, f'{name} has no key in package.xml'
         assert not project or project in asked, f'{name} is not in pyproject.toml'
