@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
@@ -165,3 +168,21 @@ class MLP(nn.Module):
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize ``(N, C, h, w)`` bilinearly with half-pixel centres, without antialiasing."""
     return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+
+
+@torch.no_grad()
+def load_in_order(convolutions: Sequence[nn.Conv2d], path: str | Path) -> None:
+    """Copy weights and biases of a file whose tensors are named ``conv00.weight`` .. in the order of execution.
+
+    Numbers have as many digits as the last one. Raise ValueError for another number or shape of tensors.
+    """
+    tensors, digits = load_file(path), len(str(len(convolutions) - 1))
+    if len(tensors) != 2 * len(convolutions):
+        raise ValueError(f'{path}: {len(tensors)} tensors, expected {2 * len(convolutions)} (weight and bias of '
+                         f'{len(convolutions)} convolutions)')
+    for i, conv in enumerate(convolutions):
+        for kind, parameter in (('weight', conv.weight), ('bias', conv.bias)):
+            name = f'conv{i:0{digits}d}.{kind}'
+            if tensors[name].shape != parameter.shape:
+                raise ValueError(f'{path}: {name} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}')
+            parameter.copy_(tensors[name])

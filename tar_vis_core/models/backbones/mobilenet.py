@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tar_vis_core.models.layers import Conv, bilinear
+from tar_vis_core.models.layers import Conv, bilinear, load_in_order
 
 # expansion, channels, repeats, stride of the first
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -73,19 +72,7 @@ class MobileNetV2(nn.Module):
 
     def load_deeplab(self, path: str | Path) -> None:
         """Start from a DeepLabV3 file whose tensors are named ``conv00.weight`` .. in execution order."""
-        tensors = load_file(path)
-        convolutions = self.convolutions()
-        if len(tensors) != 2 * len(convolutions):
-            raise ValueError(f'{path}: {len(tensors)} tensors, expected {2 * len(convolutions)} (weight and bias of '
-                             f'{len(convolutions)} convolutions)')
-        for i, conv in enumerate(convolutions):
-            for name, parameter in (('weight', conv.weight), ('bias', conv.bias)):
-                source = tensors[f'conv{i:02d}.{name}']
-                if source.shape != parameter.shape:
-                    raise ValueError(f'{path}: conv{i:02d}.{name} is {tuple(source.shape)}, '
-                                     f'expected {tuple(parameter.shape)}')
-                with torch.no_grad():
-                    parameter.copy_(source)
+        load_in_order(self.convolutions(), path)
 
 
 def upsample_semantic(logits: Tensor, size: tuple[int, int]) -> Tensor:

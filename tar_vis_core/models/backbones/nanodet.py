@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tar_vis_core.models.layers import Conv, bilinear
+from tar_vis_core.models.layers import Conv, bilinear, load_in_order
 
 STAGES = (116, 4), (232, 8), (464, 4)   # channels and units of strides 8, 16, 32
 STEM, NECK = 24, 96
@@ -155,15 +154,5 @@ class NanoDet(nn.Module):
 
         The published network reads BGR, this one RGB. Raises ValueError for other numbers or shapes of tensors.
         """
-        tensors, convolutions = load_file(path), self.convolutions()
-        if len(tensors) != 2 * len(convolutions):
-            raise ValueError(f'{path}: {len(tensors)} tensors, expected {2 * len(convolutions)} (weight and bias of '
-                             f'{len(convolutions)} convolutions)')
-        for i, conv in enumerate(convolutions):
-            for name, parameter in (('weight', conv.weight), ('bias', conv.bias)):
-                source = tensors[f'conv{i:03d}.{name}']
-                if source.shape != parameter.shape:
-                    raise ValueError(f'{path}: conv{i:03d}.{name} is {tuple(source.shape)}, '
-                                     f'expected {tuple(parameter.shape)}')
-                parameter.copy_(source)
+        load_in_order(self.convolutions(), path)
         self.stem.weight.copy_(self.stem.weight.flip(1))
