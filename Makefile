@@ -5,6 +5,7 @@ VIDEO ?=
 CAMERA ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 PIP_ARGS ?=
 FUZZ_SECONDS ?= 60
 FUZZ_ARGS ?=
@@ -29,13 +30,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list these commands
 	@echo 'tar_vis_ros: tracked instance masks from a camera topic'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
-	@echo 'variables: VIDEO=file.mp4  CAMERA=0  PYTHON=python3.11  PYTEST_ARGS=  DEMO_ARGS=  PIP_ARGS=  FUZZ_SECONDS=60'
+	@echo 'variables: VIDEO=file.mp4  CAMERA=0  PYTHON=python3.11  PYTEST_ARGS=  TEST_PROCESSES=2  DEMO_ARGS=  PIP_ARGS=  FUZZ_SECONDS=60'
 
 demo: setup  ## masks on a moving camera's pictures, results in demo/ (VIDEO=file.mp4 or CAMERA=0 for your own)
 	@$(BIN)/tar-vis-demo $(if $(VIDEO),--video '$(VIDEO)') $(if $(CAMERA),--camera '$(CAMERA)') $(DEMO_ARGS)
 
-test: setup $(REQUIRED_TEST)  ## run every test (PYTEST_ARGS='-k masks' for some)
-	@$(BIN)/python -m pytest test -q --durations=10 $(PYTEST_ARGS)
+test: setup $(REQUIRED_TEST)  ## run every test, in two processes (PYTEST_ARGS='-k masks' for some)
+	@$(BIN)/python -m pytest test -q -n $(TEST_PROCESSES) --dist loadgroup --durations=20 $(PYTEST_ARGS)
 
 quick: setup $(REQUIRED_TEST)  ## the tests that take no longer than two minutes together
 	@$(BIN)/python -m pytest test -q -m quick $(PYTEST_ARGS)

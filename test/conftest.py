@@ -1,4 +1,4 @@
-"""Every test process gets a DDS domain, a DDS profile and at most two threads, before ROS or torch load."""
+"""Every test process gets a DDS domain, a DDS profile and one or two threads, before ROS or torch load."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ QUICK = frozenset({
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line('markers', 'xdist_group(name): tests that run in one process, one after another')
     if missing := QUICK - {path.name for path in Path(__file__).parent.rglob('test_*.py')}:
         raise pytest.UsageError(f'QUICK in {__file__} names files that do not exist: {", ".join(sorted(missing))}')
 
@@ -38,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in QUICK:
             item.add_marker('quick')
+        # processes of `make test` take turns at files, which share fixtures; one of them makes the colcon workspace
+        item.add_marker(pytest.mark.xdist_group('colcon' if 'source_copy' in item.fixturenames else item.path.stem))
 
 
 def _claim_domain():
@@ -62,14 +65,16 @@ def _claim_domain():
     raise RuntimeError(f'all 101 DDS domains are taken by test processes (locks in {folder})')
 
 
-def _at_most_two_threads() -> None:
+def _limit_threads() -> None:
+    """Set at most two threads, and one if several test processes share the machine."""
+    most = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
     for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
         asked = os.environ.get(variable, '')
-        os.environ[variable] = str(min(int(asked), 2) if asked.isdigit() and int(asked) else 2)
+        os.environ[variable] = str(min(int(asked), most) if asked.isdigit() and int(asked) else most)
 
 
 _DOMAIN = _claim_domain()
-_at_most_two_threads()
+_limit_threads()
 use_shared_memory_profile()
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'   # nothing of a test leaves this machine
 os.environ['RCUTILS_COLORIZED_OUTPUT'] = '0'
