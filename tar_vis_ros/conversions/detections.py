@@ -12,6 +12,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult, Instance, TrackStatus
+from tar_vis_ros.conversions.label_images import class_ids
 
 try:
     from vision_msgs.msg import (
@@ -49,4 +50,4 @@ def _encode_detection(instance: Instance, header: Header) -> Detection2D:
 def label_info(class_names: Sequence[str], score_threshold: float, header: Header) -> LabelInfo:
     """Return the names of ``class_id`` of InstanceMask, to be published once with LABELS_QOS."""
     return LabelInfo(header=header, threshold=float(score_threshold), class_map=[
-        VisionClass(class_id=number, class_name=name) for number, name in enumerate(class_names)])
+        VisionClass(class_id=number, class_name=name) for number, name in class_ids(class_names).items()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 
 import numpy as np
 from sensor_msgs.msg import RegionOfInterest
@@ -12,8 +11,6 @@ from std_msgs.msg import Header
 from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus
 from tar_vis_ros.conversions.stamps import stamp_of, stamp_text
 from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
-
-LABELS = 65535   # a mono16 label image tells this many tracks apart; 0 is background
 
 
 def encode_instances(result: FrameResult, header: Header) -> InstanceMaskArray:
@@ -90,20 +87,6 @@ def decode_result(instances: InstanceMaskArray, diagnostics: SkipDiagnostics) ->
                          decoder=diagnostics.decoder_ms, masks=diagnostics.masks_ms,
                          tracker=diagnostics.tracker_ms, total=diagnostics.total_ms),
         reset_reason=diagnostics.reset_reason, encoder_reused=diagnostics.encoder_reused)
-
-
-def label_image(instances: Sequence[Instance], height: int, width: int) -> np.ndarray:
-    """Return track ids as an image ``(height, width)`` uint16, 0 if there is no instance.
-
-    Where masks overlap, the better score is on top. LOST instances are left out. Ids beyond 65535 start again at 1,
-    because mono16 holds no more.
-    """
-    labels = np.zeros((height, width), np.uint16)
-    for instance in sorted(instances, key=lambda i: i.score):
-        if instance.status != TrackStatus.LOST:
-            x, y, w, h = instance.box
-            labels[y:y + h, x:x + w][instance.crop()] = (instance.track_id - 1) % LABELS + 1
-    return labels
 
 
 def _typed(code: str, values: np.ndarray, dtype: type) -> array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rclpy.exceptions import InvalidTopicNameException
@@ -24,13 +24,14 @@ class Outputs:
 
     instances: LifecyclePublisher
     diagnostics: LifecyclePublisher
-    label_image: LifecyclePublisher
     overlay: LifecyclePublisher
+    images: Mapping[str, LifecyclePublisher]        # of conversions.label_images.IMAGES
     detections: LifecyclePublisher | None = None    # these two where vision_msgs is installed
     labels: LifecyclePublisher | None = None
 
     def all(self) -> list[LifecyclePublisher]:
-        return [publisher for publisher in vars(self).values() if publisher is not None]
+        single = (self.instances, self.diagnostics, self.overlay, self.detections, self.labels)
+        return [*filter(None, single), *self.images.values()]
 
 
 @dataclass

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from tar_vis_ros.conversions.label_images import IMAGES
+
 RECENT_S = 5.0      # how long a fault colours the status, and how long its like stays out of the log
 WINDOW_FRAMES = 300
 WINDOW_S = 10.0
@@ -31,7 +33,7 @@ class Health:
         self._lock = threading.Lock()
         self._frames: deque[_Frame] = deque(maxlen=WINDOW_FRAMES)
         self._processed = self._dropped = self._refused = 0
-        self._pictures = {'label images published': 0, 'overlays published': 0}
+        self._pictures = {f'{_words(topic)} published': 0 for topic in (*IMAGES, 'overlay')}
         self._waiting_since = clock()      # the last image, or the activation
         self._held_back: dict[str, tuple[float, int]] = {}   # kind -> (when it was logged, how many since)
         self._fault = (-np.inf, DiagnosticStatus.OK, '')     # when, level, text
@@ -56,9 +58,9 @@ class Health:
         with self._lock:
             self._dropped += count
 
-    def picture_published(self, kind: str) -> None:
-        """Count a picture; ``kind`` is 'label images' or 'overlays'."""
-        self._pictures[f'{kind} published'] += 1
+    def picture_published(self, topic: str) -> None:
+        """Count a picture on one of the topics of IMAGES, or on 'overlay'."""
+        self._pictures[f'{_words(topic)} published'] += 1
 
     def fault(self, kind: str, text: str, level: bytes = DiagnosticStatus.WARN) -> str | None:
         """Note a fault that cost one image. Return the line to log, or None while its kind was logged just now."""
@@ -116,6 +118,10 @@ class Health:
         }
         return DiagnosticStatus(level=level, name=name, message=text, hardware_id=hardware_id,
                                 values=[KeyValue(key=key, value=value) for key, value in values.items()])
+
+
+def _words(topic: str) -> str:
+    return topic.replace('_', ' ') + 's'
 
 
 def _rate(frames: list[_Frame], now: float) -> float:

@@ -19,13 +19,14 @@ from tar_vis_core.errors import DeviceLostError, TarVisError
 from tar_vis_core.models.presets import preset_of
 from tar_vis_core.runtime.allocator import give_back_free_memory
 from tar_vis_ros.conversions import detections
+from tar_vis_ros.conversions.label_images import IMAGES
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
 from tar_vis_ros.node.cameras import Camera, Outputs, camera_topics
 from tar_vis_ros.node.health import Health
 from tar_vis_ros.node.image_input import ImageInput
 from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logged, one_line
 from tar_vis_ros.node.pipeline import Pipeline
-from tar_vis_ros.node.settings import Settings, live_options, load_segmenter
+from tar_vis_ros.node.settings import Settings, live_options, load_segmenter, moving
 from tar_vis_ros.process.namesakes import Namesakes
 from tar_vis_ros.process.parameters import ParameterError
 
@@ -144,7 +145,7 @@ class TarVisNode(ManagedNode):
             standard = (publisher(detections.Detection2DArray, 'detections'),
                         publisher(detections.LabelInfo, 'label_info', detections.LABELS_QOS))
         return Outputs(publisher(InstanceMaskArray, 'instances'), publisher(SkipDiagnostics, 'skip_diagnostics'),
-                       publisher(Image, 'label_image'), publisher(Image, 'overlay'), *standard)
+                       publisher(Image, 'overlay'), {name: publisher(Image, name) for name in IMAGES}, *standard)
 
     def _create_reset(self, camera: Camera):
         return self.create_service(Trigger, f'~/{camera.name}/reset',
@@ -190,7 +191,7 @@ class TarVisNode(ManagedNode):
 
     def apply(self, settings: Settings) -> None:
         if self._pipeline is not None:
-            self._pipeline.set_options(live_options(self._configured, settings))
+            self._pipeline.set_options(live_options(self._configured, settings), moving(settings))
 
     def _on_reset(self, response: Trigger.Response, cameras: Sequence[Camera] | None = None) -> Trigger.Response:
         response.success = self._pipeline is not None

@@ -45,6 +45,6 @@ class Pictures:
         try:
             picture = draw_overlay(frame.rgb, frame.result.instances, trails=camera.trails.follow(frame.result))
             camera.outputs.overlay.publish(array_to_image(picture, 'rgb8', frame.header))
-            camera.health.picture_published('overlays')
+            camera.health.picture_published('overlay')
         except Exception as error:      # whatever one frame does, the next one gets its chance
             self._on_error(camera, error)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -18,7 +19,8 @@ from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.instances import FrameResult
 from tar_vis_ros.conversions.detections import encode_detections, label_info
 from tar_vis_ros.conversions.images import UNNAMED, ImageError, array_to_image, to_rgb
-from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instances, label_image
+from tar_vis_ros.conversions.label_images import IMAGES, Moving
+from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instances
 from tar_vis_ros.conversions.stamps import seconds_of
 from tar_vis_ros.node.cameras import Camera
 from tar_vis_ros.node.lifecycle import one_line
@@ -48,6 +50,7 @@ class Pipeline:
         self.lost = ''          # why the GPU can be used no more
         self._segmenter = segmenter
         self._logger = logger
+        self._moving = Moving()
         self._remarks: tuple[str, ...] = ()
         self._worker: Worker[Arrived] | None = None
         self._pictures: Pictures | None = None
@@ -95,10 +98,12 @@ class Pipeline:
         if self._worker is not None:
             self._worker.put(number, Arrived(image, arrived, camera.images), missed)
 
-    def set_options(self, options) -> None:
-        """Let ``options`` hold from the next frame on. Raise ValueError if they do not fit the model."""
+    def set_options(self, options, moving: Moving) -> None:
+        """Let both hold from the next frame on. Raise ValueError if they do not fit the model."""
+        moving.check(self._segmenter.class_names)
         with self._between_frames():
             self._segmenter.options = options
+            self._moving = moving
 
     def remarks(self) -> tuple[str, ...]:
         """Return what runs slower here than it could; log what is new."""
@@ -185,10 +190,18 @@ class Pipeline:
         camera.unreported = 0
         if outputs.detections is not None and outputs.detections.get_subscription_count() > 0:
             outputs.detections.publish(encode_detections(result, header))
-        if outputs.label_image.get_subscription_count() > 0:
-            labels = label_image(result.instances, result.height, result.width)
-            outputs.label_image.publish(array_to_image(labels, 'mono16', header))
-            camera.health.picture_published('label images')
+        for name, publisher in outputs.images.items():
+            if publisher.get_subscription_count() > 0:
+                self._publish_image(camera, name, publisher, result, header)
+
+    def _publish_image(self, camera: Camera, name: str, publisher: LifecyclePublisher, result: FrameResult,
+                       header: Header) -> None:
+        encoding, pixels = IMAGES[name]
+        try:
+            publisher.publish(array_to_image(pixels(result, self._moving), encoding, header))
+            camera.health.picture_published(name)
+        except ValueError as error:     # the tracks are well
+            self._complain(camera, name, f'{name} left out: {error}', DiagnosticStatus.WARN)
 
     def _complain(self, camera: Camera, kind: str, text: str, level: bytes) -> None:
         line = camera.health.fault(kind, text, level)

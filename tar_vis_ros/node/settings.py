@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tar_vis_core.models.presets import PRESETS, TRACKERS, preset_of
 from tar_vis_core.options import OPTIONS, SegmenterOptions, option
+from tar_vis_ros.conversions.label_images import Moving
 from tar_vis_ros.process.parameters import Table
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Settings(SegmenterOptions):
         'best_effort', 'what is asked of the publishers of images; qos_overrides can say more',
         choices=('best_effort', 'reliable'))
     image_timeout_s: float = option(5.0, 'seconds without an image after which /diagnostics warns', low=0.1, high=86400)
+    moving_classes: tuple[str, ...] = option(
+        (), 'classes that static_mask leaves out; empty: all but furniture and what else keeps still',
+        example="a list of class names such as ['person', 'dog']")
+    moving_margin_px: int = option(8, 'margin that static_mask leaves out around them, pixels', low=0, high=500)
     autostart: bool = option(False, 'configure and activate at start, without a lifecycle manager')
 
 
@@ -59,9 +64,15 @@ def load_segmenter(settings: Settings) -> VideoSegmenter:
         adapter=settings.adapter or None, tracker=settings.tracker, device=settings.device,
         precision=settings.precision, threads=settings.threads)
     segmenter.options = live_options(settings, settings)
+    moving(settings).check(segmenter.class_names)
     for size in sizes:
         segmenter.warm_up(*size)
     return segmenter
+
+
+def moving(settings: Settings) -> Moving:
+    """Return what the static mask leaves out."""
+    return Moving(settings.moving_classes, settings.moving_margin_px)
 
 
 def warm_up_sizes(settings: Settings) -> list[tuple[int, int]]:

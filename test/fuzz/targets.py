@@ -214,7 +214,8 @@ class Messages(Target):
         from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 
         from tar_vis_ros.conversions.images import to_rgb
-        from tar_vis_ros.conversions.messages import decode_instances, label_image
+        from tar_vis_ros.conversions.label_images import label_image
+        from tar_vis_ros.conversions.messages import decode_instances
         from tar_vis_ros.msg import InstanceMask, InstanceMaskArray
         given, data = json.loads((self.folder / 'fields.json').read_text()), (self.folder / 'data').read_bytes()
         if given['kind'] == 'image':

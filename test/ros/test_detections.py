@@ -70,7 +70,8 @@ def test_labels_name_every_class_id():
     array = encode_detections(frame(instance(2, (0, 0, 9, 9), TrackStatus.NEW, class_id=1, class_name='dog')), HEADER)
     names = {str(entry.class_id): entry.class_name for entry in info.class_map}
     assert names[array.detections[0].results[0].hypothesis.class_id] == 'dog', 'as vision_msgs has it looked up'
-    assert {entry.class_id: entry.class_name for entry in info.class_map} == {0: 'person', 1: 'dog'}
+    assert {entry.class_id: entry.class_name for entry in info.class_map} == {
+        0: 'person', 1: 'dog', 255: 'background'}
     assert info.threshold == 0.5 and info.header == HEADER
 
 

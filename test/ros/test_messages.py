@@ -11,13 +11,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus, encode_runs
-from tar_vis_ros.conversions.messages import (
-    decode_instances,
-    decode_result,
-    encode_diagnostics,
-    encode_instances,
-    label_image,
-)
+from tar_vis_ros.conversions.messages import decode_instances, decode_result, encode_diagnostics, encode_instances
 from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
 
 HEIGHT, WIDTH = 48, 64
@@ -127,23 +121,6 @@ def test_broken_masks_are_refused(changes, words):
     with pytest.raises(ValueError, match=words) as error:
         decode_instances(broken(**changes))
     assert 'track id 8' in str(error.value)
-
-
-def test_label_image_shows_the_better_score_and_no_lost_ones():
-    left, right = np.zeros((2, HEIGHT, WIDTH), bool)
-    left[10:20, 5:30] = True
-    right[10:20, 20:40] = True
-    instances = [instance(right, 9, 0.9), instance(left, 4, 0.3), lost(6)]
-    labels = label_image(instances, HEIGHT, WIDTH)
-    assert labels.dtype == np.uint16
-    np.testing.assert_array_equal(labels, np.where(right, 9, np.where(left, 4, 0)))
-    np.testing.assert_array_equal(label_image(instances[::-1], HEIGHT, WIDTH), labels)
-
-
-def test_label_of_a_high_track_id_is_not_background():
-    mask = np.ones((HEIGHT, WIDTH), bool)
-    labels = [int(label_image([instance(mask, i)], HEIGHT, WIDTH)[0, 0]) for i in (65535, 65536, 131071)]
-    assert labels == [65535, 1, 1]
 
 
 def test_probabilities_keep_nan_and_length():

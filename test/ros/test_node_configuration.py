@@ -17,7 +17,8 @@ def folder(tmp_path_factory):
 def good(folder):
     """Parameters that work."""
     return {'model': 'nano', 'backbone': '', 'adapter': '', 'tracker': 'auto', 'weights': nano_weights(folder),
-            'device': 'cpu', 'input_short_side': 64, 'class_filter': [''], 'fixed_layers': 3, 'threads': 1}
+            'device': 'cpu', 'input_short_side': 64, 'class_filter': [''], 'moving_classes': [''], 'fixed_layers': 3,
+            'threads': 1}
 
 
 @pytest.fixture(scope='module')
@@ -67,6 +68,7 @@ def foreign(folder, good) -> str:
     ('weights', truncated, ['truncated.safetensors', 'damaged']),
     ('weights', foreign, ['foreign.safetensors', 'missing', 'unexpected']),
     ('device', 'cuda:77', ["'cuda:77' is not there", 'cpu']),
+    ('moving_classes', ['persn'], ['moving_classes', "'persn'", "did you mean 'person'?"]),
     ('class_filter', ['persn'], ["'persn'", "did you mean 'person'?"]),
     ('model', 'minvis', []),          # the weights are nano's, or none are packaged
     ('backbone', 'swin_l', ["no model 'nano' on backbone 'swin_l'", 'minvis: r50, swin_l', 'dvispp: r50']),

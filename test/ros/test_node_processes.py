@@ -15,7 +15,7 @@ from std_srvs.srv import Trigger
 from tar_vis_core.instances import TrackStatus
 from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_ros.conversions.images import image_to_array, image_to_rgb
-from tar_vis_ros.conversions.messages import label_image
+from tar_vis_ros.conversions.label_images import IMAGES, Moving
 
 LAYERS = 9
 
@@ -140,13 +140,14 @@ def test_a_gap_of_stamps_starts_anew(client):
 
 
 def test_pictures_are_published_only_while_somebody_listens(client):
-    def published() -> list[str]:
+    def published() -> dict[str, str]:
         values = client.status_where(lambda v: True, 'status')
-        return [values['label images published'], values['overlays published']]
+        return {key: value for key, value in values.items() if key.endswith(' published')}
 
     client.ask(client.image(picture()))
     before = published()
-    got: dict[str, dict] = {'label_image': {}, 'overlay': {}}
+    assert len(before) == len(IMAGES) + 1
+    got: dict[str, dict] = {name: {} for name in (*IMAGES, 'overlay')}
     client.ask(client.image(picture()))
     assert published() == before
     subscriptions = [client.node.create_subscription(
@@ -162,10 +163,14 @@ def test_pictures_are_published_only_while_somebody_listens(client):
         if all(key(image.header.stamp) in store for store in got.values()):
             break
     stamp = key(image.header.stamp)
-    labels, overlay = got['label_image'][stamp], got['overlay'][stamp]
-    assert labels.header == overlay.header == image.header
-    assert labels.encoding == 'mono16' and overlay.encoding == 'rgb8'
-    np.testing.assert_array_equal(image_to_array(labels), label_image(result.instances, 120, 160))
+    pictures = {name: store[stamp] for name, store in got.items()}
+    assert all(picture.header == image.header for picture in pictures.values())
+    overlay = pictures.pop('overlay')
+    assert overlay.encoding == 'rgb8'
+    for name, message in pictures.items():
+        encoding, pixels = IMAGES[name]
+        assert message.encoding == encoding
+        np.testing.assert_array_equal(image_to_array(message), pixels(result, Moving(margin_px=8)), name)
     expected = draw_overlay(image_to_rgb(image), result.instances, trails=paths).astype(int)
     assert np.abs(image_to_rgb(overlay).astype(int) - expected).max() <= 1   # the score went by float32
     for subscription in subscriptions:
@@ -201,6 +206,8 @@ def test_parameters_take_effect_on_the_next_frame(client):
     ({'fixed_layers': 10}, ['10', 'from 1 to 9']),
     ({'class_filter': ['persn']}, ["'persn'", "did you mean 'person'?"]),
     ({'routing': 'full', 'max_instances': 0}, ["'max_instances' is 0"]),
+    ({'moving_classes': ['persn']}, ['moving_classes', "'persn'", "did you mean 'person'?"]),
+    ({'moving_margin_px': -1}, ["'moving_margin_px' is -1"]),
     ({'score_treshold': 0.5}, ["did you mean 'score_threshold'?"]),
     ({'autostart': True}, ['read-only']),
 ])

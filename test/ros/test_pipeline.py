@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.segmenter import SegmenterOptions
 from tar_vis_core.state import TemporalState
 from tar_vis_ros.conversions.images import array_to_image
+from tar_vis_ros.conversions.label_images import IMAGES, Moving
 from tar_vis_ros.node import pictures
 from tar_vis_ros.node.cameras import Camera, Outputs
 from tar_vis_ros.node.pipeline import Pipeline
@@ -82,8 +84,9 @@ class Logger(SimpleNamespace):
 class Rig:
     """A pipeline of one camera, started."""
 
-    def __init__(self, overlay_listeners: int = 0) -> None:
-        self.outputs = Outputs(Publisher(), Publisher(), Publisher(), Publisher(overlay_listeners))
+    def __init__(self, overlay_listeners: int = 0, **listeners: int) -> None:
+        self.outputs = Outputs(Publisher(), Publisher(), Publisher(overlay_listeners),
+                               {name: Publisher(listeners.get(name, 0)) for name in IMAGES})
         self.camera = Camera('', '/image', self.outputs, TemporalState())
         self.model, self.logger = Model(), Logger()
         self.pipeline = Pipeline(self.model, [self.camera], self.logger)
@@ -158,7 +161,7 @@ def test_a_change_waits_for_the_step_at_hand_only(rig):
         begun = []
         for _ in range(30):
             before = len(steps)
-            rig.pipeline.set_options(rig.model.options)
+            rig.pipeline.set_options(rig.model.options, Moving())
             begun.append(len(steps) - before)
             time.sleep(0.001)
     finally:
@@ -200,6 +203,29 @@ def test_nothing_is_drawn_where_nobody_looks(rig, monkeypatch):
     rig.outputs.diagnostics.wait_for(1)
     rig.pipeline.stop()
     assert not rig.outputs.overlay.messages
+
+
+def test_an_image_that_nobody_wants_is_not_made(rig, monkeypatch):
+    for name, (encoding, _) in IMAGES.items():
+        monkeypatch.setitem(IMAGES, name, (encoding, lambda *_: pytest.fail('made')))
+    rig.send(1.0)
+    rig.outputs.diagnostics.wait_for(1)
+    rig.pipeline.stop()
+    assert not any(publisher.messages for publisher in rig.outputs.images.values())
+
+
+def test_an_image_that_cannot_be_made_is_told_and_costs_nothing_else(monkeypatch):
+    """A model of 300 classes, for example."""
+    many = frame([replace(instance(mask), class_id=299) for mask in random_masks(1)])
+    rig = Rig(semantic_mask=1, static_mask=1)
+    monkeypatch.setattr(rig.model, 'step', lambda *_: many)
+    rig.send(1.0)
+    rig.send(1.1)
+    rig.outputs.images['static_mask'].wait_for(1)
+    rig.pipeline.stop()
+    assert [line for line in rig.logger.lines if 'class id 299' in line and 'use label_image' in line]
+    assert rig.outputs.instances.messages and not rig.outputs.images['semantic_mask'].messages
+    assert not rig.camera.state.epoch, 'the tracks go on'
 
 
 def test_stamps_that_are_none_are_told_once(rig):
