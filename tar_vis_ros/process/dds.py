@@ -21,13 +21,18 @@ _MIB = 1 << 20
 _PROCESSES = 6   # source, node, viewer, recorder, and two more: each has a segment of its own
 
 
+def shared_memory_room(folder: Path = _SHARED_MEMORY) -> int:
+    """Return the free MiB of the folder. Raise OSError if there is none."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize // _MIB
+
+
 def shared_memory_profile(folder: Path = _SHARED_MEMORY) -> Path | None:
     """Return the largest profile whose segments fit into ``folder``; None, with one line on stderr, if none does."""
     try:
-        status = os.statvfs(folder)
+        free = shared_memory_room(folder)
     except OSError:   # no such folder: not Linux, and Fast DDS finds its own place
         return config_file('fastdds_shm.xml')
-    free = status.f_bavail * status.f_frsize // _MIB
     for name, segment in (('fastdds_shm.xml', 64), ('fastdds_shm_small.xml', 8)):
         if free >= segment * _PROCESSES:
             return config_file(name)
