@@ -4,6 +4,9 @@ import sys as _sys
 
 # OpenCV reads this once, when it is loaded: no header of a picture makes it allocate more than 300 MB.
 _os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '100000000')
+# torch's threads read this once, when they are loaded: a thread that waits for another one sleeps. While it spins, the
+# one it waits for may have no processor: beside two busy processes a step took 25 times as long.
+_os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 def _on_interrupt(number, frame):

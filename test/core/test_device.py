@@ -1,6 +1,8 @@
 """Ways to a device and back, and clocks of it."""
 
 import os
+import subprocess
+import sys
 import time
 import warnings
 from unittest import mock
@@ -119,3 +121,13 @@ def test_auto_is_the_cpu_in_tests(gpus, monkeypatch):
     assert pick_device('auto').type == 'cuda'
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
     assert pick_device('auto') == CPU
+
+
+@pytest.mark.parametrize(('own', 'expected'), [(None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
+def test_threads_that_wait_sleep_unless_the_user_wants_them_to_spin(own, expected):
+    environment = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'}
+    done = subprocess.run(
+        [sys.executable, '-c', 'import os, sys, tar_vis_core; assert "torch" not in sys.modules; '
+         'print(os.environ["OMP_WAIT_POLICY"])'], capture_output=True, text=True,
+        env=environment | ({} if own is None else {'OMP_WAIT_POLICY': own}))
+    assert done.stdout.strip() == expected
