@@ -1,6 +1,12 @@
+"""Online video instance segmentation with temporal-aware query routing.
+
+The public names are imported when they are first asked for, because the segmenter takes torch along.
+"""
+
 import os as _os
 import signal as _signal
 import sys as _sys
+from importlib import import_module as _import_module
 
 # OpenCV reads this once, when it is loaded: no header of a picture makes it allocate more than 300 MB.
 _os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '100000000')
@@ -31,3 +37,13 @@ def _is_program():
 # Only for the programs of this package: who imports it as a library has handlers of their own.
 if _is_program() and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _on_interrupt)
+
+_PUBLIC = {'VideoSegmenter': 'segmenter', 'TemporalState': 'state', 'SegmenterOptions': 'options',
+           'FrameResult': 'instances', 'Instance': 'instances', 'TrackStatus': 'instances', 'TarVisError': 'errors'}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(_import_module(f'{__name__}.{_PUBLIC[name]}'), name)

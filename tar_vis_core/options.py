@@ -15,12 +15,12 @@ from typing import Any
 from tar_vis_core.errors import near
 from tar_vis_core.models.presets import PRESETS, ROUTINGS
 
-Value = bool | int | float | str | tuple[str, ...]
+Value = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Option:
-    """A value that a user may choose. Its type is the default's; texts in a tuple may be empty or of any number."""
+    """A value that a user may choose. Its type is the default's; a tuple is of texts if the default is empty."""
 
     default: Value
     description: str
@@ -32,6 +32,13 @@ class Option:
     example: str = ''               # what is expected, in words
 
     @property
+    def kind(self) -> type:
+        """Return the type of the value, or of the values in a tuple."""
+        if isinstance(self.default, tuple):
+            return type(self.default[0]) if self.default else str
+        return type(self.default)
+
+    @property
     def expected(self) -> str:
         """Return the allowed values, in words that follow 'expected'."""
         if self.choices:
@@ -40,38 +47,41 @@ class Option:
             return self.example
         if isinstance(self.default, bool):
             return 'true or false'
-        if isinstance(self.default, tuple):
+        if isinstance(self.default, tuple) and self.kind is str:
             return "a list of texts such as ['person', 'dog']"
         if isinstance(self.default, str):
             return 'a text'
-        kind = 'a whole number' if isinstance(self.default, int) else 'a number'
+        kind = 'whole number' if self.kind is int else 'number'
+        kind = f'{kind}s' if isinstance(self.default, tuple) else f'a {kind}'
         limits = [f'{word} {bound:{"d" if isinstance(bound, int) else "g"}}'
                   for word, bound in (('from', self.low), ('to', self.high)) if math.isfinite(bound)]
-        return ('0 or ' if self.or_zero else '') + ' '.join([kind, *(limits or ['that is finite'])])
+        return ('0 or ' if self.or_zero else '') + ' '.join([kind, *limits])
 
     def check(self, name: str, value: Any) -> Value:
         """Return the value in the option's type.
 
         Raise ValueError that names the value, the nearest choice, and what is expected, if it is not allowed.
         """
-        kind = type(self.default)
-        if kind is tuple:
-            fits = not isinstance(value, str) and hasattr(value, '__iter__')
-            value = tuple(value) if fits else value
-            fits = fits and all(isinstance(text, str) for text in value)
-        elif kind in (int, float):
-            number = Integral if kind is int else Real
-            fits = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value) and (
-                self.low <= value <= self.high or (self.or_zero and value == 0))
-            value = kind(value) if fits else value
-        else:
-            fits = isinstance(value, kind)
+        many = isinstance(self.default, tuple)
+        fits = not many or (not isinstance(value, str) and hasattr(value, '__iter__'))
+        if fits:
+            value = tuple(value) if many else value
+            fits = all(map(self._fits, value if many else (value,)))
+        if fits and self.kind in (int, float):
+            value = tuple(map(self.kind, value)) if many else self.kind(value)
         fits = fits and (not self.choices or value in self.choices)
         if not fits or (self.pattern and not re.fullmatch(self.pattern, value)):
             hint = near(value, self.choices) if isinstance(value, str) else ''
             shown = list(value) if isinstance(value, tuple) else value
             raise ValueError(f'{name} is {shown!r}{hint}, expected {self.expected}')
         return value
+
+    def _fits(self, value: Any) -> bool:
+        """Return whether a value, or one of those in a tuple, is of the type and within the limits."""
+        if self.kind not in (int, float):
+            return isinstance(value, self.kind)
+        return isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool) and (
+            math.isfinite(value) and (self.low <= value <= self.high or (self.or_zero and value == 0)))
 
 
 def option(default: Value, description: str, **limits: Any) -> Any:
@@ -80,8 +90,8 @@ def option(default: Value, description: str, **limits: Any) -> Any:
 
 
 def options_of(table: type) -> dict[str, Option]:
-    """Return the options of a dataclass whose fields :func:`option` made, by name."""
-    return {made.name: made.metadata['option'] for made in fields(table)}
+    """Return the options of a dataclass by name: those of its fields that :func:`option` made."""
+    return {made.name: made.metadata['option'] for made in fields(table) if 'option' in made.metadata}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.cuda_graphs import is_static, recorded_parts
 from tar_vis_core.models.deformable import head_widths
 from tar_vis_core.models.packed import inference_form
-from tar_vis_core.models.presets import PRESETS
+from tar_vis_core.models.presets import find_preset
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 from tar_vis_core.preprocess import check_image, prepare, small_grey
@@ -61,8 +61,7 @@ class VideoSegmenter:
         Raise ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
         ValueError (unknown preset, precision or tracker, an option out of range).
         """
-        if preset not in PRESETS:
-            raise ValueError(unknown_name('preset', preset, PRESETS))
+        find_preset(preset)
         place, dtype = pick_device(device), pick_precision(precision)
         THREADS.check('threads', threads)
         if threads:

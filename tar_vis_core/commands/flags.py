@@ -25,13 +25,19 @@ def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option] = O
     """Add a flag for each option. A flag that is not given stays None."""
     for name, option in options.items():
         many = isinstance(option.default, tuple)
-        default = '' if many or option.default == '' else f' (default: {option.default})'
-        words = f'{option.description}; {option.expected}{default}'
-        parser.add_argument('--' + name.replace('_', '-'), help=words.replace('%', '%%'),
-                            metavar='NAME' if many else type(option.default).__name__.upper(),
-                            **(dict(nargs='*') if many else dict(type=type(option.default))))
+        default = ' '.join(map(str, option.default)) if many else option.default
+        limits = '' if option.expected == 'a text' else f'; {option.expected}'
+        words = option.description + limits + (f' (default: {default})' if default != '' else '')
+        parser.add_argument('--' + name.replace('_', '-'), help=words.replace('%', '%%'), type=option.kind,
+                            metavar='NAME' if many and option.kind is str else option.kind.__name__.upper(),
+                            **(dict(nargs='*', action='extend') if many else {}))
+
+
+def given(args: argparse.Namespace, options: Mapping[str, Option]) -> dict[str, object]:
+    """Return the values of the flags that were given, by the options' names."""
+    return {name: getattr(args, name) for name in options if getattr(args, name) is not None}
 
 
 def segmenter_options(args: argparse.Namespace) -> SegmenterOptions:
     """Return the options that :func:`add_flags` read. Raise ValueError for a value that is not allowed."""
-    return SegmenterOptions(**{name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None})
+    return SegmenterOptions(**given(args, OPTIONS))

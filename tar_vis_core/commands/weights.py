@@ -82,7 +82,7 @@ def _convert(source: Path, out: Path, preset: str | None, classes: str | None) -
 
 def split(args: argparse.Namespace) -> None:
     """Split weights with TAR into base weights and an adapter."""
-    from tar_vis_core.weights.adapter import split_adapter
+    from tar_vis_core.weights.loading import split_adapter
 
     split_adapter(args.full, args.base, args.adapter)
     print(f'{args.base}: {args.base.stat().st_size} bytes\n{args.adapter}: {args.adapter.stat().st_size} bytes')

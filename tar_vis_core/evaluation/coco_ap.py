@@ -63,11 +63,6 @@ class CocoResult:
     def person(self) -> CategoryAP:
         return self['person']
 
-    def mean_ap(self, exclude: Container[str] = ('person',)) -> float:
-        """Return the mean AP over the categories that have instances, persons left out; NaN if there are none."""
-        values = [c.ap for c in self.categories if c.name not in exclude and not math.isnan(c.ap)]
-        return float(np.mean(values)) if values else math.nan
-
     def __str__(self) -> str:
         columns = ('ap', 'ap50', 'ap75', 'small', 'medium', 'large', 'recall')
         titles = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large', 'AR100')

@@ -88,7 +88,11 @@ PRESETS = {
         'dvis_daq', 'swin_l', queries=200, reid=True, tracker_layers=6, tracker='dynamic_anchors'),
     'dvis_daq_vit_adapter_l': ModelConfig(
         'dvis_daq', 'vit_adapter_l', queries=200, reid=True, tracker_layers=6, tracker='dynamic_anchors'),
-    # the studies' subject: nano's size, for the made-up videos of data/synth.py
+}
+
+# Models for studies of routing alone: no node offers them, no package holds their weights.
+STUDIED = {
+    # nano's size, for the made-up videos of data/synth.py
     'crowd': ModelConfig(
         'crowd', 'mobilenet_v2', 'crowd', dim=128, queries=30, decoder_ffn=512, encoder_layers=1, encoder_ffn=512,
         encoder_heads=4, short_side=192, separable=True, pixel_mean=(127.5,) * 3, pixel_std=(127.5,) * 3),
@@ -101,9 +105,10 @@ def find_preset(name: str) -> ModelConfig:
     ``crowd:synchronizer=none,warmup_layers=2`` is a preset with another form of TAR, as the studies compare them.
     """
     name, _, changes = name.partition(':')
-    if name not in PRESETS:
-        raise ValueError(unknown_name('preset', name, PRESETS))
-    config = PRESETS[name]
+    known = PRESETS | STUDIED
+    if name not in known:
+        raise ValueError(unknown_name('preset', name, known))
+    config = known[name]
     for change in filter(None, changes.split(',')):
         key, _, value = change.partition('=')
         if key == 'synchronizer' and value in SYNCHRONIZERS:

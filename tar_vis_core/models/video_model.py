@@ -99,11 +99,6 @@ class VideoInstanceModel(nn.Module):
         """Training form of the decoder; see :meth:`MaskedDecoder.supervised`."""
         return self.decoder.supervised(features.mask_features, features.levels, previous, tau, features.proposals)
 
-    @staticmethod
-    def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
-        """Return mask logits ``(N, K, h, w)`` at stride 4 from ``(N, K, D)`` and ``(N, D, h, w)``."""
-        return torch.einsum('nkd,ndhw->nkhw', mask_embeddings, mask_features)
-
 
 def input_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Return the size (height, width) of an image with a shorter edge of ``short_side``, the longer at most 1333."""

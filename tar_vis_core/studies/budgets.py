@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,8 +12,9 @@ from matplotlib.gridspec import GridSpec
 from tqdm import tqdm
 
 from tar_vis_core.latency_budget import HIGHEST, p95
+from tar_vis_core.options import option
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
-from tar_vis_core.studies.inputs import described, open_model, open_videos, pictures
+from tar_vis_core.studies.inputs import StudyInputs, described, open_model, open_videos, pictures
 from tar_vis_core.studies.report import write_report
 
 OPTIONS = SegmenterOptions(routing='adaptive', refresh_frames=0)
@@ -39,11 +39,12 @@ class Phase:
         return int((moves[1:] != moves[:-1]).sum())
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the study's own options."""
-    parser.add_argument('--phase', type=int, default=1000, help='frames with each budget (default: 1000)')
-    parser.add_argument('--range-frames', type=int, default=200,
-                        help='frames before, to find out what times can be reached (default: 200)')
+@dataclass(frozen=True, kw_only=True)
+class BudgetStudy(StudyInputs):
+    """Step time, bias and layers while the latency budget changes (not of the paper)."""
+
+    phase: int = option(1000, 'frames with each budget', low=2)
+    range_frames: int = option(200, 'frames before, to find out what times can be reached', low=2)
 
 
 def reachable(segmenter: VideoSegmenter, images: Iterator[np.ndarray], count: int) -> tuple[float, float]:
@@ -58,25 +59,23 @@ def reachable(segmenter: VideoSegmenter, images: Iterator[np.ndarray], count: in
     return p95(spent[HIGHEST][first:]), p95(spent[0.0][first:])
 
 
-def run(args: argparse.Namespace) -> None:
+def run(asked: BudgetStudy) -> None:
     """Run ``tar-vis study budget``."""
-    if args.phase < 2 or args.range_frames < 2:
-        raise ValueError(f'--phase is {args.phase} and --range-frames {args.range_frames}, expected at least 2')
-    model, records = open_model(args), open_videos(args)
+    model, records = open_model(asked), open_videos(asked)
     if not model.config.routing:
         raise ValueError('these weights hold no routers, so nothing can be skipped; give weights or an adapter with '
                          'TAR')
-    segmenter = VideoSegmenter.from_model(model, args.device)
-    images = pictures(records, args.range_frames + 4 * args.phase)
-    least, most = reachable(segmenter, images, args.range_frames)
+    segmenter = VideoSegmenter.from_model(model, asked.device)
+    images = pictures(records, asked.range_frames + 4 * asked.phase)
+    least, most = reachable(segmenter, images, asked.range_frames)
     budgets = {'off': None, 'tight': round((least + most) / 2, 1), 'loose': round(1.25 * most, 1),
                'impossible': round(least / 2, 1)}
-    phases = follow(segmenter, images, budgets, args.phase)
+    phases = follow(segmenter, images, budgets, asked.phase)
     rows = [row_of(phase) for phase in phases]
     layers = segmenter.num_layers
-    write_report(args.out, 'A latency budget that changes, one stream', rows, [
-        described(args, records) + f' {args.phase} frames with each budget; the table is of the second half of them. '
-        f'Before, over {args.range_frames} frames, the p95 of the step was {most:.1f} ms without bias and {least:.1f} '
+    write_report(asked.out, 'A latency budget that changes, one stream', rows, [
+        described(asked, records) + f' {asked.phase} frames with each budget; the table is of the second half of them. '
+        f'Before, over {asked.range_frames} frames, the p95 of the step was {most:.1f} ms without bias and {least:.1f} '
         'ms with all skipped that can be, the two taking turns: no budget below that can be met. Tight lies halfway, '
         'loose a quarter above, impossible at half of it. refresh_frames is 0, and all videos are one stream: with '
         'plain passes in more than one of twenty frames the budget would hold for the others alone. The paper has no '

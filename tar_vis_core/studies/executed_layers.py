@@ -11,9 +11,9 @@ controls at the same number of executed layers:
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from tar_vis_core.evaluation.decodings import Decoding, decodings_of
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
-from tar_vis_core.studies.bootstrap import interval, resamples
-from tar_vis_core.studies.inputs import PAPER, described, open_model, open_videos
+from tar_vis_core.options import option
+from tar_vis_core.studies.bootstrap import Row, Sampled, interval, mean_rows, resamples, sample, spread
+from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, open_model, open_videos
 from tar_vis_core.studies.report import write_report
-from tar_vis_core.studies.sampling import Row, Sampled, mean_rows, sample, spread
 
 # milliseconds of a whole frame, and AP where we know it (Tables 4 and 5, abstract)
 PAPER_MS = {'first 1': 24.2, 'first 2': 26.0, 'first 3': 27.4, 'first 6': 33.7, 'first 9': 40.5, 'TAR': 31.5}
@@ -35,22 +35,23 @@ PAPER_AP = {'first 6': 47.6, 'first 9': 47.4, 'TAR': 48.4}
 ALL, NONE = 'TAR, all executed', 'TAR, all skipped'
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the study's own options."""
-    parser.add_argument('--layers', type=int, nargs='*', default=[1, 2, 3, 6, 9], help='first k (default: 1 2 3 6 9)')
-    parser.add_argument('--pairs', nargs='*', type=pair, default=[(1, 1), (1, 2), (2, 1), (3, 3)], metavar='M+N',
-                        help='first M and last N (default: 1+1 1+2 2+1 3+3)')
-    parser.add_argument('--skip-bias', type=float, nargs='*', default=[-2, -1, -0.5, 0.5, 1, 2],
-                        help="added to the routers' skip score, beside 0 (default: -2 -1 -0.5 0.5 1 2)")
-    parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
-    parser.add_argument('--tracker', default='auto', help="auto (the model's own) or another")
+@dataclass(frozen=True, kw_only=True)
+class LayersStudy(StudyInputs):
+    """AP by decoder layers (Table 5, Figure 2), TAR, its controls and its trade-off."""
+
+    layers: tuple[int, ...] = option((1, 2, 3, 6, 9), 'first k', low=0)
+    pairs: tuple[str, ...] = option(('1+1', '1+2', '2+1', '3+3'), 'first M and last N', example='M+N such as 1+2')
+    skip_bias: tuple[float, ...] = option((-2.0, -1.0, -0.5, 0.5, 1.0, 2.0),
+                                          "added to the routers' skip score, beside 0")
+    resamples: int = option(1000, 'bootstrap samples', low=1)
+    tracker: str = option('auto', "auto (the model's own) or another")
 
 
 def pair(text: str) -> tuple[int, int]:
     """Return ``M+N`` as two numbers."""
     m, _, n = text.partition('+')
     if not (m.isdigit() and n.isdigit()):
-        raise argparse.ArgumentTypeError(f'{text!r}, expected M+N such as 1+2')
+        raise ValueError(f'--pairs has {text!r}, expected M+N such as 1+2')
     return int(m), int(n)
 
 
@@ -151,21 +152,22 @@ def painter(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
 
 
 @torch.inference_mode()
-def run(args: argparse.Namespace) -> None:
+def run(asked: LayersStudy) -> None:
     """Run ``tar-vis study layers``."""
-    records = open_videos(args)
-    samples = resamples(len(records), args.resamples)
+    records = open_videos(asked)
+    samples = resamples(len(records), asked.resamples)
     results: dict[str, list[Sampled]] = {}
-    for path in args.weights or [None]:
-        model = open_model(args, path)
-        ways = ways_to_compare(model, args.layers, args.pairs, args.skip_bias)
+    pairs = [pair(text) for text in asked.pairs]
+    for path in asked.weights or [None]:
+        model = open_model(asked, path)
+        ways = ways_to_compare(model, asked.layers, pairs, asked.skip_bias)
         name = 'packaged' if path is None else f'{path.parent.name}/{path.stem}'
-        results[name] = sample(model, records, ways, samples, args.tracker)
+        results[name] = sample(model, records, ways, samples, asked.tracker)
     rows = [table_row(name, s, everything) for name, everything in results.items() for s in everything]
     if len(results) > 1:
         rows += mean_rows(rows, ['decoding'], 'weights')
-    write_report(args.out, 'AP by executed decoder layers', rows, [
-        described(args, records) + f' {args.resamples} bootstrap samples of videos, seed 0; low and high are 95 % '
+    write_report(asked.out, 'AP by executed decoder layers', rows, [
+        described(asked, records) + f' {asked.resamples} bootstrap samples of videos, seed 0; low and high are 95 % '
         'intervals over videos, in rows over several weights the least and the greatest of them.',
         PAPER + ' Its milliseconds are of a whole frame (TAR: without its other optimisations, Table 4); ours are '
         'medians of image encoder and decoder, taken while all decodings take turns.',

@@ -1,11 +1,10 @@
-"""Inputs of a study: a model and labelled videos, from the command line."""
+"""Inputs of a study: a model and labelled videos."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,9 @@ from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.data.ytvis_writer import write_ytvis
 from tar_vis_core.models.class_sets import CROWD
+from tar_vis_core.models.presets import PRESETS, STUDIED
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.options import option, options_of
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.studies.report import machine
 from tar_vis_core.weights.loading import load_model
@@ -25,45 +26,72 @@ from tar_vis_core.weights.manifest import packaged_weights
 PAPER = 'The paper: MinVIS on ResNet-50, YouTube-VIS 2019, an RTX 3090; another model, other data, another machine.'
 
 
-def open_model(args: argparse.Namespace, weights: Path | None = None) -> VideoInstanceModel:
-    """Return the model of the command line on its device, in evaluation mode; ``weights`` go first."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
-    return load_model(args.preset, weights or args.weights or packaged_weights(args.preset), args.adapter).to(device)
+@dataclass(frozen=True, kw_only=True)
+class StudyInputs:
+    """The model and the labelled videos of a study. Raise ValueError for a value that is not allowed."""
+
+    out: Path                                   # folder of the results
+    weights: tuple[Path, ...] = ()              # none: the preset's packaged weights
+    adapter: Path | None = None
+    size: tuple[int, int] = (192, 288)          # of made-up videos: height, width
+    preset: str = option('crowd', f'one of {", ".join(PRESETS | STUDIED)}')
+    device: str = option('auto', 'auto, cpu or cuda:N')
+    threads: int = option(0, "CPU threads; 0: torch's own", low=0, high=1024)
+    data: str = option('synth', 'YouTube-VIS file, or synth: crowds of look-alikes, made under --out')
+    categories: tuple[str, ...] = option((), 'of the file: those that count; none: all')
+    videos: int = option(20, 'how many: made, or the first of the file', low=1)
+    frames: int = option(24, 'synth: frames of each', low=1)
+    data_seed: int = option(1000, 'synth: which videos')
+
+    def __post_init__(self) -> None:
+        for name, known in options_of(type(self)).items():
+            object.__setattr__(self, name, known.check(f'--{name.replace("_", "-")}', getattr(self, name)))
 
 
-def open_videos(args: argparse.Namespace) -> list[VideoRecord]:
-    """Return the labelled videos of the command line; ValueError if there is none."""
-    if args.videos < 1:
-        raise ValueError(f'--videos is {args.videos}, expected at least 1')
-    path = Path(args.data)
-    if args.data == 'synth':
-        height, width = args.size
-        path = args.out / f'videos_{args.videos}x{args.frames}_{height}x{width}_{args.data_seed}' / 'instances.json'
+def one_file(inputs: StudyInputs) -> Path:
+    """Return the weights of a study that takes one file. Raise ValueError for several."""
+    if len(inputs.weights) > 1:
+        raise ValueError(f'--weights names {len(inputs.weights)} files, expected one')
+    return inputs.weights[0] if inputs.weights else packaged_weights(inputs.preset)
+
+
+def open_model(inputs: StudyInputs, weights: Path | None = None) -> VideoInstanceModel:
+    """Return the model of a study on its device, in evaluation mode, with the file ``weights`` if it is given."""
+    if inputs.threads:
+        torch.set_num_threads(inputs.threads)
+    device = pick_device(inputs.device)
+    return load_model(inputs.preset, weights or one_file(inputs), inputs.adapter).to(device)
+
+
+def open_videos(inputs: StudyInputs) -> list[VideoRecord]:
+    """Return the labelled videos of a study; ValueError if there is none."""
+    path = Path(inputs.data)
+    if inputs.data == 'synth':
+        height, width = inputs.size
+        made_of = f'{inputs.videos}x{inputs.frames}_{height}x{width}_{inputs.data_seed}'
+        path = inputs.out / f'videos_{made_of}' / 'instances.json'
         if not path.exists():
-            made = SynthVideos(args.size, args.frames, length=args.videos, seed=args.data_seed)
+            made = SynthVideos(inputs.size, inputs.frames, length=inputs.videos, seed=inputs.data_seed)
             clips = (made[i] for i in tqdm(range(len(made)), unit='video', desc='making videos'))
-            write_ytvis(path.parent, clips, CROWD, f'SynthVideos, seed {args.data_seed}')
-    records = load_ytvis(path)[:args.videos]
+            write_ytvis(path.parent, clips, CROWD, f'SynthVideos, seed {inputs.data_seed}')
+    records = load_ytvis(path)[:inputs.videos]
     if not records:
         raise ValueError(f'{path} holds no videos')
-    if args.categories:
-        records = [replace(record, tracks=[track for track in record.tracks if track.category in args.categories])
+    if inputs.categories:
+        records = [replace(record, tracks=[track for track in record.tracks if track.category in inputs.categories])
                    for record in records]
         if not any(record.tracks for record in records):
-            raise ValueError(f'{path} has no object of category {" or ".join(args.categories)}')
+            raise ValueError(f'{path} has no object of category {" or ".join(inputs.categories)}')
     return records
 
 
-def described(args: argparse.Namespace, records: list[VideoRecord]) -> str:
+def described(inputs: StudyInputs, records: list[VideoRecord]) -> str:
     """Return a paragraph for the report: model, data, machine."""
-    weights = args.weights if isinstance(args.weights, list) else [args.weights]
-    files = ', '.join('packaged' if path is None else f'{path.parent.name}/{path.name}' for path in weights)
-    data = f'made-up crowds of seed {args.data_seed}' if args.data == 'synth' else Path(args.data).name
-    counted = f', {" and ".join(args.categories)} only' if args.categories else ''
-    return (f'Ours: preset {args.preset}, weights {files}; {data}{counted}, {len(records)} videos, '
-            f'{sum(len(r.paths) for r in records)} frames; {machine(pick_device(args.device))}.')
+    files = ', '.join(f'{path.parent.name}/{path.name}' for path in inputs.weights) or 'packaged'
+    data = f'made-up crowds of seed {inputs.data_seed}' if inputs.data == 'synth' else Path(inputs.data).name
+    counted = f', {" and ".join(inputs.categories)} only' if inputs.categories else ''
+    return (f'Ours: preset {inputs.preset}, weights {files}; {data}{counted}, {len(records)} videos, '
+            f'{sum(len(r.paths) for r in records)} frames; {machine(pick_device(inputs.device))}.')
 
 
 def pictures(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:

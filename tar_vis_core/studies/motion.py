@@ -6,8 +6,8 @@ from frame to frame, fewer layers run. So the rank correlation of the two is pos
 
 from __future__ import annotations
 
-import argparse
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,19 +17,22 @@ from tqdm import tqdm
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.evaluation.videos import encode
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.options import option
 from tar_vis_core.preprocess import small_grey
 from tar_vis_core.state import TemporalState
 from tar_vis_core.studies.bootstrap import spearman, with_interval
-from tar_vis_core.studies.inputs import PAPER, described, open_model, open_videos
+from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, open_model, open_videos
 from tar_vis_core.studies.report import with_bounds, write_report
 
 PARTS = 5       # of the frames, by rising difference
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the study's own options."""
-    parser.add_argument('--skip-bias', type=float, default=0.0, help="added to the routers' skip score (default: 0)")
-    parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
+@dataclass(frozen=True, kw_only=True)
+class MotionStudy(StudyInputs):
+    """Executed layers against inter-frame difference (Figure 5)."""
+
+    skip_bias: float = option(0.0, "added to the routers' skip score")
+    resamples: int = option(1000, 'bootstrap samples', low=1)
 
 
 @torch.inference_mode()
@@ -79,17 +82,17 @@ def rows_of(videos: list[np.ndarray], times: int) -> list[dict[str, object]]:
             *(row(f'part {k} of {len(parts)} by MSE', frames[part], nothing, None) for k, part in enumerate(parts, 1))]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(asked: MotionStudy) -> None:
     """Run ``tar-vis study motion``."""
-    model, records = open_model(args), open_videos(args)
+    model, records = open_model(asked), open_videos(asked)
     if not model.config.routing:
         raise ValueError('these weights hold no routers, so every frame runs all layers; give weights or an adapter '
                          'with TAR')
-    videos = [follow(model, record, args.skip_bias) for record in tqdm(records, unit='video')]
+    videos = [follow(model, record, asked.skip_bias) for record in tqdm(records, unit='video')]
     videos = [video for video in videos if len(video)]
     if not videos:
         raise ValueError('no video has a second frame')
-    rows, frames = rows_of(videos, args.resamples), np.concatenate(videos)
+    rows, frames = rows_of(videos, asked.resamples), np.concatenate(videos)
 
     def draw(axes: Axes) -> None:
         jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(frames))    # layers are whole numbers
@@ -101,9 +104,9 @@ def run(args: argparse.Namespace) -> None:
         axes.set_ylabel('executed decoder layers')
         axes.legend(fontsize=8, title=f'Spearman {with_bounds(rows[0], "Spearman")}', title_fontsize=8)
 
-    write_report(args.out, 'Executed layers against inter-frame difference', rows, [
-        described(args, records) + f' Skip bias {args.skip_bias:g}; first frames of videos, which run all layers, are '
-        f'left out. Intervals: 95 %, {args.resamples} bootstrap samples of whole videos, seed 0.',
+    write_report(asked.out, 'Executed layers against inter-frame difference', rows, [
+        described(asked, records) + f' Skip bias {asked.skip_bias:g}; first frames of videos, which run all layers, '
+        f'are left out. Intervals: 95 %, {asked.resamples} bootstrap samples of whole videos, seed 0.',
         PAPER + ' It gives no coefficient; the direction is that of its Figure 5.',
         'It shows whether these routers follow the difference of frames at all, and how surely. It cannot show that '
         'motion is why: videos that move more may differ in other ways, which the figure for single videos leaves out. '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +19,11 @@ from tar_vis_core.evaluation.videos import score_row
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.packed import inference_form
+from tar_vis_core.options import option
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
-from tar_vis_core.studies.bootstrap import Precision, resamples
-from tar_vis_core.studies.inputs import described, machine, open_model, open_videos
+from tar_vis_core.studies.bootstrap import Precision, Row, resamples, spread
+from tar_vis_core.studies.inputs import StudyInputs, described, machine, open_model, open_videos
 from tar_vis_core.studies.report import write_report
-from tar_vis_core.studies.sampling import spread
-
-Row = dict[str, object]
 
 
 @dataclass
@@ -39,24 +36,24 @@ class Followed:
     tubes: list[TubePrediction] = field(default_factory=list)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the study's own options."""
-    parser.add_argument('--bounds', type=float, nargs='+', default=[4, 8, 16], metavar='LEVELS',
-                        help='of encoder_reuse, beside off (default: 4 8 16)')
-    parser.add_argument('--clips', nargs='+', metavar='VIDEO', help='files without labels, instead of the videos')
-    parser.add_argument('--width', type=int, default=640, help='clips: pixels (default: 640)')
-    parser.add_argument('--first', type=int, default=0, help='clips: frames to leave out before (default: 0)')
-    parser.add_argument('--clip-frames', type=int, default=0, help='clips: how many then (default: all)')
-    parser.add_argument('--score-threshold', type=float, default=SegmenterOptions.score_threshold,
-                        help='score that a new track needs')
-    parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
+@dataclass(frozen=True, kw_only=True)
+class ReuseStudy(StudyInputs):
+    """Encoder features reused while the picture stands still (not of the paper)."""
+
+    bounds: tuple[float, ...] = option((4.0, 8.0, 16.0), 'of encoder_reuse, grey levels, beside off', low=0, high=255)
+    clips: tuple[str, ...] = option((), 'video files without labels, instead of the videos')
+    width: int = option(640, 'clips: pixels; 0: as they are', low=0)
+    first: int = option(0, 'clips: frames to leave out before', low=0)
+    clip_frames: int = option(0, 'clips: how many then; 0: all', low=0)
+    score_threshold: float = option(SegmenterOptions.score_threshold, 'score that a new track needs', low=0, high=1)
+    resamples: int = option(1000, 'bootstrap samples', low=1)
 
 
-def clip_frames(path: str, args: argparse.Namespace) -> Iterator[np.ndarray]:
+def clip_frames(path: str, asked: ReuseStudy) -> Iterator[np.ndarray]:
     """Return the frames of a clip that were asked for, uint8 RGB."""
     with open_frames(path) as reader:
-        for frame in play(reader, limit=args.first + args.clip_frames if args.clip_frames else 0, width=args.width):
-            if frame.index >= args.first:
+        for frame in play(reader, limit=asked.first + asked.clip_frames if asked.clip_frames else 0, width=asked.width):
+            if frame.index >= asked.first:
                 yield frame.image
 
 
@@ -143,39 +140,39 @@ def times(run: Followed) -> Row:
             'mean ms': float(ms.mean()), 'median encoded': median(~reused), 'median reused': median(reused)}
 
 
-def of_clips(segmenter: VideoSegmenter, args: argparse.Namespace) -> list[Row]:
+def of_clips(segmenter: VideoSegmenter, asked: ReuseStudy) -> list[Row]:
     """Return rows of each clip, which has no truth."""
     rows = []
-    for number, path in enumerate(args.clips):
-        runs = [Followed(bound) for bound in (0.0, *args.bounds)]
-        frames, height, width = follow(segmenter, clip_frames(path, args), number, runs)
+    for number, path in enumerate(asked.clips):
+        runs = [Followed(bound) for bound in (0.0, *asked.bounds)]
+        frames, height, width = follow(segmenter, clip_frames(path, asked), number, runs)
         if not frames:
-            raise ValueError(f'{path}: no frame comes after the first {args.first}')
+            raise ValueError(f'{path}: no frame comes after the first {asked.first}')
         record = VideoRecord(number, Path(path).stem, height, width, [Path(path)] * frames, True)
         rows += [{'video': record.name, **times(r), **without_truth(r, runs[0], [record])} for r in runs]
     return rows
 
 
-def of_labelled(segmenter: VideoSegmenter, records: Sequence[VideoRecord], args: argparse.Namespace) -> list[Row]:
+def of_labelled(segmenter: VideoSegmenter, records: Sequence[VideoRecord], asked: ReuseStudy) -> list[Row]:
     """Return rows of labelled videos, all together."""
-    runs = [Followed(bound) for bound in (0.0, *args.bounds)]
+    runs = [Followed(bound) for bound in (0.0, *asked.bounds)]
     for record in records:
         follow(segmenter, record.frames(), record.id, runs)
-    judged = with_truth(runs, records, resamples(len(records), args.resamples))
+    judged = with_truth(runs, records, resamples(len(records), asked.resamples))
     return [{'video': 'all', **times(r), **row, **without_truth(r, runs[0], records)}
             for r, row in zip(runs, judged, strict=True)]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(asked: ReuseStudy) -> None:
     """Run ``tar-vis study still``."""
-    model = open_model(args)
+    model = open_model(asked)
     segmenter = VideoSegmenter.from_model(
-        inference_form(model, model.pixel_mean.device), args.device,
-        options=SegmenterOptions(score_threshold=args.score_threshold))
+        inference_form(model, model.pixel_mean.device), asked.device,
+        options=SegmenterOptions(score_threshold=asked.score_threshold))
     segmenter.warm_up(480, 640)
-    records = [] if args.clips else open_videos(args)
-    rows = of_clips(segmenter, args) if args.clips else of_labelled(segmenter, records, args)
-    accuracy = 'IoU with off' if args.clips else 'AP'
+    records = [] if asked.clips else open_videos(asked)
+    rows = of_clips(segmenter, asked) if asked.clips else of_labelled(segmenter, records, asked)
+    accuracy = 'IoU with off' if asked.clips else 'AP'
 
     def draw(axes: Axes) -> None:
         for video in dict.fromkeys(row['video'] for row in rows):
@@ -187,9 +184,9 @@ def run(args: argparse.Namespace) -> None:
         axes.set_ylabel(f'{accuracy}, percent')
         axes.legend(fontsize=8, title='by bound, grey levels', title_fontsize=8)
 
-    write_report(args.out, 'Features of an earlier picture while it stands still', rows, [
-        described(args, records) if records else
-        f'Ours: preset {args.preset}; clips without labels, {args.width} pixels wide; '
+    write_report(asked.out, 'Features of an earlier picture while it stands still', rows, [
+        described(asked, records) if records else
+        f'Ours: preset {asked.preset}; clips without labels, {asked.width} pixels wide; '
         f'{machine(model.pixel_mean.device)}; no seed.',
         f'A frame takes over the features of the last encoded one where no cell of a 64 wide grey picture differs by '
         f'the bound or more, {MAX_REUSED} frames in a row at most. All bounds take turns frame by frame in one run. '

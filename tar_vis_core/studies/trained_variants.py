@@ -5,7 +5,6 @@ A run is kept under ``--out`` and continues after an interruption. A finished ru
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,16 +16,19 @@ from matplotlib.axes import Axes
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.evaluation.decodings import Decoding
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.models.presets import SYNCHRONIZERS
 from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.options import option
 from tar_vis_core.runtime.device import pick_device
-from tar_vis_core.studies.bootstrap import resamples
-from tar_vis_core.studies.inputs import PAPER, described, open_videos
+from tar_vis_core.studies.bootstrap import Row, mean_rows, resamples, sample, spread
+from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, one_file, open_videos
 from tar_vis_core.studies.report import write_report
-from tar_vis_core.studies.sampling import Row, mean_rows, sample, spread
 from tar_vis_core.training import train
 from tar_vis_core.training.recipe import load_recipe
 from tar_vis_core.weights.loading import is_routing, load_model, read_header, read_tensors, save_tensors
-from tar_vis_core.weights.manifest import packaged_weights
+
+# of the synchronizer 'attention', by router: frames a second and AP (Table 3; AP of the abstract)
+PAPER_ATTENTION = {'on': (34.6, 48.4), 'off': (24.2, None)}
 
 
 @dataclass(frozen=True)
@@ -39,41 +41,48 @@ class Variant:
     paper: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all studies that train."""
-    group = parser.add_argument_group('training')
-    group.add_argument('--recipe', default='crowd_tar', help='packaged recipe or YAML file (default: crowd_tar)')
-    group.add_argument('--iterations', type=int, help="of each run (default: the recipe's)")
-    group.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='a run for each (default: 0 1 2)')
-    group.add_argument('--train-data', type=user_path, default=Path(),
-                       help="folder of the recipe's data (default: here)")
-    group.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='change an option of the recipe')
-    parser.add_argument('--resamples', type=int, default=1000, help='bootstrap samples (default: 1000)')
+@dataclass(frozen=True, kw_only=True)
+class TrainingStudy(StudyInputs):
+    """None, bipartite, attention, with the router on and off (Table 3); trains each."""
+
+    recipe: str = option('crowd_tar', 'packaged recipe or YAML file')
+    iterations: int = option(0, "of each run; 0: the recipe's", low=0)
+    seeds: tuple[int, ...] = option((0, 1, 2), 'a run for each')
+    train_data: str = option('.', "folder of the recipe's data")
+    set: tuple[str, ...] = option((), 'changes of the recipe', example='KEY=VALUE')
+    resamples: int = option(1000, 'bootstrap samples', low=1)
 
 
-def base_without_routing(args: argparse.Namespace) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class WarmupStudy(TrainingStudy):
+    """Number of warm-up layers, M^s (Figure 4); trains each."""
+
+    warmup_layers: tuple[int, ...] = option((1, 2, 3, 4), 'M^s', low=1)
+
+
+def base_without_routing(asked: TrainingStudy) -> Path:
     """Return the weights that all variants start from, under ``--out``; routing starts fresh in each."""
-    if args.adapter:
+    if asked.adapter:
         raise ValueError('--adapter: routing is trained here, afresh in each variant; leave it out')
-    source = args.weights or packaged_weights(args.preset)
-    path = args.out / 'base.safetensors'
+    source = one_file(asked)
+    path = asked.out / 'base.safetensors'
     state = {name: value for name, value in read_tensors(source).items() if not is_routing(name)}
-    args.out.mkdir(parents=True, exist_ok=True)
+    asked.out.mkdir(parents=True, exist_ok=True)
     save_tensors(state, path, read_header(source).metadata)
     return path
 
 
-def trained(variant: Variant, seed: int, base: Path, args: argparse.Namespace) -> Path:
+def trained(variant: Variant, seed: int, base: Path, asked: TrainingStudy) -> Path:
     """Return the weights of a variant's run. Raise TarVisError if the training fails."""
-    changes = [*args.set, f'preset={variant.preset}', f'seed={seed}']
-    if args.iterations:
-        changes.append(f'iterations={args.iterations}')
-    recipe = load_recipe(args.recipe, changes)
+    changes = [*asked.set, f'preset={variant.preset}', f'seed={seed}']
+    if asked.iterations:
+        changes.append(f'iterations={asked.iterations}')
+    recipe = load_recipe(asked.recipe, changes)
     if variant.plain:
         changes += ['clip=1', f'batch={recipe.batch * recipe.clip}']
-    out = args.out / f'{variant.name}_{recipe.iterations}_seed{seed}'
-    words = [args.recipe, '--data', str(args.train_data), '--out', str(out), '--init', str(base), '--device',
-             args.device, '--resume', *(word for change in changes for word in ('--set', change))]
+    out = asked.out / f'{variant.name}_{recipe.iterations}_seed{seed}'
+    words = [asked.recipe, '--data', str(user_path(asked.train_data)), '--out', str(out), '--init', str(base),
+             '--device', asked.device, '--resume', *(word for change in changes for word in ('--set', change))]
     if train.main(words):
         raise TarVisError(f'the training in {out} failed; see above')
     return out / 'model.safetensors'
@@ -87,14 +96,16 @@ def ways_of(model: VideoInstanceModel) -> dict[str, Decoding]:
             'off': lambda features, previous: model.decode(features, previous, 'adaptive', skip_bias=-math.inf)}
 
 
-def compare(args: argparse.Namespace, variants: Sequence[Variant]) -> list[Row]:
+def compare(asked: TrainingStudy, variants: Sequence[Variant]) -> list[Row]:
     """Train what is missing and evaluate: a row for each variant, router and seed, then the means over seeds."""
-    records, base = open_videos(args), base_without_routing(args)
-    samples, rows = resamples(len(records), args.resamples), []
-    for seed in args.seeds:
+    if not asked.seeds:
+        raise ValueError('--seeds names none')
+    records, base = open_videos(asked), base_without_routing(asked)
+    samples, rows = resamples(len(records), asked.resamples), []
+    for seed in asked.seeds:
         for variant in variants:
-            path = trained(variant, seed, base, args)
-            model = load_model(variant.preset, path).to(pick_device(args.device))
+            path = trained(variant, seed, base, asked)
+            model = load_model(variant.preset, path).to(pick_device(asked.device))
             for sampled in sample(model, records, ways_of(model), samples):
                 router = sampled.row.name
                 fps, ap = variant.paper.get(router, (None, None))
@@ -106,9 +117,9 @@ def compare(args: argparse.Namespace, variants: Sequence[Variant]) -> list[Row]:
     return rows + mean_rows(rows, ['variant', 'router'], 'seed')
 
 
-def report(args: argparse.Namespace, variants: Sequence[Variant], title: str, notes: Sequence[str]) -> None:
+def report(asked: TrainingStudy, variants: Sequence[Variant], title: str, notes: Sequence[str]) -> None:
     """Run the whole study: train, evaluate, write."""
-    rows = compare(args, variants)
+    rows = compare(asked, variants)
 
     def draw(axes: Axes) -> None:
         for colour, variant in enumerate(variants):
@@ -124,11 +135,37 @@ def report(args: argparse.Namespace, variants: Sequence[Variant], title: str, no
         axes.set_ylabel('AP, percent')
         axes.legend(fontsize=8, title='mean over seeds; dots: seeds', title_fontsize=8)
 
-    iterations, changes = args.iterations or load_recipe(args.recipe, args.set).iterations, ', '.join(args.set)
-    write_report(args.out, title, rows, [
-        described(args, open_videos(args)) + f' Each variant trained by {args.recipe} ({changes or "as it is"}) for '
-        f'{iterations} iterations from the same weights, seeds {", ".join(map(str, args.seeds))}. Low and high: in '
-        f'rows of one seed 95 % intervals over {args.resamples} bootstrap samples of videos, in rows of means the '
+    iterations, changes = asked.iterations or load_recipe(asked.recipe, asked.set).iterations, ', '.join(asked.set)
+    write_report(asked.out, title, rows, [
+        described(asked, open_videos(asked)) + f' Each variant trained by {asked.recipe} ({changes or "as it is"}) for '
+        f'{iterations} iterations from the same weights, seeds {", ".join(map(str, asked.seeds))}. Low and high: in '
+        f'rows of one seed 95 % intervals over {asked.resamples} bootstrap samples of videos, in rows of means the '
         'least and the greatest seed.',
         PAPER + ' Its frames a second hold its other optimisations where the router is on; ours are of image encoder '
         'and decoder.', *notes], draw)
+
+
+def run_synchronizers(asked: TrainingStudy) -> None:
+    """Run ``tar-vis study synchronizer``."""
+    paper = {'attention': PAPER_ATTENTION}
+    chosen = [Variant('plain', asked.preset, True, {'off': (24.7, 47.4)}),
+              *(Variant(name, f'{asked.preset}:synchronizer={name}', paper=paper.get(name, {}))
+                for name in reversed(SYNCHRONIZERS))]
+    report(asked, chosen, 'Synchronizer and router', [
+        'plain: no TAR, trained on as many frames. none: routers compare queries slot by slot as they are. bipartite: '
+        'queries go into the last frame\'s slots one to one (least cosine distance), their positions with them. '
+        'attention: cross-attention from the last frame\'s queries (Eq. 2-3). Router off: the weights of router on, '
+        'all layers executed.',
+        'It shows what the synchronizer is worth to these routers on this task, and how far seeds differ. It cannot '
+        'show what longer training would give, and a difference within the spread of the seeds is none. With the '
+        'router off, weights that were trained to skip are judged by what they were not trained for.'])
+
+
+def run_warmup(asked: WarmupStudy) -> None:
+    """Run ``tar-vis study warmup``."""
+    chosen = [Variant(f'{count}', f'{asked.preset}:warmup_layers={count}') for count in asked.warmup_layers]
+    report(asked, chosen, 'Warm-up layers', [
+        'Variants are M^s: so many layers always run, then come synchronizer and routers. Router off: the weights of '
+        'router on, all layers executed. The paper chooses 1; we know no values of its Figure 4.',
+        'It shows whether later synchronisation pays for the layers that it cannot skip, on this task. It cannot show '
+        'what longer training would give, and a difference within the spread of the seeds is none.'])

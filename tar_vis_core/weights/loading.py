@@ -142,14 +142,6 @@ def load_weights(model: nn.Module, path: str | Path, adapter: str | Path | None 
     return read_header(path).metadata
 
 
-def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None,
-                 dtype: torch.dtype = torch.float32) -> None:
-    """Write a model's state as safetensors, floating point as ``dtype``. An interrupted write leaves no file."""
-    state = {name: value.to(dtype) if value.is_floating_point() else value
-             for name, value in model.state_dict().items()}
-    save_tensors(state, path, metadata)
-
-
 def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors: first beside the goal, then in one move."""
     path = Path(path)
@@ -160,6 +152,19 @@ def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappin
     except (WriteError, SafetensorError) as error:
         raise WeightsError(str(error) if isinstance(error, WriteError)
                            else f'cannot write {path}: {_one_line(error)}') from error
+
+
+def split_adapter(full: str | Path, base: str | Path, adapter: str | Path) -> None:
+    """Write the weights of the file ``full`` as two files: a model without routing, and the adapter with routing."""
+    header = read_header(full)
+    if header.kind != 'model' or not header.has_routing or 'preset' not in header.metadata:
+        raise WeightsError(f'{full} holds no model with a Synchronizer and Routers, so there is nothing to split')
+    if len({Path(path).resolve() for path in (full, base, adapter)}) < 3:
+        raise WeightsError('the whole, the base and the adapter must be three files')
+    state = read_tensors(full)
+    save_tensors({name: value for name, value in state.items() if not is_routing(name)}, base, header.metadata)
+    save_tensors({name: value for name, value in state.items() if is_routing(name)}, adapter,
+                 {'kind': 'adapter', 'preset': header.metadata['preset'], 'base': content_hash(base)})
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

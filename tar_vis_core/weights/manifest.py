@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tar_vis_core.errors import WeightsError, near
 from tar_vis_core.io.paths import user_path
-from tar_vis_core.io.whole_files import write_json
 from tar_vis_core.models.presets import find_preset
 
 FOLDER = Path(__file__).parent
@@ -99,13 +98,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def add_to_manifest(path: Path, preset: str, licence: str, source: str) -> KnownWeights:
-    """Enter a file below this package's folder into the manifest, in place of an entry of the same name."""
-    file = path.resolve().relative_to(FOLDER.resolve()).as_posix()
-    entry = KnownWeights(path.stem, preset, find_preset(preset).class_set, licence, source, file,
-                         sha256=sha256_of(path), size=path.stat().st_size)
-    entries = [entry] + [known for known in manifest() if known.name != entry.name]
-    write_json(FOLDER / 'manifest.json', {'weights': [asdict(e) for e in entries]}, 2)
-    return entry

@@ -61,8 +61,6 @@ NOT_WEIGHTS = [(re.compile(pattern), reason) for pattern, reason in (
     (r'pixel_mean|pixel_std', "constants of the input, which are the preset's"),
     (r'.*\.relative_position_index', 'derived from the window size, and equal to what this model computes'))]
 
-DATA_SETS = ('youtube_vis_2019', 'youtube_vis_2021', 'ovis', 'coco')   # of official checkpoints
-
 
 @dataclass(frozen=True)
 class Conversion:

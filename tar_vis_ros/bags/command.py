@@ -7,8 +7,8 @@ import itertools
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,25 +23,19 @@ INTERRUPTED = 130
 LARGE = 200_000_000     # bytes: a bag of more is announced
 
 
-def options_of(args: argparse.Namespace, fps: float) -> BagOptions:
-    """Return the options of a command line; ``fps`` is used if none is given."""
-    given = {field.name: getattr(args, field.name) for field in fields(BagOptions)}
-    return BagOptions(**{**given, 'fps': given['fps'] or fps, 'topic': '/' + given['topic'].strip('/')})
-
-
-def from_video(args: argparse.Namespace) -> None:
-    """Write one bag."""
-    with open_frames(args.source) as reader:
+def from_video(source: str, out: Path, frames: int, width: int, fps: float | None, **how: Any) -> None:
+    """Write one bag; ``how`` are fields of BagOptions."""
+    with open_frames(source) as reader:
         if reader.live:
-            raise TarVisError(f'{args.source} is a camera; record one with tar-vis-video and ros2 bag record')
-        played = play(reader, limit=args.frames, width=args.width)
-        frames = played if args.fps is None else (frame.image for frame in played)     # else by their own times
-        total = min(args.frames or sys.maxsize, reader.count or sys.maxsize)
-        options = options_of(args, reader.fps)
-        frames = with_room(frames, total, args.out, options)
-        count = write_images(args.out, tqdm(frames, total=None if total == sys.maxsize else total, unit='image',
-                                            disable=None), options)
-    print(f'{args.out}: {count} images on {options.full_topic}, {options.fps:g} per second')
+            raise TarVisError(f'{source} is a camera; record one with tar-vis-video and ros2 bag record')
+        played = play(reader, limit=frames, width=width)
+        images = played if fps is None else (frame.image for frame in played)     # else by their own times
+        total = min(frames or sys.maxsize, reader.count or sys.maxsize)
+        options = BagOptions(fps=fps or reader.fps, **how)
+        images = with_room(images, total, out, options)
+        count = write_images(out, tqdm(images, total=None if total == sys.maxsize else total, unit='image',
+                                       disable=None), options)
+    print(f'{out}: {count} images on {options.full_topic}, {options.fps:g} per second')
 
 
 def with_room(frames: Iterable, total: int, out: Path, options: BagOptions) -> Iterator:
@@ -63,13 +57,13 @@ def with_room(frames: Iterable, total: int, out: Path, options: BagOptions) -> I
     return itertools.chain([first], frames)
 
 
-def from_youtube_vis(args: argparse.Namespace) -> None:
-    """Write a bag and its ground truth for each video."""
-    records, options = labelled_videos(args.json, args.videos), options_of(args, BagOptions.fps)
-    args.out.mkdir(parents=True, exist_ok=True)
-    written = write_labelled(args.json, records, args.out, options)
+def from_youtube_vis(json: Path, out: Path, videos: list[str], fps: float | None, **how: Any) -> None:
+    """Write a bag and its ground truth for each video; ``how`` are fields of BagOptions."""
+    records, options = labelled_videos(json, videos), BagOptions(fps=fps or BagOptions.fps, **how)
+    out.mkdir(parents=True, exist_ok=True)
+    written = write_labelled(json, records, out, options)
     images = sum(count for _, count in tqdm(written, total=len(records), unit='video', disable=None))
-    print(f'{args.out}: {len(records)} bags with {images} images on {options.full_topic}, {options.fps:g} per second, '
+    print(f'{out}: {len(records)} bags with {images} images on {options.full_topic}, {options.fps:g} per second, '
           'and NAME.truth.json beside each')
 
 
@@ -95,16 +89,15 @@ def command_line() -> argparse.ArgumentParser:
     video.add_argument('--frames', type=number(0, 2**31, int), default=0, help='so many at most (default: 0, all)')
     video.add_argument('--width', type=number(0, 16384, int), default=0,
                        help='scale to this width in pixels (default: 0, as they are)')
-    video.set_defaults(call=from_video)
     labelled = actions.add_parser('from-youtube-vis', help='labelled videos to a bag and its ground truth each')
     labelled.add_argument('json', type=user_path, help='YouTube-VIS file, its pictures beside it')
     labelled.add_argument('out', type=user_path, help='folder for the bags and NAME.truth.json')
     labelled.add_argument('--videos', nargs='+', default=[], metavar='NAME', help='only these (default: all)')
-    labelled.set_defaults(call=from_youtube_vis)
     for action, rate in ((video, "the video's own"), (labelled, f'{BagOptions.fps:g}')):
         action.add_argument('--storage', choices=STORAGES, default=BagOptions.storage,
                             help='format of the bag (default: %(default)s)')
-        action.add_argument('--topic', default=BagOptions.topic, help='topic of the images (default: %(default)s)')
+        action.add_argument('--topic', type=lambda text: '/' + text.strip('/'), default=BagOptions.topic,
+                            help='topic of the images (default: %(default)s)')
         action.add_argument('--compressed', action='store_true',
                             help='JPEG images on TOPIC/compressed (default: raw ones on TOPIC)')
         action.add_argument('--quality', type=number(1, 100, int), default=BagOptions.quality,
@@ -119,9 +112,10 @@ def command_line() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, 2 after one line about an error, 130 after Ctrl-C."""
     say_anything()
-    args = command_line().parse_args(argv)
+    given = vars(command_line().parse_args(argv))
+    call = {'from-video': from_video, 'from-youtube-vis': from_youtube_vis}[given.pop('action')]
     try:
-        args.call(args)
+        call(**given)
     except (TarVisError, OSError) as error:
         print(f'tar-vis-bag: {error}', file=sys.stderr)
         return 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -63,9 +62,13 @@ def run_node(command: str, parse: Callable[[list[str]], Any], make: Callable[[An
 def no_arguments(command: str, description: str) -> Callable[[list[str]], None]:
     """Return a ``parse`` for :func:`run_node` that takes nothing but ``--help``, which prints ``description``."""
     def parse(arguments: list[str]) -> None:
-        argparse.ArgumentParser(
-            command, usage=f'{command} [--help] [--ros-args ...]', description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(arguments)
+        usage = f'usage: {command} [--help] [--ros-args ...]'
+        if arguments:
+            asked = not {'-h', '--help'}.isdisjoint(arguments)
+            print(f'{usage}\n\n{description}' if asked else
+                  f'{usage}\n{command}: error: unrecognized arguments: {" ".join(arguments)}',
+                  file=sys.stdout if asked else sys.stderr)
+            sys.exit(0 if asked else 2)
     return parse
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -41,6 +41,25 @@ Exit code: 0, 1 where a node failed, 2 for bad input, 130 after Ctrl-C; what was
 """
 
 
+@dataclass(frozen=True)
+class ReplayRun:
+    """The choices of a command line."""
+
+    bags: list[Path]
+    topic: str                  # of the images; '': the only one in the bag
+    mode: str                   # lossless or realtime
+    rate: float                 # realtime: so many times as fast as recorded
+    out: Path
+    truth: Path | None
+    parameter: list[str]        # NAME:=VALUE, of the node that is started
+    params_file: Path | None
+    node: str                   # to drive instead of starting one
+    to: str                     # its topic of images; '': the bag's
+    jobs: int                   # bags at once
+    patience: float             # seconds that an answer may take
+    pictures: int               # in the report at most
+
+
 def command_line() -> argparse.ArgumentParser:
     """Return the options of ``tar-vis-replay``."""
     parser = argparse.ArgumentParser(prog='tar-vis-replay', description=DESCRIPTION,
@@ -71,19 +90,19 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def check_options(args: argparse.Namespace) -> None:
+def check_options(asked: ReplayRun) -> None:
     """Raise TarVisError for options that do not fit together, ParameterError for a parameter that the node refuses."""
-    if args.node and (args.parameter or args.params_file or args.jobs > 1):
+    if asked.node and (asked.parameter or asked.params_file or asked.jobs > 1):
         raise TarVisError('--node drives a node that runs already: -p, --params-file and --jobs are for nodes that are '
                           'started here')
-    if args.to and not args.node:
+    if asked.to and not asked.node:
         raise TarVisError('--to is for --node: a node that is started here listens on the topic of the bag')
-    for path in (args.params_file, args.truth):
+    for path in (asked.params_file, asked.truth):
         if path and not path.is_file():
             raise TarVisError(f'{path}: no such file')
-    if args.out.exists() and not args.out.is_dir():
-        raise TarVisError(f'--out {args.out} is a file; expected a folder, which may be there or not')
-    for text in args.parameter:
+    if asked.out.exists() and not asked.out.is_dir():
+        raise TarVisError(f'--out {asked.out} is a file; expected a folder, which may be there or not')
+    for text in asked.parameter:
         name, given, value = text.partition(':=')
         if not given:
             raise TarVisError(f'-p {text}: expected NAME:=VALUE')
@@ -95,13 +114,13 @@ def check_options(args: argparse.Namespace) -> None:
             raise TarVisError(f'-p {text}: {TABLE.unknown(name)}')
 
 
-def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
+def plan(asked: ReplayRun) -> tuple[list[Job], int, dict[str, str]]:
     """Return the jobs, their number of images, and by path what is wrong with the other bags."""
     jobs, images, bad, taken = [], 0, {}, set()
-    for number_, path in enumerate(map(str, args.bags), 1):
+    for number_, path in enumerate(map(str, asked.bags), 1):
         try:
-            with ImageBag(path, args.topic) as bag:
-                find_truth(bag, args.truth, len(args.bags) == 1)
+            with ImageBag(path, asked.topic) as bag:
+                find_truth(bag, asked.truth, len(asked.bags) == 1)
                 images += bag.count
                 name = bag.name if bag.name not in taken else f'{bag.name}_{number_}'
         except (TarVisError, OSError) as error:
@@ -109,10 +128,10 @@ def plan(args: argparse.Namespace) -> tuple[list[Job], int, dict[str, str]]:
             continue
         taken.add(name)
         jobs.append(Job(
-            bag=path, folder=str(args.out / name), number=number_, alone=len(args.bags) == 1, topic=args.topic,
-            mode=args.mode, rate=args.rate, node=args.node, to=args.to,
-            parameters=tuple(args.parameter), params_file=str(args.params_file or ''), truth=str(args.truth or ''),
-            patience_s=args.patience, pictures=max(1, args.pictures // len(args.bags)) if args.pictures else 0))
+            bag=path, folder=str(asked.out / name), number=number_, alone=len(asked.bags) == 1, topic=asked.topic,
+            mode=asked.mode, rate=asked.rate, node=asked.node, to=asked.to,
+            parameters=tuple(asked.parameter), params_file=str(asked.params_file or ''), truth=str(asked.truth or ''),
+            patience_s=asked.patience, pictures=max(1, asked.pictures // len(asked.bags)) if asked.pictures else 0))
     return jobs, images, bad
 
 
@@ -135,22 +154,22 @@ def own_parameters(path: Path, folder: Path) -> Path:
     return copy
 
 
-def run(args: argparse.Namespace) -> int:
+def run(asked: ReplayRun) -> int:
     """Run the command and return the exit code. Raise TarVisError and OSError."""
-    check_options(args)
+    check_options(asked)
     interrupt = StopRequest()
-    jobs, images, bad = plan(args)
+    jobs, images, bad = plan(asked)
     for line in bad.values():
         print(f'tar-vis-replay: {line}', file=sys.stderr)
     if not jobs:
         return BAD_INPUT
-    args.out.mkdir(parents=True, exist_ok=True)
+    asked.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        (args.out / name).unlink(missing_ok=True)
-    if args.params_file:
-        jobs = [replace(job, params_file=str(own_parameters(args.params_file, args.out))) for job in jobs]
+        (asked.out / name).unlink(missing_ok=True)
+    if asked.params_file:
+        jobs = [replace(job, params_file=str(own_parameters(asked.params_file, asked.out))) for job in jobs]
     use_shared_memory_profile()
-    ended = replay_all(jobs, args.jobs, images, interrupt)
+    ended = replay_all(jobs, asked.jobs, images, interrupt)
     codes, outcomes = [BAD_INPUT] * bool(bad), {}
     for job in [job for job in jobs if job in ended]:
         code, said = ended[job]
@@ -164,20 +183,20 @@ def run(args: argparse.Namespace) -> int:
         if outcome.fates:
             outcomes[Path(job.folder)] = outcome
     if outcomes:
-        tell(args, outcomes)
+        tell(asked, outcomes)
     if interrupt():
         print('tar-vis-replay: interrupted; what was answered until then is reported', file=sys.stderr)
         return INTERRUPTED
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), FAILED if any(codes) else 0)
 
 
-def tell(args: argparse.Namespace, outcomes: dict[Path, BagOutcome]) -> None:
+def tell(asked: ReplayRun, outcomes: dict[Path, BagOutcome]) -> None:
     """Write the report and print its figures."""
-    asked = {'command': report.command(), 'mode': args.mode, 'rate': args.rate, 'node': args.node or 'started here'}
-    total = report.write_report(args.out, outcomes, asked)
-    rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{args.mode}'
-             + (f', {args.rate:g} times as fast as recorded' if args.mode == 'realtime' else ''))]
-    rows += report.lines(total) + [('report', str(args.out / name)) for name in FILES[:1]]
+    said = {'command': report.command(), 'mode': asked.mode, 'rate': asked.rate, 'node': asked.node or 'started here'}
+    total = report.write_report(asked.out, outcomes, said)
+    rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{asked.mode}'
+             + (f', {asked.rate:g} times as fast as recorded' if asked.mode == 'realtime' else ''))]
+    rows += report.lines(total) + [('report', str(asked.out / name)) for name in FILES[:1]]
     wide = max(len(label) for label, _ in rows) + 2
     print('\n'.join(f'{label:<{wide}}{text}' for label, text in rows))
 
@@ -188,9 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if '--ros-args' in words:       # what launch adds
         words = words[:words.index('--ros-args')]
     say_anything()
-    args = command_line().parse_args(words)
+    asked = ReplayRun(**vars(command_line().parse_args(words)))
     try:
-        return run(args)
+        return run(asked)
     except (TarVisError, OSError) as error:
         print(f'tar-vis-replay: {error}', file=sys.stderr)
         return BAD_INPUT

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from saved_weights import save_weights
 from weights_cases import add_tiny_presets, one_line
 
 from tar_vis_core.commands.main import main
 from tar_vis_core.errors import WeightsError
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.weights.adapter import save_adapter, split_adapter
-from tar_vis_core.weights.loading import content_hash, is_routing, load_model, read_header, save_tensors, save_weights
+from tar_vis_core.weights.loading import content_hash, is_routing, load_model, read_header, save_tensors, split_adapter
 from tar_vis_core.weights.manifest import packaged_weights, sha256_of
 from tar_vis_core.weights.verify import verify
 
@@ -100,23 +100,6 @@ def test_an_adapter_on_what_it_was_not_made_for_is_one_clear_line(case, expected
 def test_an_adapter_is_not_weights(files):
     with pytest.raises(WeightsError, match="kind 'adapter', expected the weights of a whole model"):
         load_model('tiny', files[2])
-
-
-def test_training_saves_an_adapter_only_of_frozen_weights(files, tmp_path):
-    full, base, _ = files
-    model = load_model('tiny', full)
-    with torch.no_grad():
-        model.decoder.routers.bias2.add_(1)
-    save_adapter(model, tmp_path / 'trained', base)
-    assert equal(load_model('tiny', base, tmp_path / 'trained'), model)
-    with torch.no_grad():
-        model.decoder.class_embed.bias.add_(1)
-    with pytest.raises(WeightsError, match=r'1 tensors differ from .+ \(decoder.class_embed.bias\)') as error:
-        save_adapter(model, tmp_path / 'no', base)
-    one_line(error)
-    assert not (tmp_path / 'no').exists()
-    with pytest.raises(WeightsError, match='unexpected'):
-        save_adapter(load_model('tiny', full), tmp_path / 'no', full)
 
 
 def test_there_must_be_something_to_split(files, tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from saved_weights import save_weights
 from test_studies import SMALL, crowd_model, study, weights  # noqa: F401 (a fixture)
 
 from tar_vis_core.commands.main import main
 from tar_vis_core.segmenter import VideoSegmenter
 from tar_vis_core.studies.budgets import Phase, follow, row_of
-from tar_vis_core.weights.loading import save_weights
 
 
 def test_budget(weights, tmp_path):  # noqa: F811

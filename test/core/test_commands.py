@@ -7,11 +7,11 @@ import sys
 import cv2
 import pytest
 from coco_files import write_coco
+from saved_weights import save_weights
 from tiny_model import picture
 
 from tar_vis_core.commands.main import main
 from tar_vis_core.models.video_model import build_model
-from tar_vis_core.weights.loading import save_weights
 
 
 @pytest.fixture(scope='module')

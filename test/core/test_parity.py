@@ -165,7 +165,7 @@ def test_decoder(run):
     run.check('pred_embds', run.decoded.embeddings)
     if run.has('pred_embds_without_norm_first256'):
         run.check('pred_embds_without_norm_first256', run.decoded.queries)
-    masks = run.network.mask_logits(run.decoded.mask_embeddings, run.features.mask_features).transpose(0, 1)
+    masks = torch.einsum('nkd,ndhw->nkhw', run.decoded.mask_embeddings, run.features.mask_features).transpose(0, 1)
     run.check('pred_masks_sub3', masks[:, :, 1::3, 1::3])
     run.check('pred_masks_full_first6', masks[:6])
     run.check('pred_masks_mean', masks.mean((2, 3)))
@@ -178,7 +178,7 @@ def test_heads_after_every_layer(run):
     assert len(deep.logits) == len(deep.mask_embeddings) == 10
     run.check('aux_logits_frame0', torch.stack([logits[0] for logits in deep.logits[:9]]))
     run.check('aux_masks_mean', torch.stack([
-        run.network.mask_logits(embedding, run.features.mask_features).mean((2, 3)).T
+        torch.einsum('nkd,ndhw->nkhw', embedding, run.features.mask_features).mean((2, 3)).T
         for embedding in deep.mask_embeddings[:9]]))
     torch.testing.assert_close(deep.logits[9], run.decoded.logits)  # both forms of the decoder are one decoder
 

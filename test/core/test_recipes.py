@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from saved_weights import save_weights
 from video_files import shrink_presets, write_download
 
 from tar_vis_core.models.class_sets import OVIS, YOUTUBE_VIS_2019
 from tar_vis_core.training.recipe import load_recipe
 from tar_vis_core.training.starting_weights import start_model
 from tar_vis_core.training.train import main
-from tar_vis_core.weights.loading import load_model, read_header, save_weights
+from tar_vis_core.weights.loading import load_model, read_header
 
 TOY = ('processes=1', 'batch=2', 'iterations=3', 'checkpoint_every=10', 'precision=float32', 'short_sides=[48,64]',
        'max_side=96', 'sizes=[[0,64,96]]', 'loss.points=64', 'grad_clip=10', 'lr=1e-3')

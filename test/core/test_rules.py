@@ -17,7 +17,7 @@ ROS_FLOORS = [{'conversions', 'process'}, {'node', 'depth', 'bags', 'client', 'v
 UPWARD = {('tar_vis_core/runtime/kernels/__init__.py', 'tar_vis_core.models.deformable.sample_by_grid')}
 LONG = {'tar_vis_core/weights/unpickle.py': 350}      # a reader of a foreign format, with the types that it needs
 SAME_NAME = {'__init__', '__main__', 'command', 'node', 'pictures', 'report', 'run'}     # a room each says whose
-DOORS = ('commands/', 'command.py', 'training/train.py', 'studies/', 'video_source.py', 'process/run.py')
+DOORS = ('commands/', 'command.py', 'training/train.py', 'video_source.py')
 
 
 def product() -> dict[str, ast.Module]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 from pathlib import Path
@@ -10,26 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from saved_weights import save_weights
 from tiny_model import picture
 from tubes import perfect, square, tube, video
 
 from tar_vis_core.benchmark.reference import ReferenceDecoder, unfused_attention, with_parts
 from tar_vis_core.commands.main import main
-from tar_vis_core.commands.study import add_inputs
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.video_model import build_model
-from tar_vis_core.studies.bootstrap import Precision, interval, resamples, spearman, with_interval
+from tar_vis_core.studies.bootstrap import Precision, interval, mean_rows, resamples, spearman, with_interval
 from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
-from tar_vis_core.studies.inputs import open_videos
-from tar_vis_core.studies.layer_value import RoutedFrame, read_out
-from tar_vis_core.studies.layer_value import rows_of as rows_of_worth
+from tar_vis_core.studies.inputs import StudyInputs, open_videos
 from tar_vis_core.studies.motion import rows_of
-from tar_vis_core.studies.operations import VARIANTS, lines_of
 from tar_vis_core.studies.report import write_report
-from tar_vis_core.studies.sampling import mean_rows
-from tar_vis_core.weights.loading import read_tensors, save_weights
+from tar_vis_core.studies.timing import VARIANTS, lines_of
+from tar_vis_core.weights.loading import read_tensors
 
 SMALL = ['--videos', '2', '--frames', '3', '--size', '64x96', '--device', 'cpu']
 
@@ -213,50 +209,6 @@ def test_motion_needs_routers(tmp_path, capsys):
     assert 'hold no routers' in capsys.readouterr().err
 
 
-def seen(video, gap, worth, probability):
-    ends = 2.0 + np.cumsum(worth[::-1])[::-1]       # without that layer and those that follow
-    return RoutedFrame(video, gap, float(gap), 2.0, ends, 2.0 + np.array(worth), np.array(probability),
-                np.tile([0.0, 0.0, gap], (len(worth), 1)))
-
-
-def test_worth_is_told_apart_by_gap_and_by_layer():
-    frames = [seen(v, gap, [0.1 * gap, -0.1], [0.4 + 0.05 * gap, 0.5]) for v in range(3) for gap in (0, 1, 4)]
-    everything, *gaps, second, third = rows_of_worth(frames, 1, 50)
-    assert [row['without'] for row in gaps] == ['all, gap 0', 'all, gap 1', 'all, gap 4']
-    assert [round(row['worth'], 3) for row in gaps] == [-0.1, 0.0, 0.3]
-    assert everything['frames'] == 9 and everything['Spearman with probability'] == pytest.approx(1)
-    assert everything['Spearman with MSE'] == pytest.approx(1)
-    assert [row['distance of queries'] for row in gaps] == [0, 1, 4]
-    assert (second['without'], third['without']) == ('layer 2', 'layer 3')
-    assert third['worth'] == pytest.approx(-0.1) and third['frames better without, %'] == 100
-    assert second['Spearman with probability'] == pytest.approx(1)
-    assert math.isnan(third['Spearman with probability']), 'what does not vary has no rank'
-
-
-def test_what_follows_a_layer_is_worth_what_ending_before_it_costs():
-    frames = [seen(v, gap, [0.1, 0.2 * gap, -0.1], [0.5, 0.4 + 0.05 * gap, 0.5]) for v in range(3) for gap in (0, 1, 4)]
-    row = next(row for row in rows_of_worth(frames, 1, 50) if row['without'] == 'layers 3 to 4')
-    assert row['worth'] == pytest.approx(0.2 * 5 / 3 - 0.1) and row['Spearman with probability'] == pytest.approx(1)
-
-
-def test_a_read_out_foretells_what_queries_show_on_videos_that_it_has_not_seen_and_nothing_else():
-    rng = np.random.default_rng(0)
-    compared, videos = rng.normal(size=(400, 5)), np.repeat(np.arange(20), 20)
-    shown = compared @ [1, -2, 0, 0, 0.5]
-    assert spearman(read_out(compared, shown, videos), shown) > 0.95
-    hidden = rng.normal(size=400)
-    assert abs(spearman(read_out(compared, hidden, videos), hidden)) < 0.2
-    assert np.isnan(read_out(compared, shown, np.zeros(400))).all()
-
-
-def test_worth(weights, tmp_path):
-    rows = study('worth', tmp_path, '--weights', str(weights), '--resamples', '20', '--gaps', '0', '1')
-    assert [row['without'] for row in rows if 'gap' in row['without']] == ['all, gap 0', 'all, gap 1']
-    assert [row['without'] for row in rows[-8:]] == [f'layer {k}' for k in range(2, 10)]
-    assert float(next(row for row in rows if row['without'] == 'all, gap 0')['MSE']) == 0
-    assert all(0 <= float(row['execute probability']) <= 1 and float(row['loss']) > 0 for row in rows)
-
-
 def test_profile(weights, tmp_path):
     rows = study('profile', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
     assert [row['stage'] for row in rows] == ['backbone', 'pixel_decoder', 'decoder', 'tracker', 'all']
@@ -362,12 +314,10 @@ def test_a_training_that_fails_ends_the_study(weights, tmp_path, capsys):
 
 
 def test_only_the_named_categories_count(tmp_path):
-    parser = argparse.ArgumentParser()
-    add_inputs(parser)
-    given = ['--out', str(tmp_path), *SMALL[:6], '--videos', '4']
-    everything = open_videos(parser.parse_args(given))
+    given = dict(out=tmp_path, videos=4, frames=3, size=(64, 96))
+    everything = open_videos(StudyInputs(**given))
     known = sorted({track.category for record in everything for track in record.tracks})
-    some = open_videos(parser.parse_args([*given, '--categories', known[0]]))
+    some = open_videos(StudyInputs(**given, categories=(known[0],)))
     assert {track.category for record in some for track in record.tracks} == {known[0]} and len(some) == 4
     with pytest.raises(ValueError, match='no object of category cup'):
-        open_videos(parser.parse_args([*given, '--categories', 'cup']))
+        open_videos(StudyInputs(**given, categories=('cup',)))

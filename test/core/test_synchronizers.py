@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
+from saved_weights import save_weights
 from test_temporal_routing import DIM, LAYERS, QUERIES, a_frame, randomize
 
 from tar_vis_core.errors import WeightsError
 from tar_vis_core.models.masked_decoder import MaskedDecoder
-from tar_vis_core.models.presets import PRESETS, SYNCHRONIZERS, find_preset
+from tar_vis_core.models.presets import STUDIED, SYNCHRONIZERS, find_preset
 from tar_vis_core.models.temporal_routing import into_slots
 from tar_vis_core.models.video_model import build_model
-from tar_vis_core.weights.loading import load_model, save_weights
+from tar_vis_core.weights.loading import load_model
 
 
 def decoder_with(synchronizer: str, warmup_layers: int = 1) -> MaskedDecoder:
@@ -81,7 +82,7 @@ def test_only_attention_has_weights_and_an_unknown_way_is_refused():
 
 
 def test_a_preset_takes_another_form_of_tar_and_its_weights_remember(tmp_path):
-    assert find_preset('crowd') is PRESETS['crowd']
+    assert find_preset('crowd') is STUDIED['crowd']
     name = 'crowd:synchronizer=bipartite,warmup_layers=3'
     config = find_preset(name)
     assert (config.synchronizer, config.warmup_layers, config.family) == ('bipartite', 3, 'crowd')

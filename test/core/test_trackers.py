@@ -141,7 +141,7 @@ def test_a_batch_of_two_is_two_singles(family):
     def decode(images):
         features = model.encode(model.normalize(images))
         decoded = model.decode(features)
-        return decoded, model.mask_logits(decoded.mask_embeddings, features.mask_features)
+        return decoded, torch.einsum('nkd,ndhw->nkhw', decoded.mask_embeddings, features.mask_features)
 
     both, masks = decode(images)
     for i in range(2):

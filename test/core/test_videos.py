@@ -13,6 +13,7 @@ import torch
 from coco_files import rle_of
 from decoder_outputs import decoder_output
 from pycocotools import mask as coco_mask
+from saved_weights import save_weights
 from tiny_model import picture, tiny_model
 
 from tar_vis_core.commands.main import main
@@ -25,7 +26,6 @@ from tar_vis_core.instances import RoutingTrace, TrackStatus
 from tar_vis_core.models.video_model import build_model, resized
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.tracking.tracker import MatchingTracker
-from tar_vis_core.weights.loading import save_weights
 
 FRAMES, HEIGHT, WIDTH = 4, 96, 128
 CLASSES = ('person', 'giant panda')

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from parity_data import FOLDER, needs_parity_data
 from plain_deformable import centres, plain_deformable_attention
 
-from tar_vis_core.models.backbones.dinov2 import DinoV2, resize_patch_embedding
+from tar_vis_core.models.backbones.dinov2 import DinoV2
 from tar_vis_core.models.backbones.vit_adapter import ViTAdapterL
 
 DIM, HEADS, GRID = 24, 3, 5
@@ -199,13 +199,6 @@ def test_position_embedding_is_bicubic_with_the_extra_tenth(height, width):
     expected = plain_position(transformer.pos_embed, 37, height, width)
     torch.testing.assert_close(transformer.position(height, width)[0].double(), expected, atol=1e-4, rtol=0)
     assert transformer.position(37, 37) is transformer.pos_embed
-
-
-def test_patch_embedding_keeps_corners_and_ramps():
-    y, x = torch.meshgrid(torch.arange(14.) / 13, torch.arange(14.) / 13, indexing='ij')
-    resized = resize_patch_embedding((2 * y - 3 * x + 1).expand(5, 3, 14, 14))
-    y, x = torch.meshgrid(torch.arange(16.) / 15, torch.arange(16.) / 15, indexing='ij')
-    torch.testing.assert_close(resized, (2 * y - 3 * x + 1).expand(5, 3, 16, 16))
 
 
 @pytest.mark.parametrize('frozen', [True, False])

@@ -1,3 +1,4 @@
+import json
 import os
 import struct
 from dataclasses import replace
@@ -5,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_weights import save_weights
 from weights_cases import add_tiny_presets, one_line
 
 from tar_vis_core.errors import WeightsError
@@ -12,10 +14,10 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.weights import manifest
-from tar_vis_core.weights.loading import load_model, load_weights, read_header, save_weights
+from tar_vis_core.weights.loading import load_model, load_weights, read_header
 from tar_vis_core.weights.verify import verify, verify_entry
 
-OFFICIAL = [name for name, config in PRESETS.items() if config.family not in ('nano', 'nano2', 'crowd')]
+OFFICIAL = [name for name, config in PRESETS.items() if config.family not in ('nano', 'nano2')]
 
 
 @pytest.fixture
@@ -177,20 +179,14 @@ def test_an_unknown_preset_names_the_nearest():
         manifest.packaged_weights('nan')
 
 
-def test_manifest_entries_are_replaced_and_found(monkeypatch, tmp_path):
+def test_packaged_weights_that_are_missing_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(manifest, 'FOLDER', tmp_path)
-    (tmp_path / 'manifest.json').write_text('{"weights": []}')
-    (tmp_path / 'files').mkdir()
-    file = tmp_path / 'files' / 'nano.safetensors'
-    for content in (b'one', b'two'):
-        file.write_bytes(content)
-        manifest.add_to_manifest(file, 'nano', 'Apache-2.0', 'a test')
-    assert [entry.source for entry in manifest.manifest()] == ['a test']
-    assert manifest.packaged_weights('nano') == file
-    assert manifest.manifest()[0].sha256 == manifest.sha256_of(file) and manifest.manifest()[0].size == 3
-    file.unlink()
-    with pytest.raises(WeightsError, match='are missing'):
+    entry = dict(name='own', preset='nano', class_set='nano', licence='Apache-2.0', source='', file='own.safetensors')
+    (tmp_path / 'manifest.json').write_text(json.dumps({'weights': [entry]}))
+    with pytest.raises(WeightsError, match=r'are missing: expected .*own\.safetensors; install the package again'):
         manifest.packaged_weights('nano')
+    (tmp_path / 'own.safetensors').write_bytes(b'one')
+    assert manifest.packaged_weights('nano') == tmp_path / 'own.safetensors'
 
 
 @pytest.mark.parametrize(('names', 'class_set'), [

@@ -1,6 +1,7 @@
-"""The commands of the README and of the pages of the nodes run as they are printed; the other pages' are read.
+"""The commands of the README, the pages of the nodes and the tutorials run as they are printed; the others are read.
 
-They run with the wheels, as their text says. What takes hours is read by the program's own parser.
+Those of the README and the nodes run with the wheels, as their text says, those of the tutorials as colcon built them.
+What takes hours is read by the program's own parser.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ pytest.importorskip('skimage')
 
 import rclpy
 from building import BUILD_S, ROOT, BuiltProcess, programs, run, with_this_python
+from coco_files import write_coco
 from launch_files import declared
 from node_process import nano_weights, picture, wait_until
 
@@ -30,15 +32,16 @@ from tar_vis_core.commands.main import main
 
 PAGES = [ROOT / 'README.md', *sorted(path for folder in ('docs', 'docs/tutorials', 'docs/nodes')
                                      for path in (ROOT / folder).glob('*.md'))]
-LONG = sorted(path for folder in ('reference', 'research', 'tutorials')
-              for path in (ROOT / 'docs' / folder).glob('*.md'))
-RUN = [ROOT / 'README.md', *(ROOT / f'docs/nodes/{name}.md' for name in ('tar_vis', 'depth_lifter', 'follow_person'))]
+LONG = sorted(path for folder in ('reference', 'research') for path in (ROOT / 'docs' / folder).glob('*.md'))
+RUN = [ROOT / 'README.md', *sorted((ROOT / 'docs/nodes').glob('*.md'))]
+TUTORIALS = sorted((ROOT / 'docs/tutorials').glob('*.md'))
 # What runs until it is interrupted, and the name of its node.
 SERVERS = {'tar-vis-node': 'tar_vis', 'tar-vis-video': 'tar_vis_video', 'tar-vis-depth': 'depth_lifter',
            'tar-vis-follow': 'follow_person'}
 # What a machine may not have, and how the program says so: official weights, a camera.
 ABSENT = {'minvis_ytvis19_R50.pth': 'minvis_ytvis19_R50.pth', 'minvis.safetensors': 'cannot configure',
           'tar-vis-video 0': 'camera'}
+HERE = {'500': '2'}      # every how many-th picture of COCO, of which ten are here
 # Words of the set-up, which `make setup`, the fixtures of these tests and the tests of the build do in their own way.
 SET_UP = {'python', 'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git', 'mkdir'}
 
@@ -73,6 +76,7 @@ class Desk:
             video.write(frame)
             cv2.imwrite(str(folder / f'pictures/{index}.png'), frame)
         video.release()
+        write_coco(folder / 'coco', images=10).rename(folder / 'coco/instances_val2017.json')
 
     def do(self, words: list[str]) -> None:
         """Run a command to its end, or start it if it is one that has none."""
@@ -145,17 +149,27 @@ def test_what_takes_hours_has_the_options_that_are_printed(words, monkeypatch, c
         main(words[1:words.index('...')] if '...' in words else words[1:])
 
 
-@pytest.mark.parametrize('page', RUN, ids=lambda page: page.stem)
-def test_the_programs_run_as_they_are_printed(page, ros_env, tmp_path):
-    if nano_weights(tmp_path):
+def run_page(page: Path, env: dict[str, str], folder: Path) -> None:
+    """Run the programs that a page prints, in their order, in a folder that has what it names."""
+    if nano_weights(folder):
         pytest.skip('the pages speak of a package with its weights')
-    desk = Desk(tmp_path, with_this_python(ros_env))
+    desk = Desk(folder, env)
     with contextlib.closing(desk):
         for words in printed(page):
             if words[0] in programs():
-                desk.do([word.replace('$PWD', str(tmp_path)) for word in words])
+                desk.do([HERE.get(word, word).replace('$PWD', str(folder)) for word in words])
         for program in list(desk.running):
             desk.end(program)
+
+
+@pytest.mark.parametrize('page', RUN, ids=lambda page: page.stem)
+def test_the_programs_run_as_they_are_printed(page, ros_env, tmp_path):
+    run_page(page, with_this_python(ros_env), tmp_path)
+
+
+@pytest.mark.parametrize('page', TUTORIALS, ids=lambda page: page.stem)
+def test_the_programs_of_a_tutorial_run_as_colcon_built_them(page, colcon_env, tmp_path):
+    run_page(page, colcon_env, tmp_path)
 
 
 def test_the_python_of_the_readme_runs(ros_env):

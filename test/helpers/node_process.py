@@ -238,10 +238,11 @@ def nano_weights(folder: Path) -> str:
         return ''
     except WeightsError:
         import torch
+        from saved_weights import save_weights
 
         from tar_vis_core.models.presets import PRESETS
         from tar_vis_core.models.video_model import VideoInstanceModel
-        from tar_vis_core.weights.loading import save_weights
+
         torch.manual_seed(2)   # an untrained model that reports something
         path = folder / 'untrained.safetensors'
         save_weights(VideoInstanceModel(PRESETS['nano']), path)

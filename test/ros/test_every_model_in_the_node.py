@@ -8,11 +8,11 @@ import torch
 
 pytest.importorskip('rclpy')
 from node_process import Client, NodeProcess, picture
+from saved_weights import save_weights
 
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import build_model
-from tar_vis_core.weights.adapter import split_adapter
-from tar_vis_core.weights.loading import save_weights
+from tar_vis_core.weights.loading import split_adapter
 
 # as large as others that are here, with trackers that small ones have as well; TAR_VIS_LARGE=1 runs them, too
 LARGE = () if os.environ.get('TAR_VIS_LARGE') else ('dvis_swin_l', 'dvis_daq_swin_l', 'dvis_daq_vit_adapter_l')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +10,9 @@ import yaml
 
 pytest.importorskip('rclpy')
 from tar_vis_core.errors import DataError, TarVisError
-from tar_vis_core.models.class_sets import CROWD
 from tar_vis_ros.bags.reader import BagError
 from tar_vis_ros.process.parameter_files import ignored_files, is_for, sections
-from tar_vis_ros.replay.command import command_line, own_parameters, run
+from tar_vis_ros.replay.command import ReplayRun, command_line, own_parameters, run
 from tar_vis_ros.replay.worker import check_classes, node_arguments, publish_topic
 
 FILE = '''
@@ -91,15 +89,14 @@ def test_a_truth_of_which_the_model_knows_no_class_is_told_first():
     shapes = SimpleNamespace(path='truth.json', categories={1: 'unicorn', 2: 'gryphon'})
     with pytest.raises(DataError, match=r'none of its classes \(unicorn, gryphon\) is one of the model'):
         check_classes({'model': 'nano', 'backbone': ''}, shapes)
-    check_classes({'model': 'crowd', 'backbone': ''}, SimpleNamespace(path='', categories={1: 'unicorn', 2: CROWD[0]}))
+    check_classes({'model': 'nano', 'backbone': ''}, SimpleNamespace(path='', categories={1: 'unicorn', 2: 'person'}))
     check_classes({}, shapes)
     check_classes({'model': 'nano', 'backbone': ''}, None)
 
 
 def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
     (tmp_path / 'taken').write_text('mine')
-    args = command_line().parse_args(['bag', '--out', str(tmp_path / 'taken')])
-    assert isinstance(args, Namespace)
+    asked = ReplayRun(**vars(command_line().parse_args(['bag', '--out', str(tmp_path / 'taken')])))
     with pytest.raises(TarVisError, match='taken is a file; expected a folder'):
-        run(args)
+        run(asked)
     assert (tmp_path / 'taken').read_text() == 'mine'

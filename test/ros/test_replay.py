@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip('rclpy')
 import torch
 from replay_process import (
+    CLASSES,
     FRAMES,
     PARAMETERS,
     PATIENCE_S,
@@ -31,7 +32,6 @@ from replay_process import (
 from tar_vis_core.data.ytvis import load_ytvis
 from tar_vis_core.evaluation.results_json import categories_of, read_results
 from tar_vis_core.evaluation.videos import score_row
-from tar_vis_core.models.class_sets import CROWD
 from tar_vis_ros.bags.reader import header_stamp_ns, read_topics
 from tar_vis_ros.conversions.messages import decode_instances
 from tar_vis_ros.node.settings import Settings, load_segmenter
@@ -95,7 +95,7 @@ def test_accuracy_is_what_the_evaluation_says_of_the_results(data, lossless):
     for bag in report['bags']:
         record = [record for record in records if record.name == bag['name']]
         tubes = read_results(lossless / bag['name'] / 'results.json', record, categories)
-        row = score_row('', record, tubes, [], 0, CROWD)
+        row = score_row('', record, tubes, [], 0, CLASSES)
         got = bag['figures']['accuracy']
         assert got['ap'] == pytest.approx(row.ap.mean.ap, abs=1e-3) and got['ap50'] > 0
         assert (got['ar10'], got['hota']) == pytest.approx((row.ap.mean.ar10, row.identities.hota), abs=1e-3)

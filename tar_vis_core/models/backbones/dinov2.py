@@ -104,8 +104,3 @@ class DinoV2(nn.Module):
             if index % quarter == 0:
                 features.append(x[:, 1:])
         return features
-
-
-def resize_patch_embedding(weight: Tensor, patch: int = 16) -> Tensor:
-    """Kernel ``(D, 3, 14, 14)`` of the published DINOv2 files for patches of ``patch`` pixels."""
-    return F.interpolate(weight, (patch, patch), mode='bilinear', align_corners=True)
