@@ -42,7 +42,7 @@ class Scene:
         return self.image.shape[0], self.image.shape[1]
 
     def select(self, keep: np.ndarray) -> Scene:
-        """The scene with the instances that ``keep`` (indices or booleans) names, in that order."""
+        """Return the scene with only the instances ``keep`` (indices or booleans), in that order."""
         return replace(self, masks=self.masks[keep], labels=self.labels[keep], voc=self.voc[keep],
                        trusted=self.trusted[keep], boxed=self.boxed[keep])
 
@@ -274,7 +274,7 @@ def drop_small(scene: Scene, min_pixels: int, max_instances: int) -> Scene:
 
 
 def semantic_map(scene: Scene) -> np.ndarray:
-    """Pascal VOC labels ``(h, w)`` uint8: smaller instances lie on top; 255 where the truth is not known."""
+    """Return Pascal VOC labels ``(h, w)`` uint8: smaller instances lie on top; 255 where the truth is not known."""
     labels = np.full(scene.size, UNKNOWN, np.uint8)
     if scene.exhaustive:
         labels[scene.inside & ~scene.ignore] = 0

@@ -241,7 +241,7 @@ class MaskedDecoder(nn.Module):
 
     def attended(self, i: int, x: Tensor, position: Tensor, key: Tensor, value: Tensor, reduced: Tensor,
                  inside: Tensor | None = None) -> Tensor:
-        """:meth:`run_layer` with its level's memory."""
+        """Run layer ``i`` as :meth:`run_layer` does, with its level's memory."""
         with torch.no_grad():
             embedding = self.mask_embed(self.decoder_norm(x))
             keep = torch.matmul(embedding, reduced) >= 0

@@ -42,10 +42,10 @@ class Synchronizer(nn.Module):
 
 
 def into_slots(queries: Tensor, previous: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``queries (N, Q, D)`` in the order of the slots of ``previous`` that they are nearest to (cosine, one to one).
+    """Reorder ``queries (N, Q, D)`` so that each stands in the slot of ``previous`` that it is nearest to.
 
-    Their rows of ``position``, ``(Q, D)`` or ``(N, Q, D)``, go with them: a slot's place is that of the query it came
-    from. The third is the order, ``(N, Q)``.
+    They are matched one to one by cosine. Return the queries, their rows of ``position`` (``(Q, D)`` or ``(N, Q, D)``)
+    in the same order, and the order ``(N, Q)``.
     """
     order = torch.stack([match_embeddings(p, q) for p, q in zip(previous, queries)])
     places = position.expand(len(queries), -1, -1)

@@ -23,7 +23,7 @@ def stack_images(model: VideoInstanceModel, samples: list[Sample]) -> Tensor:
 
 
 def person_class(model: VideoInstanceModel) -> int | None:
-    """The decoder's class of persons, where it has one."""
+    """Return the decoder's class of persons, or None if it has none."""
     if model.config.semantic_classes:
         return PERSON
     names = model.config.class_names

@@ -37,7 +37,7 @@ class Source:
 
 
 def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Source]:
-    """The recipe's data sets below ``folder``. Raises DataError or RecipeError with what is wrong."""
+    """Return the recipe's data sets below ``folder``. Raise DataError or RecipeError that says what is wrong."""
     sources, labels = [], None
     if not config.semantic_classes:
         labels = {name: index for index, name in enumerate(config.class_names)}
