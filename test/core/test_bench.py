@@ -243,7 +243,7 @@ def test_other_files_are_refused(text, tmp_path, capsys):
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory) -> tuple[str, Path]:
-    """What the command says, and the figures that it writes: the whole way once, with peak memory of fresh processes."""
+    """What the command says, and the figures that it writes, once; peak memory is that of fresh processes."""
     path, said = tmp_path_factory.mktemp('bench') / 'figures.json', io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(['bench', *TOY, '--json', str(path)]) == 0

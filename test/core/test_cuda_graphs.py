@@ -83,7 +83,8 @@ def spread_routers(model) -> None:
 
 
 @pytest.mark.parametrize(('name', 'precision'), [
-    *((name, 'float32') for name in MODELS), *((name, 'bfloat16') for name in ('nano', 'referring', 'dynamic_anchors'))])
+    *((name, 'float32') for name in MODELS),
+    *((name, 'bfloat16') for name in ('nano', 'referring', 'dynamic_anchors'))])
 def test_two_streams_of_two_sizes_are_answered_as_by_the_parts_themselves(name, precision):
     plain, played = pair(precision=precision, **MODELS[name])
     for one in (plain, played):
