@@ -70,7 +70,7 @@ class InstanceClient:
         self.frame_3d: Instance3DArray | None = None      # the newest, the nearest instance first
         self._node, self._on_frame_3d, self._on_new_tracks = node, on_frame_3d, on_new_tracks
         self._watchers = [on_frame] if on_frame is not None else []
-        self._arrived = threading.Condition()
+        self._frame_arrived = threading.Condition()
         self._subscriptions = [
             node.create_subscription(InstanceMaskArray, f'{namespace}/instances', self._take, QOS),
             node.create_subscription(Instance3DArray, f'{namespace}/instances_3d', self._take_3d, QOS)]
@@ -129,8 +129,8 @@ class InstanceClient:
         """Wait until ``done()``, which changes with a frame, or until the time is over."""
         owner = self._node.executor       # stays set when the node has left it
         if owner is not None and self._node in owner.get_nodes():
-            with self._arrived:
-                self._arrived.wait_for(done, timeout_s)
+            with self._frame_arrived:
+                self._frame_arrived.wait_for(done, timeout_s)
             return
         executor, deadline = SingleThreadedExecutor(context=self._node.context), time.monotonic() + timeout_s
         executor.add_node(self._node)
@@ -148,13 +148,13 @@ class InstanceClient:
             self._node.get_logger().error(f'masks refused: {error}', throttle_duration_sec=5.0)
             return
         before = self.frame
-        with self._arrived:
+        with self._frame_arrived:
             self.frame = frame
             if before is not None and before.track_epoch != frame.track_epoch and self._on_new_tracks is not None:
                 self._on_new_tracks(frame)
             for watcher in list(self._watchers):
                 watcher(frame)
-            self._arrived.notify_all()
+            self._frame_arrived.notify_all()
 
     def _take_3d(self, message: Instance3DArray) -> None:
         self.frame_3d = message

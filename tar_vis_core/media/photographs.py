@@ -50,7 +50,7 @@ class PhotographReader(FrameReader):
         self._seed = seed
         scenes = available_scenes()
         self._photographs = [read_image(path) for _, path in scenes]
-        self._cameras = [HandHeldCamera(scene, seed + 1000 * i) for i, (scene, _) in enumerate(scenes)]
+        self._hand_held = [HandHeldCamera(scene, seed + 1000 * i) for i, (scene, _) in enumerate(scenes)]
         noise = np.random.default_rng(seed).normal(0.0, NOISE_SIGMA, (height + 64, width + 64, 3))
         self._noise = np.rint(noise).astype(np.int16)
         self._per_photograph = round(SECONDS * FPS)
@@ -77,7 +77,7 @@ class PhotographReader(FrameReader):
 
     def _view(self, number: int, t: float) -> np.ndarray:
         """Return the view of a photograph at ``t`` seconds, float32 ``(H, W, 3)``."""
-        camera = self._cameras[number]
+        camera = self._hand_held[number]
         photograph = self._photographs[number]
         view = cv2.warpAffine(photograph, camera.matrix(t, photograph.shape[:2], self.size), self.size,
                               flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)

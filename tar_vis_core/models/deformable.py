@@ -91,7 +91,7 @@ def sampler(device: torch.device, width: int) -> str:
     return 'grid_sample'
 
 
-def shares(logits: Tensor) -> Tensor:
+def sample_weights(logits: Tensor) -> Tensor:
     """Return the weight of each sample of a query and head: softmax over levels and points, the last two axes."""
     return logits.flatten(-2).softmax(-1).view(logits.shape)
 
@@ -103,7 +103,7 @@ def sample_by_grid(value: Tensor, offsets: Tensor, logits: Tensor, reference: Te
     same shape without the last axis, ``reference (Sq, 2)``. The result is ``(N, Sq, D)``.
     """
     n, s, heads = offsets.shape[:3]
-    weights = shares(logits)
+    weights = sample_weights(logits)
     values = value.transpose(1, 2).split([h * w for h, w in shapes], -1)
     position = reference[:, None, None, None] + offsets / level_sizes(shapes, value.device)[:, None]
     # levels, N * heads, points, Sq: summed over an axis that is not the last, the samples need not be copied
@@ -124,7 +124,7 @@ def sample_by_rows(value: Tensor, offsets: Tensor, logits: Tensor, reference: Te
     A bag is the weighted sum of ``levels * points * 4`` rows of ``D / heads`` channels, which lie together in memory.
     """
     n, s, heads = offsets.shape[:3]
-    weights = shares(logits)
+    weights = sample_weights(logits)
     size = level_sizes(shapes, value.device)
     first, slot = _row_constants(shapes, n, heads, value.device)
     position = reference[:, None, None, None] * size[:, None] + (offsets - 0.5)
