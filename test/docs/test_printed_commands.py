@@ -127,6 +127,8 @@ def test_every_printed_command_is_one_that_there_is(page):
         if words[:3] == ['ros2', 'launch', 'tar_vis_ros']:
             names = {argument.partition(':=')[0] for argument in words[4:]}
             assert names <= declared(ROOT / 'launch' / words[3]), words
+        elif words[:2] == ['ros2', 'run']:
+            assert words[2] != 'tar_vis_ros' or words[3] in programs(), words
         else:
             assert words[0] in SET_UP | set(programs()), words
 
