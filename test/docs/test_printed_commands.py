@@ -41,7 +41,7 @@ SERVERS = {'tar-vis-node': 'tar_vis', 'tar-vis-video': 'tar_vis_video', 'tar-vis
 # What a machine may not have, and how the program says so: official weights, a camera.
 ABSENT = {'minvis_ytvis19_R50.pth': 'minvis_ytvis19_R50.pth', 'minvis.safetensors': 'cannot configure',
           'tar-vis-video 0': 'camera'}
-HERE = {'500': '2'}      # every how many-th picture of COCO, of which ten are here
+HERE = {'500': '2', '60': '12'}     # every how many-th picture of COCO, of which ten are here; frames
 # Words of the set-up, which `make setup`, the fixtures of these tests and the tests of the build do in their own way.
 SET_UP = {'python', 'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git', 'mkdir'}
 
