@@ -156,7 +156,8 @@ class DepthLifter(ParameterNode):
             if problem := self._stamps.problem(name):
                 return f'{problem} on {topic}: nothing can be joined by them; let the driver fill header.stamp'
         if len(self._counts) <= SILENT_S:
-            return ''
+            # a publisher's type and QoS stay as they are, however long one waits
+            return '; '.join(filter(None, (heard.why_none_can_come() for heard in self._heard.values())))
         past, stamps = self._counts[0], self._stamps
         missing = [name for name in self._topics if stamps.received[name] == past.received[name]]
         if missing:

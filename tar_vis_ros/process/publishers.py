@@ -59,6 +59,11 @@ class Publishers:
                                         f'({publisher.mismatch}){qos_hint}')
         return '', ''
 
+    def why_none_can_come(self) -> str:
+        """Return what keeps the messages of every publisher from coming, '' if some can come or nobody publishes."""
+        problems = [self.problem_of(publisher)[1] for publisher in self.now()]
+        return '; '.join(problems) if all(problems) else ''
+
     def why_silent(self) -> str:
         """Return what keeps all messages from coming, '' if nothing is known."""
         problems = [self.problem_of(publisher)[1] for publisher in self.now()]

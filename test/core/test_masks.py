@@ -64,6 +64,15 @@ def test_many_masks_in_bits_equal_one_after_the_other(size, at_once, monkeypatch
     assert found[-1] is None and any(found)
 
 
+def test_masks_of_large_images_are_made_a_few_at_a_time(monkeypatch):
+    """All at once a GPU with little memory has none left for the model."""
+    g, made, packed_bits = geometry(480, 640), [], masks.packed_bits
+    monkeypatch.setattr(masks, 'packed_bits', lambda some: made.append(len(some)) or packed_bits(some))
+    monkeypatch.setattr(masks, 'MOST_PIXELS', 3 * 480 * 640 - 1)
+    logits = torch.stack([blobs(g.logits, seed) for seed in range(5)])
+    assert all(masks.full_size_masks(logits, (logits > 0).numpy(), g)) and made == [2, 2, 1]
+
+
 def test_a_logit_that_half_precision_could_not_hold_empties_no_row():
     g, logits = geometry(480, 640), torch.full((1, 64, 88), -1.0)
     logits[0, 20:40, 30:50] = 5.0

@@ -72,6 +72,23 @@ def test_camera_launch_starts_the_source_and_an_active_node(launch, tmp_path):
     end(process)
 
 
+def test_a_camera_that_cannot_be_opened_ends_the_launch(launch):
+    process, client = launch('camera.launch.py', camera='/no/such/camera')
+    client.until(lambda: not process.running, 'end of the launch')
+    assert '/no/such/camera: no such file or folder' in process.output, process.output
+    assert 'the camera has ended' in process.output and 'Traceback' not in process.output, process.output
+    client.until(lambda: 'tar_vis' not in client.node.get_node_names(), 'end of the node')
+
+
+def test_a_viewer_that_is_missing_is_told_before_anything_starts(launch, colcon_env):
+    if any((Path(place) / 'share/rqt_image_view').exists() for place in colcon_env['AMENT_PREFIX_PATH'].split(':')):
+        pytest.skip('rqt_image_view is there')
+    process, client = launch('camera.launch.py', overlay='true')
+    client.until(lambda: not process.running, 'end of the launch')
+    assert 'overlay:=true needs the package rqt_image_view' in process.output, process.output
+    assert 'process started' not in process.output, process.output
+
+
 def test_camera_launch_without_a_camera_takes_a_topic(launch, tmp_path):
     process, client = launch('camera.launch.py', image_topic='/somewhere/image', weights=nano_weights(tmp_path))
     client.until(lambda: client.node.count_subscribers('/somewhere/image') == 1, 'subscriber')

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import pytest
 
 pytest.importorskip('rclpy')
+torch = pytest.importorskip('torch')
 
 NODE = """
 import sys, weakref
@@ -60,3 +62,13 @@ def test_a_failed_configure_gives_back_its_memory_and_the_node_stays(ros_env):
         deadline.cancel()
         process.kill()
     assert process.returncode == 0 and 'CUDA out of memory' in errors
+
+
+@pytest.mark.parametrize('used', [True, False])
+def test_memory_of_a_gpu_is_given_back_where_one_was_used(used):
+    """What torch keeps of it for itself, no other program can have."""
+    from tar_vis_ros.node.node import give_back_memory
+
+    with mock.patch.multiple(torch.cuda, is_initialized=lambda: used, empty_cache=mock.DEFAULT) as cuda:
+        give_back_memory()
+    assert cuda['empty_cache'].called is used
