@@ -193,16 +193,21 @@ def test_stamps_that_do_not_change_are_told_and_join_nothing(graph, moment):
 
 def test_a_depth_topic_of_another_type_is_named(alone):
     """A driver that compresses depth: messages flow, and nothing comes."""
-    lifter = alone('--ros-args', '-r', '__ns:=/packed', '-r', 'depth:=/packed/depth', '-r', 'camera_info:=/packed/info')
     context = rclpy.Context()
     rclpy.init(context=context)
     driver = rclpy.create_node('packing_driver', context=context)
     try:
         driver.create_publisher(CompressedImage, '/packed/depth', 1)
+        lifter = alone('--ros-args', '-r', '__ns:=/packed', '-r', 'depth:=/packed/depth', '-r',
+                       'camera_info:=/packed/info')
         wait_until(lambda: any('packing_driver' in line for line in lifter.lines), 'the driver by its name')
-        line, = {line.partition('] ')[2] for line in lifter.lines if 'packing_driver' in line}
+        first = next(line for line in lifter.lines if 'packing_driver' in line)
+        wait_until(lambda: any('for 5 s' in line for line in lifter.lines), 'the silence')
+        second = next(line for line in lifter.lines if 'for 5 s' in line)
     finally:
         driver.destroy_node()
         context.try_shutdown()
-    assert ('/packing_driver publishes sensor_msgs/msg/CompressedImage on /packed/depth, expected sensor_msgs/msg/Image'
-            in line) and 'nobody publishes /packed/info' in line
+    wrong = ('/packing_driver publishes sensor_msgs/msg/CompressedImage on /packed/depth, expected '
+             'sensor_msgs/msg/Image')
+    assert first.endswith(wrong), 'at once'
+    assert wrong in second and 'nobody publishes /packed/info' in second
