@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tar_vis_core.benchmark.machine import in_words, machine
 from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.data.ytvis_writer import write_ytvis
@@ -19,7 +20,6 @@ from tar_vis_core.models.presets import PRESETS, STUDIED
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import option, options_of
 from tar_vis_core.runtime.device import pick_device
-from tar_vis_core.studies.report import machine
 from tar_vis_core.weights.loading import load_model
 from tar_vis_core.weights.manifest import packaged_weights
 
@@ -91,7 +91,12 @@ def described(inputs: StudyInputs, records: list[VideoRecord]) -> str:
     data = f'made-up crowds of seed {inputs.data_seed}' if inputs.data == 'synth' else Path(inputs.data).name
     counted = f', {" and ".join(inputs.categories)} only' if inputs.categories else ''
     return (f'Ours: preset {inputs.preset}, weights {files}; {data}{counted}, {len(records)} videos, '
-            f'{sum(len(r.paths) for r in records)} frames; {machine(pick_device(inputs.device))}.')
+            f'{sum(len(r.paths) for r in records)} frames; {computer(pick_device(inputs.device))}.')
+
+
+def computer(device: torch.device) -> str:
+    """Return a line about the machine and the threads in use."""
+    return f'{in_words(machine(device))}, {torch.get_num_threads()} threads'
 
 
 def pictures(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:

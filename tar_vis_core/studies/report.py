@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
-import torch
 
-from tar_vis_core.benchmark.machine import processor
 from tar_vis_core.io.whole_files import replacing, write_text
 
 UNKNOWN = 'n/a'     # the paper does not say, or we do not know what it says
@@ -27,14 +25,6 @@ def with_bounds(row: dict[str, object], name: str) -> str:
     """Return a cell, with the bounds of its interval if they are known."""
     bounds = [cell(row.get(f'{name}: {end}')) for end in ('low', 'high')]
     return cell(row[name]) + ('' if UNKNOWN in bounds else f' ({bounds[0]} to {bounds[1]})')
-
-
-def machine(device: torch.device) -> str:
-    """Return a line about the machine: device, threads, torch."""
-    if device.type == 'cuda':
-        return f'{torch.cuda.get_device_name(device)}, torch {torch.__version__}'
-    return f'{processor()} CPU, {torch.get_num_threads()} threads, ' \
-           f'torch {torch.__version__}'
 
 
 def write_report(folder: Path, title: str, rows: Sequence[dict[str, object]], notes: Sequence[str],

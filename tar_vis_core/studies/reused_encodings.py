@@ -22,7 +22,7 @@ from tar_vis_core.models.packed import inference_form
 from tar_vis_core.options import option
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.bootstrap import Precision, Row, resamples, spread
-from tar_vis_core.studies.inputs import StudyInputs, described, machine, open_model, open_videos
+from tar_vis_core.studies.inputs import StudyInputs, computer, described, open_model, open_videos
 from tar_vis_core.studies.report import write_report
 
 
@@ -187,7 +187,7 @@ def run(asked: ReuseStudy) -> None:
     write_report(asked.out, 'Features of an earlier picture while it stands still', rows, [
         described(asked, records) if records else
         f'Ours: preset {asked.preset}; clips without labels, {asked.width} pixels wide; '
-        f'{machine(model.pixel_mean.device)}; no seed.',
+        f'{computer(model.pixel_mean.device)}; no seed.',
         f'A frame takes over the features of the last encoded one where no cell of a 64 wide grey picture differs by '
         f'the bound or more, {MAX_REUSED} frames in a row at most. All bounds take turns frame by frame in one run. '
         'IoU with off: masks of a frame, paired one to one with those of the run that encodes every frame; 0 for one '

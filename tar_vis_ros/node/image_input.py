@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -13,7 +13,6 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
-from tar_vis_ros.node.arrivals import Arrivals
 from tar_vis_ros.process.parameters import ParameterError
 from tar_vis_ros.process.publishers import Publisher, Publishers
 
@@ -35,6 +34,7 @@ OVERRIDABLE = {   # policy of qos_overrides: what it may be
 LOOK_S = 1.0         # how often the publishers of the topic are looked at
 PATIENCE_S = 3.0     # so long nobody may publish before it is said: discovery takes a second or two
 SHOWN_TOPICS = 5
+MAX_WAIT_S = 60.0    # a longer wait in the queue is a clock that was set
 
 
 class ImageInput:
@@ -124,6 +124,34 @@ class ImageInput:
         topics = sorted(topic for topic, of in self._node.get_topic_names_and_types()
                         if types.intersection(of) and topic != self.topic and not topic.startswith(own))
         return f'; there are images on {", ".join(topics[:SHOWN_TOPICS])}' if topics else ''
+
+
+class Arrivals:
+    """Arrival times and numbers of lost images, from the infos that DDS has of one subscription's messages.
+
+    With a queue of one, DDS replaces images that were not read.
+    """
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+
+    def missed(self, info: Mapping[str, int | None], publishers: int) -> int:
+        """Return the number of images that were published since the last call and did not come.
+
+        It is 0 if that cannot be known: without sequence numbers, with several publishers, after one has started anew.
+        """
+        number = info.get('publication_sequence_number')
+        last, self._last = self._last, number
+        if not number or not last or publishers != 1 or number <= last:
+            return 0
+        return number - last - 1
+
+    @staticmethod
+    def arrived(info: Mapping[str, int | None]) -> float:
+        """Return when the message arrived, on the clock of ``time.perf_counter``."""
+        now, received = time.perf_counter(), info.get('received_timestamp')
+        waited = (time.time_ns() - received) * 1e-9 if received else 0.0
+        return now - waited if 0 < waited < MAX_WAIT_S else now
 
 
 def _overridden(node: Node, topic: str) -> list[QoSPolicyKind]:

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from tar_vis_ros.node.arrivals import Arrivals
+from tar_vis_ros.node.image_input import Arrivals
 from tar_vis_ros.node.mailbox import Mailbox, Worker
 
 
