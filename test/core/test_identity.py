@@ -112,6 +112,24 @@ def test_after_the_grace_the_same_place_gives_a_new_id():
     assert [(i.track_id, i.status, i.age) for i in back] == [(2, TrackStatus.NEW, 0)]
 
 
+def test_a_lost_person_is_looked_for_where_a_slowing_walk_leads():
+    tracker = IdentityTracker()
+    for x in range(40, 201, 40):
+        see(tracker, Person((x, 240)))
+    for _ in range(10):
+        assert ids(see(tracker), lost=True) == {1}
+    assert ids(see(tracker, Person((320, 240)))) == {1}     # at its old pace it would be at 640 by now
+
+
+@pytest.mark.parametrize(('away', 'same'), [(0, True), (1, False)])
+def test_who_was_out_of_sight_must_be_more_alike_than_who_was_not(away, same):
+    tracker = IdentityTracker()
+    see(tracker, Person((200, 240), look=1, slot=1))
+    for _ in range(away):
+        see(tracker)
+    assert ids(see(tracker, Person((310, 240), look=2, slot=9))) == {1 if same else 2}
+
+
 def test_someone_else_far_away_does_not_take_a_lost_id():
     tracker = IdentityTracker()
     for _ in range(3):
