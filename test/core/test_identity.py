@@ -195,7 +195,7 @@ def test_without_time_between_frames_the_ids_hold():
         assert ids(see(tracker, Person((200 + 10 * k, 240)), elapsed=0.0)) == {1}
 
 
-def test_memory_stays_flat_and_no_id_comes_twice_over_5000_frames():
+def test_memory_stays_flat_and_no_id_comes_twice_over_2000_frames():
     tracker = IdentityTracker(grace_frames=5)
     rng = np.random.default_rng(0)
     frames = []
@@ -205,15 +205,15 @@ def test_memory_stays_flat_and_no_id_comes_twice_over_5000_frames():
         frames.append(scene(*(Person((x, y), size=(60, 160), slot=i, look=i) for i, (x, y) in
                               enumerate(zip(rng_k.uniform(40, 600, 6), rng_k.uniform(90, 390, 6))))))
     started, sizes = [], []
-    for k in range(5000):
+    for k in range(2000):
         tracks = tracker.update(frames[k % 60] if rng.random() > 0.1 else [], SLOTS, 0.5, 20, 0.1, HEIGHT, WIDTH)
         started += [t.track_id for t, status in tracks if status == TrackStatus.NEW]
         assert len(tracker.tracks) <= 20 + MAX_LOST_TRACKS
         if k % 100 == 0:
             sizes.append(len(pickle.dumps(tracker)))
     assert started == list(range(1, len(started) + 1))
-    assert len(started) > 1000
-    assert max(sizes[25:]) < 1.2 * max(sizes[:25]), sizes
+    assert len(started) > 400
+    assert max(sizes[10:]) < 1.2 * max(sizes[:10]), sizes
 
 
 @pytest.mark.parametrize('by_slot', [True, False])
