@@ -9,7 +9,7 @@ from tar_vis_core.commands.data import size
 from tar_vis_core.commands.flags import add_flags, given
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.options import options_of
-from tar_vis_core.studies import budgets, executed_layers, motion, reused_encodings, timing, trained_variants
+from tar_vis_core.studies import executed_layers, motion, reused_encodings, timing, trained_variants
 
 # name: what it asks for, its function, one line of help
 STUDIES = {
@@ -19,7 +19,6 @@ STUDIES = {
     'profile': (timing.TimingStudy, timing.run_profile, 'shares of the time of a frame by stage'),
     'synchronizer': (trained_variants.TrainingStudy, trained_variants.run_synchronizers, 'three synchronizers; trains'),
     'warmup': (trained_variants.WarmupStudy, trained_variants.run_warmup, 'number of warm-up layers; trains'),
-    'budget': (budgets.BudgetStudy, budgets.run, 'a latency budget that changes'),
     'still': (reused_encodings.ReuseStudy, reused_encodings.run, 'encoder features reused'),
 }
 
