@@ -90,7 +90,7 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
     """Read a COCO file. With ``preload`` the image files are kept in memory.
 
     ``labels`` gives the label of a category's name; other categories, and images with no others, are left out. Without
-    it persons are told from objects. Raises DataError naming the file, image or annotation that is wrong.
+    it persons are told from objects. Raise DataError that names the file, image or annotation that is wrong.
     """
     json_path = Path(json_path)
     content = read_labels(json_path)

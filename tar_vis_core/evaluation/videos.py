@@ -99,7 +99,7 @@ class SlotFollower:
 
 
 def encode_masks(masks: Tensor) -> list[dict | None]:
-    """Run lengths of boolean masks ``(K, H, W)``, None for an empty one."""
+    """Return the run lengths of boolean masks ``(K, H, W)``, None for an empty one."""
     columns = masks.transpose(1, 2).contiguous().cpu().numpy().astype(np.uint8)      # pycocotools goes down columns
     return [rle if mask.any() else None for rle, mask in zip(coco_mask.encode(columns.T), columns, strict=True)]
 
@@ -149,12 +149,25 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
                     min_score: float | None = None, progress: bool = True) -> list[VideoRow]:
     """Run a model through videos by each way of decoding (see ``decodings``), frames encoded once for all.
 
-    The model is used where it is and left in evaluation mode. ``tubes`` is 'slots', 'tracks', or 'auto' by the model.
-    ``categories`` are the data's names (default: those that are labelled); classes are matched by name, and
-    predictions of others are left out. Slots are never refreshed; ``options`` are the segmenter's, for tracks.
-    Identities are measured on tubes of ``min_score`` (default: one half for slots, 0 for tracks). Kept in memory for
-    one video at a time: its mask features at stride 4, and the decoder's outputs.
-    Raises ValueError where model, data and choices do not fit, or scores are not finite.
+    The model stays on its device and is left in evaluation mode. For one video at a time, its mask features at stride 4
+    and the decoder's outputs are kept in memory.
+
+    Args:
+        model: the model.
+        records: the labelled videos.
+        ways: the decodings by name.
+        tubes: 'slots', 'tracks', or 'auto' to let the model decide. Slots are never refreshed.
+        categories: the data's names; None: those that are labelled. Classes are matched by name, and predictions of
+            others are left out.
+        tracker: 'auto' for the model's own, or another.
+        short_side: of the network's input, pixels; 0: the preset's.
+        max_instances: slots: predictions a video; 0: as published.
+        options: of the segmenter, for tracks.
+        min_score: score that a tube needs for identity measures; None: one half for slots, 0 for tracks.
+        progress: show a bar.
+
+    Raises:
+        ValueError: if model, data and choices do not fit, or if scores are not finite.
     """
     config = model.eval().config
     if tubes not in ('auto', 'slots', 'tracks'):

@@ -106,9 +106,10 @@ class MaskedDecoder(nn.Module):
     def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
                  warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention',
                  seeds: int = 0, mask_dim: int = 0):
-        """``seeds``: channels of a detector's cells, from which queries start; 0: learned queries.
+        """Make fresh weights.
 
-        ``mask_dim``: channels of the mask features; 0: ``dim``.
+        ``seeds`` are the channels of a detector's cells, from which queries start; 0 means learned queries.
+        ``mask_dim`` are the channels of the mask features; 0 means ``dim``.
         """
         super().__init__()
         if synchronizer not in SYNCHRONIZERS:

@@ -93,7 +93,7 @@ class DinoV2(nn.Module):
         return torch.cat((self.pos_embed[:, :1], patches.flatten(2).transpose(1, 2)), 1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)``, multiples of the patch -> four times ``(N, H/patch * W/patch, D)``, before any norm."""
+        """Return four maps ``(N, H/patch * W/patch, D)``, before any norm; H, W are multiples of the patch."""
         height, width = image.shape[-2] // self.patch, image.shape[-1] // self.patch
         x = torch.cat((self.cls_token.expand(len(image), -1, -1), self.patch_embed(image)), 1)
         x = x + self.position(height, width)

@@ -114,7 +114,7 @@ class NanoDet(nn.Module):
         self.heads = nn.ModuleList(Conv(NECK, classes + 4 * BINS, 1) for _ in STRIDES)
 
     def forward(self, x: Tensor) -> DetectorMaps:
-        """``x (N, 3, H, W)`` normalised RGB with H, W multiples of 32."""
+        """Return the maps of ``x (N, 3, H, W)``, normalised RGB; H, W are multiples of 32."""
         stem = y = self.pool(self.stem(x))
         laterals = []
         for stage, reduce in zip(self.stages, self.reduce, strict=True):
@@ -134,7 +134,7 @@ class NanoDet(nn.Module):
         return [fine, middle, deep, self.extra[0](coarse) + self.extra[1](deep)]
 
     def convolutions(self) -> list[nn.Conv2d]:
-        """All convolutions in the order of execution of the published file."""
+        """Return all convolutions in the published file's order of execution."""
         found = [self.stem]
         for stage in self.stages:
             for unit in stage:
@@ -152,7 +152,7 @@ class NanoDet(nn.Module):
     def load_published(self, path: str | Path) -> None:
         """Copy the weights of a file with tensors ``conv000.weight`` .. in the order of execution.
 
-        The published network reads BGR, this one RGB. Raises ValueError for other numbers or shapes of tensors.
+        The published network reads BGR, this one RGB. Raise ValueError for other numbers or shapes of tensors.
         """
         load_in_order(self.convolutions(), path)
         self.stem.weight.copy_(self.stem.weight.flip(1))
