@@ -21,8 +21,10 @@ from tar_vis_ros.process.children import StopRequest
 from tar_vis_ros.process.dds import use_shared_memory_profile
 from tar_vis_ros.process.parameter_files import PARAMETERS, is_for, listed, sections
 from tar_vis_ros.replay import report
+from tar_vis_ros.replay.comparison import table
 from tar_vis_ros.replay.outcome import NODE, BagOutcome, Job
 from tar_vis_ros.replay.pool import replay_all
+from tar_vis_ros.replay.proof import differences, read_reference
 from tar_vis_ros.replay.truth import find_truth
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -37,7 +39,8 @@ DESCRIPTION = """Replay recorded images through the node and report on its answe
 Without --node every bag gets a node of its own, on a ROS domain of its own. Ground truth is NAME.truth.json beside the
 bag (tar-vis-bag from-youtube-vis makes both), or --truth. Into --out go report.html, report.json, results.json, and a
 folder for each bag with its answers as a bag (answers), one record an image (frames.json) and pictures.
-Exit code: 0, 1 where a node failed, 2 for bad input, 130 after Ctrl-C; what was processed is reported all the same.
+Exit code: 0, 1 where a node failed or an answer differs from --check, 2 for bad input, 130 after Ctrl-C; what was
+processed is reported all the same.
 """
 
 
@@ -58,13 +61,15 @@ class ReplayRun:
     jobs: int                   # bags at once
     patience: float             # seconds that an answer may take
     pictures: int               # in the report at most
+    check: Path | None          # report.json of an earlier replay whose answers are expected
+    compare: list[Path] | None  # two --out folders; nothing is replayed then
 
 
 def command_line() -> argparse.ArgumentParser:
     """Return the options of ``tar-vis-replay``."""
     parser = argparse.ArgumentParser(prog='tar-vis-replay', description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('bags', nargs='+', type=user_path, metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
+    parser.add_argument('bags', nargs='*', type=user_path, metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
     parser.add_argument('--topic', default=Job.topic, help='topic of the images (default: the only one in the bag)')
     parser.add_argument('--mode', choices=('lossless', 'realtime'), default=Job.mode, help='(default: %(default)s)')
     parser.add_argument('--rate', type=number(0.001, 1000), default=Job.rate,
@@ -85,6 +90,11 @@ def command_line() -> argparse.ArgumentParser:
                         help='bags at once; more disturb the times of each other (default: %(default)s)')
     parser.add_argument('--patience', type=number(0.1, 86400), default=Job.patience_s, metavar='SECONDS',
                         help='lossless: give an answer so long (default: %(default)g)')
+    parser.add_argument('--check', type=user_path, metavar='REPORT.json',
+                        help='lossless: end with 1 if an answer is not that of this earlier replay; times do not '
+                        'count')
+    parser.add_argument('--compare', type=user_path, nargs=2, metavar=('A', 'B'),
+                        help='replay nothing: print the differences of two --out folders, with intervals')
     parser.add_argument('--pictures', type=number(0, 100000, int), default=Job.pictures,
                         help='pictures in the report at most (default: %(default)s)')
     return parser
@@ -92,6 +102,12 @@ def command_line() -> argparse.ArgumentParser:
 
 def check_options(asked: ReplayRun) -> None:
     """Raise TarVisError for options that do not fit together, ParameterError for a parameter that the node refuses."""
+    if bool(asked.bags) == bool(asked.compare):
+        raise TarVisError('expected the bags to replay, or --compare with the folders of two replays')
+    if asked.check and asked.mode != 'lossless':
+        raise TarVisError('--check is for --mode lossless: in real time the answers depend on the speed of the machine')
+    if asked.check and asked.check.absolute().parent == asked.out.absolute():
+        raise TarVisError(f'--check: {asked.check} would be written over, give another --out')
     if asked.node and (asked.parameter or asked.params_file or asked.jobs > 1):
         raise TarVisError('--node drives a node that runs already: -p, --params-file and --jobs are for nodes that are '
                           'started here')
@@ -157,6 +173,10 @@ def own_parameters(path: Path, folder: Path) -> Path:
 def run(asked: ReplayRun) -> int:
     """Run the command and return the exit code. Raise TarVisError and OSError."""
     check_options(asked)
+    if asked.compare:
+        print(table(*asked.compare))
+        return 0
+    reference = read_reference(asked.check) if asked.check else None
     interrupt = StopRequest()
     jobs, images, bad = plan(asked)
     for line in bad.values():
@@ -187,6 +207,13 @@ def run(asked: ReplayRun) -> int:
     if interrupt():
         print('tar-vis-replay: interrupted; what was answered until then is reported', file=sys.stderr)
         return INTERRUPTED
+    if reference is not None:
+        differ = list(differences(reference, asked.check.parent, list(outcomes.values())))
+        for line in differ:
+            print(f'tar-vis-replay: {line}', file=sys.stderr)
+        if not differ:
+            print(f'answers are those of {asked.check}')
+        codes.append(FAILED if differ else 0)
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), FAILED if any(codes) else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tar_vis_core.evaluation.results_json import read_results, write_results
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.media.recording import finite_or_none
-from tar_vis_ros.replay.outcome import RESULTS, BagOutcome
+from tar_vis_ros.replay.outcome import RESULTS, BagOutcome, ImageOutcome
 from tar_vis_ros.replay.truth import cut
 
 Spread = dict[str, float | None]    # p50, p95, p99
@@ -33,6 +34,8 @@ class Accuracy:
     hota: float | None
     idf1: float | None
     switches: int
+    streaming_ap: float | None = None       # real time only: of what was known when each image was published
+    streaming_ap50: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,14 @@ def labelled(outcomes: Mapping[Path, BagOutcome]) -> dict[Path, BagOutcome]:
 def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
     """Return the accuracy of the outcomes with ground truth, over the frames that were played; None without any."""
     judged = labelled(outcomes)
-    records, predictions, names = [], [], {}
+    records, predictions, known, names = [], [], [], {}
     for number, (folder, outcome) in enumerate(judged.items(), 1):
-        record, tubes = cut(*whole(folder, outcome), sorted({f.frame for f in outcome.fates if f.frame >= 0}))
+        record, tubes = whole(folder, outcome)
+        frames = sorted({f.frame for f in outcome.fates if f.frame >= 0})
+        streamed = None if known is None else as_known(outcome.fates, tubes)
+        known = None if streamed is None else known + [
+            replace(tube, video_id=number) for tube in cut(record, streamed, frames)[1]]
+        record, tubes = cut(record, tubes, frames)
         records.append(replace(record, id=number))      # unlike the ids of several files, never the same twice
         predictions += [replace(tube, video_id=number) for tube in tubes]
         names |= dict.fromkeys(outcome.categories.values())
@@ -95,9 +103,31 @@ def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
         return None
     mean = evaluate_tubes(records, predictions, list(names)).mean
     identities = identity_measures(records, predictions, 0, list(names))
+    streamed = None if known is None else evaluate_tubes(records, known, list(names)).mean
+    streaming = () if streamed is None else map(finite_or_none, (streamed.ap, streamed.ap50))
     shares = (mean.ap, mean.ap50, mean.ar10, identities.hota, identities.idf1)
     return Accuracy(len(records), identities.objects, sum(len(record.paths) for record in records),
-                    *map(finite_or_none, shares), identities.switches)
+                    *map(finite_or_none, shares), identities.switches, *streaming)
+
+
+def as_known(fates: Sequence[ImageOutcome], tubes: Sequence[TubePrediction]) -> list[TubePrediction] | None:
+    """Return the tubes as they were known when each image was published: those of the newest answer until then.
+
+    That is the setting of streaming accuracy (Li et al., ECCV 2020): an answer that comes late is of an old picture.
+    None if the images were not published in real time, or if some of them have no labels: the answers to those are
+    not in the tubes.
+    """
+    if any(fate.published_ms is None or fate.frame < 0 for fate in fates):
+        return None
+    answers = sorted((fate.published_ms + fate.round_trip_ms, fate.index) for fate in fates if fate.answered)
+    times = [time for time, _ in answers]
+    newest = np.maximum.accumulate([index for _, index in answers]).tolist() if answers else []
+    source = {}     # frame: the frame whose answer was known
+    for fate in fates:
+        if until := bisect_right(times, fate.published_ms):
+            source[fate.frame] = fates[newest[until - 1]].frame
+    return [replace(tube, rles=[tube.rles[source[t]] if t in source else None for t in range(len(tube.rles))])
+            for tube in tubes]
 
 
 def whole(folder: Path, outcome: BagOutcome) -> tuple[VideoRecord, list[TubePrediction]]:

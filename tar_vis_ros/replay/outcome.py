@@ -22,6 +22,7 @@ class ImageOutcome:
     recorded_ns: int
     sent: int = 1                        # times that it was published
     late_ms: float | None = None         # published after its time; real time only
+    published_ms: float | None = None    # since the replay began; real time only
     round_trip_ms: float | None = None   # from publishing to the answer, here; None: not answered
     # what the node says of it
     latency_ms: float | None = None      # from the image's arrival to its answer
@@ -31,6 +32,7 @@ class ImageOutcome:
     dropped: int = 0                     # images that the node passed over before it
     reset_reason: str = ''
     instances: int = 0                   # visible ones
+    answer: str = ''                     # SHA-256 of its answer, times left out
     # against the ground truth
     frame: int = -1                      # of the labelled video; -1: none
     quality: float | None = None         # 0..1, see scoring.frame_quality
@@ -52,6 +54,7 @@ class BagOutcome:
     images: int                          # that the bag says it holds
     size: list[int] = field(default_factory=list)    # width and height of the first answered image
     parameters: dict = field(default_factory=dict)   # of the node
+    answers_sha256: str = ''             # of all answers, times left out
     truth: str = ''                      # the file
     video_id: int = 0                    # in the truth, or the bag's number
     categories: dict[int, str] = field(default_factory=dict)   # names by id in RESULTS

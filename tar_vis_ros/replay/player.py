@@ -84,7 +84,8 @@ class Player:
                 raise BagError(f'images {before[0]} and {image.index} have one stamp, {image.stamp_ns * 1e-9:.9f}: '
                                'their answers cannot be told apart in real time; use --mode lossless')
             fate = self._publish(image)
-            fate.late_ms = finite_or_none((time.monotonic() - due) * 1e3)
+            now = time.monotonic()
+            fate.late_ms, fate.published_ms = (finite_or_none((now - since) * 1e3) for since in (due, began))
         self._wait_for_the_rest(caller)
 
     def _wait_for_the_rest(self, caller: ServiceCaller) -> None:

@@ -48,7 +48,7 @@ def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mappi
 def columns(outcome: BagOutcome) -> dict[str, list]:
     """Return the outcomes by field, which is shorter than one by one."""
     rows = [asdict(fate) for fate in outcome.fates]
-    names = rows[0].keys() - {'index', 'recorded_ns', 'stamp_ns'} if rows else ()
+    names = rows[0].keys() - {'index', 'recorded_ns', 'stamp_ns', 'answer', 'published_ms'} if rows else ()
     made = {name: [row[name] for row in rows] for name in sorted(names)}
     made['executed'] = [''.join(map(str, map(int, ran))) for ran in made.get('executed', ())]
     # nanoseconds since 1970 are more than a number of JavaScript holds
@@ -95,6 +95,8 @@ def lines(total: Figures) -> Sequence[tuple[str, str]]:
     if a := total.accuracy:
         rows += [('accuracy', f'AP {percent(a.ap)}, AP50 {percent(a.ap50)}, AR10 {percent(a.ar10)}  '
                               f'({a.objects} objects in {a.videos} videos, {a.frames} frames)'),
+                 *([('streaming', f'AP {percent(a.streaming_ap)}, AP50 {percent(a.streaming_ap50)}  (what was known '
+                                  'when each image was published)')] if a.streaming_ap is not None else []),
                  ('identities', f'{a.switches} switches, HOTA {percent(a.hota)}, IDF1 {percent(a.idf1)}')]
     rows += [('images', f'{total.images} published, {total.answered} answered, {total.dropped} dropped'
                         + (f', {total.sent_again} published again' if total.sent_again else '')),

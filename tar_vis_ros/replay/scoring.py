@@ -21,6 +21,7 @@ from tar_vis_ros.bags.reader import read_topics
 from tar_vis_ros.conversions.messages import decode_result
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
 from tar_vis_ros.replay.outcome import ANSWERS, RESULTS, BagOutcome
+from tar_vis_ros.replay.proof import answer_sha256, answers_sha256
 from tar_vis_ros.replay.truth import Truth
 
 WORST = 12      # images named as the worst ones
@@ -50,13 +51,15 @@ def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth 
         fate.frame = truth.frame(fate.index, fate.stamp_ns) if truth else fate.index
     if all(fate.frame < 0 for fate in outcome.fates):
         raise DataError(f'{truth.path}: none of its stamps is that of an image of {outcome.path}')
-    size = [truth.record.width, truth.record.height] if truth else []
+    size, first_epoch = [truth.record.width, truth.record.height] if truth else [], None
     for index, result, diagnostics in answers(folder, order) if order else ():
         fate, visible = outcome.fates[index], [i for i in result.instances if i.status != TrackStatus.LOST]
         fate.latency_ms, fate.step_ms = finite_or_none(diagnostics.latency_ms), finite_or_none(result.times.total)
         fate.executed, fate.frame_mse = list(result.routing.executed), finite_or_none(result.frame_mse)
         fate.dropped, fate.reset_reason, fate.instances = (
             diagnostics.frames_dropped, result.reset_reason, len(visible))
+        first_epoch = result.track_epoch if first_epoch is None else first_epoch
+        fate.answer = answer_sha256(result, first_epoch)
         classes |= {i.class_id + 1: i.class_name for i in visible}
         outcome.size = outcome.size or [result.width, result.height]
         size = size or outcome.size
@@ -66,6 +69,7 @@ def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth 
         elif truth:
             raise DataError(f'{truth.path}: video {truth.record.name} is of {size[0]}x{size[1]} pixels, image {index} '
                             f'of {outcome.path} of {result.width}x{result.height}')
+    outcome.answers_sha256 = answers_sha256(outcome.fates)
     outcome.categories = truth.categories if truth else classes
     outcome.video_id = truth.record.id if truth else number
     names = {plain_name(name): name for name in outcome.categories.values()}
