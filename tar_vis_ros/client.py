@@ -12,20 +12,25 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import Instance, TrackStatus
+from tar_vis_ros.conversions.images import to_rgb
 from tar_vis_ros.conversions.messages import decode_instances
+from tar_vis_ros.conversions.stamps import Stamp, stamp_of
 from tar_vis_ros.msg import Instance3D, Instance3DArray, InstanceMaskArray
 
 QOS = QoSProfile(depth=5)   # reliable
+IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+IMAGES_KEPT = 30            # at 30 images per second, one second of model time
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Frame:
     frame_index: int     # since the last reset
     track_epoch: int     # track ids of different epochs are unrelated
     instances: list[Instance]   # visible ones by falling score, then the LOST ones
+    image: np.ndarray | None = None     # uint8 RGB (height, width, 3); None if the client has no image of this stamp
 
     @classmethod
     def from_message(cls, message: InstanceMaskArray) -> Frame:
@@ -60,12 +66,13 @@ class InstanceClient:
 
     ``namespace`` is the camera's: ``tar_vis``, or ``tar_vis/front`` if the node has several. The callbacks get every
     frame, in the thread that spins ``node``. ``on_new_tracks`` gets the first frame after the node's tracks began anew,
-    by a reset or by a restart of the node: ids from before are no longer valid.
+    by a reset or by a restart of the node: ids from before are no longer valid. With ``image_topic`` (of Image,
+    or of CompressedImage if it ends with /compressed) each frame has its image: the one of exactly the same stamp.
     """
 
     def __init__(self, node: Node, namespace: str = 'tar_vis', on_frame: Callable[[Frame], None] | None = None,
                  on_frame_3d: Callable[[Instance3DArray], None] | None = None,
-                 on_new_tracks: Callable[[Frame], None] | None = None) -> None:
+                 on_new_tracks: Callable[[Frame], None] | None = None, image_topic: str = '') -> None:
         self.frame: Frame | None = None                   # the newest
         self.frame_3d: Instance3DArray | None = None      # the newest, the nearest instance first
         self._node, self._on_frame_3d, self._on_new_tracks = node, on_frame_3d, on_new_tracks
@@ -74,6 +81,10 @@ class InstanceClient:
         self._subscriptions = [
             node.create_subscription(InstanceMaskArray, f'{namespace}/instances', self._take, QOS),
             node.create_subscription(Instance3DArray, f'{namespace}/instances_3d', self._take_3d, QOS)]
+        self._images: dict[Stamp, Image | CompressedImage] = {}     # that wait for their masks, the oldest first
+        if image_topic:
+            kind = CompressedImage if image_topic.endswith('/compressed') else Image
+            self._subscriptions.append(node.create_subscription(kind, image_topic, self._take_image, IMAGE_QOS))
 
     def close(self) -> None:
         """End the subscriptions."""
@@ -144,8 +155,10 @@ class InstanceClient:
     def _take(self, message: InstanceMaskArray) -> None:
         try:
             frame = Frame.from_message(message)
+            if image := self._images.get(stamp_of(message)):
+                frame = replace(frame, image=to_rgb(image))
         except ValueError as error:
-            self._node.get_logger().error(f'masks refused: {error}', throttle_duration_sec=5.0)
+            self._node.get_logger().error(f'masks or image refused: {error}', throttle_duration_sec=5.0)
             return
         before = self.frame
         with self._frame_arrived:
@@ -155,6 +168,11 @@ class InstanceClient:
             for watcher in list(self._watchers):
                 watcher(frame)
             self._frame_arrived.notify_all()
+
+    def _take_image(self, message: Image | CompressedImage) -> None:
+        self._images[stamp_of(message)] = message
+        if len(self._images) > IMAGES_KEPT:
+            del self._images[next(iter(self._images))]
 
     def _take_3d(self, message: Instance3DArray) -> None:
         self.frame_3d = message

@@ -5,20 +5,24 @@ from __future__ import annotations
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
 
 import rclpy
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point
 from node_process import wait_until
 from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import CompressedImage, Image
 from simulated_camera import mask_message
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import TrackStatus
-from tar_vis_ros.client import Frame, InstanceClient
+from tar_vis_ros.client import IMAGES_KEPT, Frame, InstanceClient
+from tar_vis_ros.conversions.images import array_to_image
 from tar_vis_ros.msg import Instance3D, Instance3DArray, InstanceMaskArray
 
 HEIGHT, WIDTH = 40, 60
@@ -36,7 +40,7 @@ def masks(*classes: str, status: TrackStatus = TrackStatus.TRACKED, shift: int =
 class Pair:
     """A node that publishes and a node with a client."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_topic: str = '') -> None:
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.sender = rclpy.create_node('sender', context=self.context)
@@ -45,7 +49,7 @@ class Pair:
         self.places = self.sender.create_publisher(Instance3DArray, '/tar_vis/front/instances_3d', 10)
         self.frames, self.frames_3d, self.anew = [], [], []
         self.client = InstanceClient(self.node, 'tar_vis/front', self.frames.append, self.frames_3d.append,
-                                     self.anew.append)
+                                     self.anew.append, image_topic)
         self._executor = SingleThreadedExecutor(context=self.context)
         wait_until(lambda: self.masks.get_subscription_count() and self.places.get_subscription_count()
                    and self.node.count_publishers('/tar_vis/front/instances_3d'), 'client')
@@ -65,6 +69,11 @@ class Pair:
             send()
             self._executor.spin_once(timeout_sec=0.5)
         wait_until(lambda: len(inbox) > before, 'message', turn=turn)
+        self._executor.remove_node(self.node)
+
+    def spin_a_little(self) -> None:
+        self._executor.add_node(self.node)
+        self._executor.spin_once(timeout_sec=0.1)
         self._executor.remove_node(self.node)
 
     def close(self) -> None:
@@ -196,3 +205,37 @@ def test_new_tracks_are_noticed(pair):
 def test_a_message_of_ones_own_callback_is_decoded():
     frame = Frame.from_message(masks('person', 'dog'))
     assert [i.class_name for i in frame.instances] == ['person', 'dog'] and frame.mask(frame.instances[0]).sum() == 80
+
+
+@pytest.mark.parametrize('topic', ['/camera/image', '/camera/image/compressed'])
+def test_a_frame_has_the_image_of_its_stamp(topic):
+    pair = Pair(topic)
+    compressed = topic.endswith('/compressed')
+    images = pair.sender.create_publisher(CompressedImage if compressed else Image, topic, 10)
+    random = np.random.default_rng(0)
+    try:
+        wait_until(images.get_subscription_count, 'subscription')
+
+        def send(stamp: int, pixels: np.ndarray) -> None:
+            header = Header(stamp=Time(sec=stamp), frame_id='camera_optical')
+            images.publish(CompressedImage(header=header, format='png', data=cv2.imencode('.png', pixels)[1].tobytes())
+                           if compressed else array_to_image(pixels, 'bgr8', header))
+        sent = {stamp: random.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for stamp in range(1, 40)}
+
+        def ask(stamp: int) -> Frame:
+            message = masks('person')
+            message.header.stamp.sec = stamp
+            pair.spin_until(pair.frames, lambda: pair.masks.publish(message))
+            return pair.frames[-1]
+        for stamp in (1, 2, 3):
+            wait_until(lambda s=stamp: (s, 0) in pair.client._images, 'image', turn=lambda s=stamp: (
+                send(s, sent[s]), pair.spin_a_little()))
+        np.testing.assert_array_equal(ask(2).image, sent[2][..., ::-1])
+        assert ask(9).image is None, 'no image of that stamp'
+        for stamp in range(4, 40):
+            wait_until(lambda s=stamp: (s, 0) in pair.client._images, 'image', turn=lambda s=stamp: (
+                send(s, sent[s]), pair.spin_a_little()))
+        assert len(pair.client._images) == IMAGES_KEPT, 'memory is bounded'
+        assert ask(1).image is None and ask(39).image is not None
+    finally:
+        pair.close()

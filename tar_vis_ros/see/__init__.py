@@ -1,0 +1,1 @@
+"""``tar-vis see``: who is where, for programs and language models that read text."""
