@@ -23,7 +23,7 @@ DESCRIPTION = """Say who is where, since when, and how sure.
 With --json an error is a document, too: {"error": "..."}. Exit code: 0; 1 if nothing can be seen, with the reason.
 """
 INTERVALS = 30          # answers that tell the rate
-PLACE_S = 0.5           # so old the positions of the depth_lifter may be
+PLACE_S = 1.0           # so old the positions of the depth_lifter may be, which follow their masks
 
 
 def parser() -> argparse.ArgumentParser:

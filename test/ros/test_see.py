@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections import deque
+from itertools import count
 
 import numpy as np
 import pytest
@@ -108,34 +108,44 @@ def test_a_silent_node_is_an_error_not_an_empty_room():
 
 
 def test_a_node_is_watched(tmp_path):
-    pair, out = Pair(), tmp_path / 'out'
-    with out.open('w') as file:
-        watcher = subprocess.Popen([*SEE, '--json', '--watch', '--namespace', 'tar_vis/front', '--timeout', '100'],
-                                   stdout=file, stderr=subprocess.STDOUT)
-    sent = deque(range(100000))
+    """One watcher tells changes, the other each answer."""
+    pair, watchers = Pair(), {}
+    for name, more in (('changes', []), ('every', ['--every'])):
+        with (tmp_path / name).open('w') as file:
+            watchers[name] = subprocess.Popen(
+                [*SEE, '--json', '--watch', '--namespace', 'tar_vis/front', '--timeout', '100', *more],
+                stdout=file, stderr=subprocess.STDOUT)
+    numbers = count()
 
     def send(*classes: str) -> None:
-        now = pair.node.get_clock().now()
-        number = sent.popleft()
         message = masks(*classes)
-        message.header.stamp, message.frame_index, message.track_epoch = now.to_msg(), number, 5
+        message.header.stamp, message.frame_index, message.track_epoch = (
+            pair.node.get_clock().now().to_msg(), next(numbers), 5)
         pair.places.publish(Instance3DArray(header=message.header, track_epoch=5, instances=[
             Instance3D(track_id=1, class_name='person', position=Point(x=0.0, y=0.0, z=2.5))]))
         pair.masks.publish(message)
 
-    def lines() -> list[dict]:
-        return [json.loads(line) for line in out.read_text().splitlines()]
+    def lines(name: str) -> list[dict]:
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    def heard(seconds: int, classes: list[str]) -> bool:
+        """Whether both watchers told of these classes, the second one with the distance."""
+        return len(lines('changes')) >= seconds and any(
+            [one['class_name'] for one in line['objects']] == classes
+            and (not classes or line['objects'][0]['distance_m'] == 2.5) for line in lines('every'))
     try:
-        for count, classes in enumerate((['person'], ['person', 'dog'], []), 1):
-            wait_until(lambda n=count: len(lines()) >= n, f'line {count}', turn=lambda c=classes: (
+        for number, classes in enumerate((['person'], ['person', 'dog'], []), 1):
+            wait_until(lambda n=number, c=classes: heard(n, c), f'{classes}', turn=lambda c=classes: (
                 send(*c), pair.spin_a_little()))
-        person, both, nobody = lines()
+        person, both, nobody = lines('changes')
         assert person['text'].startswith('1 person: #1 on the left') and person['frame_id'] == 'camera_optical'
         assert [one['class_name'] for one in both['objects']] == ['person', 'dog']
-        assert both['objects'][0]['distance_m'] == 2.5 and both['objects'][0]['since_s'] is not None
         assert nobody['objects'] == [] and 0 <= nobody['age_s'] < PATIENCE_S
+        assert lines('every')[-1]['text'] == 'nothing in sight' and len(lines('every')) > 3
+        assert lines('every')[1]['objects'][0]['since_s'] is not None
     finally:
-        watcher.send_signal(signal.SIGINT)
-        code = watcher.wait(PATIENCE_S)
+        for watcher in watchers.values():
+            watcher.send_signal(signal.SIGINT)
+        codes = [watcher.wait(PATIENCE_S) for watcher in watchers.values()]
         pair.close()
-    assert code == 0 and 'Traceback' not in out.read_text()
+    assert codes == [0, 0]

@@ -47,6 +47,7 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
     They are computed in float32 and returned in the dtype of ``value``, without gradient. Raise RuntimeError if the
     kernels are not there.
     """
+    refuse_tracing()
     kernels = compiled()
     if kernels is None:
         raise RuntimeError(f'{LIBRARY} is not there: build the package with ROS, by colcon or pip')
@@ -64,6 +65,17 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
     pointers = [t.data_ptr() for t in (*read, sizes, out, scratch)]
     kernels.tar_vis_deformable(*pointers, n, cells, s, heads, levels, points, width)
     return out.to(value.dtype)
+
+
+def refuse_tracing() -> None:
+    """Raise RuntimeError while torch records a graph, for an export or a compiler.
+
+    Kernels are called through ctypes, so a graph would hold their results as constants, and be wrong without a word.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        raise RuntimeError("a compiled kernel cannot be traced, exported or compiled: the graph would hold its result "
+                           "as a constant. Trace the plain model of weights.loading.load_model, not a segmenter's, "
+                           'with gradients enabled: then PyTorch operators take the place of kernels')
 
 
 @functools.lru_cache(maxsize=8)
@@ -126,6 +138,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     kernels, dtype = compiled(), x.dtype
     if kernels is None:
         return torch.nn.functional.group_norm(x.float().contiguous(), groups, weight, bias, eps).to(dtype)
+    refuse_tracing()
     n, channels, h, w = x.shape
     x = x.detach().to(torch.float32, memory_format=torch.channels_last)
     weight, bias, out = weight.detach().float().contiguous(), bias.detach().float().contiguous(), torch.empty_like(x)
@@ -146,6 +159,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tenso
     It is computed in float32 and returned in the dtype of ``query``, without gradient. Call it only if :func:`attends`
     allows.
     """
+    refuse_tracing()
     (n, queries, dim), keys = query.shape, key.shape[1]
     if key.shape != (n, keys, dim) or value.shape != key.shape or (
             keep is not None and (keep.shape != (n, queries, keys) or keep.dtype != torch.bool)):
