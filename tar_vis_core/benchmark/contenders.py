@@ -106,7 +106,7 @@ def synchronized(device: torch.device) -> float:
     return 1e3 * time.perf_counter()
 
 
-class Turns:
+class MeasuredStream:
     """A line's turns at the frames of a stream, each of them measured."""
 
     def __init__(self, line: Contender):
@@ -132,7 +132,7 @@ def take_turns(lines: dict[str, Contender], images: list[np.ndarray], rate: floa
 
     ``elsewhere`` are lines whose turns are taken in another process.
     """
-    takes = {name: Turns(line).take for name, line in lines.items()} | (elsewhere or {})
+    takes = {name: MeasuredStream(line).take for name, line in lines.items()} | (elsewhere or {})
     found: dict[str, list[Measured]] = {name: [] for name in lines}
     order = list(lines)
     for index, image in enumerate(tqdm(images, unit='frame', desc='bench')):

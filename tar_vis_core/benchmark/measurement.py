@@ -22,7 +22,7 @@ from tar_vis_core.benchmark.contenders import (
     REFERENCE,
     Contender,
     Measured,
-    Turns,
+    MeasuredStream,
     costs,
     make_lines,
     reference_line,
@@ -150,17 +150,18 @@ class Baseline:
     That ours does not (``runtime/allocator.py``) is one of the things that make it faster. It holds process-wide.
     """
 
-    turns: Turns    # in that process
+    turns: MeasuredStream    # in that process
 
     @classmethod
     def begin(cls, run: BenchRun) -> None:
         """Make the model; the first call in a new process."""
-        cls.turns = Turns(reference_line(plain_model(run), run.device, run.precision, run.tracker, run.short_side,
-                                         keep_memory=False))
+        line = reference_line(plain_model(run), run.device, run.precision, run.tracker, run.short_side,
+                              keep_memory=False)
+        cls.turns = MeasuredStream(line)
 
     @classmethod
     def take(cls, image: np.ndarray, stamp_s: float) -> Measured:
-        """Return the next frame, see :class:`Turns`."""
+        """Return the next frame, see :class:`MeasuredStream`."""
         return cls.turns.take(image, stamp_s)
 
 

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def open_decodings(args: argparse.Namespace) -> tuple[VideoInstanceModel, dict[str, Decoding]]:
-    """Return the model of the command line, on its device, and its ways of decoding."""
+    """Return the model of the command line, on its device, and its decodings."""
     model = load_model(args.preset, args.weights or packaged_weights(args.preset), args.adapter)
     found = decodings_of(model, args.layers, model.config.routing and not args.no_routing)
     return model.to(pick_device(args.device)), found
@@ -88,8 +88,8 @@ def evaluate_on_videos(args: argparse.Namespace) -> None:
         rows = [score_row(args.results.name, records, predictions, [],
                           MATCH if args.min_score is None else args.min_score, names)]
     else:
-        model, ways = open_decodings(args)
-        rows = evaluate_videos(model, records, ways, args.tubes, categories=names, tracker=args.tracker,
+        model, decodings = open_decodings(args)
+        rows = evaluate_videos(model, records, decodings, args.tubes, categories=names, tracker=args.tracker,
                                short_side=args.short_side, max_instances=args.max_instances,
                                options=SegmenterOptions(score_threshold=args.score_threshold), min_score=args.min_score)
     print(f'\n{args.data.name}: {len(records)} videos, {sum(len(r.tracks) for r in records)} labelled objects; percent')
@@ -113,11 +113,11 @@ def evaluate_on_stills(args: argparse.Namespace) -> None:
     """Evaluate on the pictures of a COCO file."""
     records = load_coco(args.data, preload=False)
     names = labelled_categories(args.data, records, args.categories or ['person'])
-    model, ways = open_decodings(args)
+    model, decodings = open_decodings(args)
     if not set(names) & set(map(plain_name, model.config.class_names)):
         raise ValueError(f'the model knows none of the categories to evaluate ({", ".join(names)}), only '
                          f'{", ".join(model.config.class_names)}')
-    rows = evaluate_routings(model, records, ways, args.short_side or model.config.short_side, names)
+    rows = evaluate_routings(model, records, decodings, args.short_side or model.config.short_side, names)
     print(f'\n{args.data.name}: {len(records)} images; {rows[-1].result.categories[0].name} masks, percent')
     print(still_table(rows))
     if len(rows[-1].result.categories) > 1:

@@ -1,4 +1,4 @@
-"""Run models on labelled videos: tubes of every way of decoding, their average precision, identities, layers.
+"""Run models on labelled videos: tubes of every decoding, their average precision, identities, layers.
 
 A model that names classes itself has one object a slot of its tracker, whose classes and scores hold for the whole
 video (``slots``, the published protocol). A model whose objects are named by semantics has the tracks that users
@@ -36,7 +36,7 @@ from tar_vis_core.tracking.tracker import make_tracker
 
 @dataclass(frozen=True)
 class VideoRow:
-    """One way of decoding and its results."""
+    """One decoding and its results."""
 
     name: str
     executed: list[np.ndarray]           # a video each: (frames, layers) bool
@@ -53,7 +53,7 @@ class VideoRow:
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """A picture, encoded once for all ways."""
+    """A picture, encoded once for all decodings."""
 
     image: np.ndarray        # (H, W, 3) uint8 RGB
     features: Features
@@ -67,10 +67,10 @@ def published_instances(config: ModelConfig) -> int:
 
 
 class SlotFollower:
-    """One way through one video, frame by frame; classes and scores at its end (``whole_video``)."""
+    """One decoding of one video, frame by frame; classes and scores at its end (``whole_video``)."""
 
-    def __init__(self, model: VideoInstanceModel, way: Decoding, tracker: str, max_instances: int):
-        self.names, self.way = model.config.class_names, way
+    def __init__(self, model: VideoInstanceModel, decoding: Decoding, tracker: str, max_instances: int):
+        self.names, self.decoding = model.config.class_names, decoding
         self.max_instances = max_instances or published_instances(model.config)
         name = model.config.tracker if tracker == 'auto' else tracker
         # the memory bank's masks count in its scores (CTVIS)
@@ -82,11 +82,11 @@ class SlotFollower:
 
     def step(self, frame: EncodedPicture) -> None:
         """Take the next frame."""
-        out = self.way(frame.features, self.previous)
+        out = self.decoding(frame.features, self.previous)
         tracked, self.memory = self.tracker.track(out, frame.features.mask_features, self.memory)
         self.previous, self.geometry = out.queries, frame.geometry
         self.tracked.append(tracked)
-        self.mask_features.append(frame.features.mask_features[0])     # the same memory for all ways
+        self.mask_features.append(frame.features.mask_features[0])     # the same memory for all decodings
         self.executed.append(out.trace.executed)
 
     def tubes(self) -> Iterable[tuple[str, float, list[dict | None]]]:
@@ -105,10 +105,11 @@ def encode_masks(masks: Tensor) -> list[dict | None]:
 
 
 class OneDecoding:
-    """A model as the segmenter sees it, with features that were made before and one way of decoding them."""
+    """A model as the segmenter sees it, with features that were made before and one decoding."""
 
-    def __init__(self, model: VideoInstanceModel, way: Decoding):
-        self.config, self.pixel_mean, self.prepare, self.way = model.config, model.pixel_mean, model.prepare, way
+    def __init__(self, model: VideoInstanceModel, decoding: Decoding):
+        self.config, self.pixel_mean, self.prepare = model.config, model.pixel_mean, model.prepare
+        self.decoding = decoding
         self.features: Features | None = None
         self.executed: list[tuple[bool, ...]] = []
 
@@ -116,16 +117,16 @@ class OneDecoding:
         return self.features
 
     def decode(self, features: Features, previous: Tensor | None, *_) -> DecoderOutput:
-        return self.way(features, previous)
+        return self.decoding(features, previous)
 
 
 class TrackFollower:
-    """One way through one video with the segmenter's own online tracks."""
+    """One decoding of one video with the segmenter's own online tracks."""
 
-    def __init__(self, model: VideoInstanceModel, way: Decoding, tracker: str, options: SegmenterOptions):
+    def __init__(self, model: VideoInstanceModel, decoding: Decoding, tracker: str, options: SegmenterOptions):
         self.segmenter = VideoSegmenter.from_model(model, str(model.pixel_mean.device), options=options,
                                                    tracker=tracker)
-        self.segmenter.model = self.model = OneDecoding(model, way)
+        self.segmenter.model = self.model = OneDecoding(model, decoding)
         self.state = self.segmenter.new_state()
         self.tracks = TrackTubes()
         self.executed: list[tuple[bool, ...]] = []
@@ -143,11 +144,11 @@ class TrackFollower:
 
 
 @torch.inference_mode()
-def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], ways: Mapping[str, Decoding],
+def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], decodings: Mapping[str, Decoding],
                     tubes: str = 'auto', *, categories: Sequence[str] | None = None, tracker: str = 'auto',
                     short_side: int = 0, max_instances: int = 0, options: SegmenterOptions | None = None,
                     min_score: float | None = None, progress: bool = True) -> list[VideoRow]:
-    """Run a model through videos by each way of decoding (see ``decodings``), frames encoded once for all.
+    """Run a model through videos by each decoding (see ``evaluation.decodings``), frames encoded once for all.
 
     The model stays on its device and is left in evaluation mode. For one video at a time, its mask features at stride 4
     and the decoder's outputs are kept in memory.
@@ -155,7 +156,7 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
     Args:
         model: the model.
         records: the labelled videos.
-        ways: the decodings by name.
+        decodings: by name; see ``decodings``.
         tubes: 'slots', 'tracks', or 'auto' to let the model decide. Slots are never refreshed.
         categories: the data's names; None: those that are labelled. Classes are matched by name, and predictions of
             others are left out.
@@ -184,11 +185,11 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
     if min_score is None:
         min_score = 0 if by_track else MATCH
     options = replace(options or SegmenterOptions(), input_short_side=short_side)
-    found: dict[str, list[TubePrediction]] = {name: [] for name in ways}
-    executed: dict[str, list[np.ndarray]] = {name: [] for name in ways}
+    found: dict[str, list[TubePrediction]] = {name: [] for name in decodings}
+    executed: dict[str, list[np.ndarray]] = {name: [] for name in decodings}
     for record in tqdm(records, desc='videos', unit='video', disable=not progress):
-        followers = {name: TrackFollower(model, way, tracker, options) if by_track
-                     else SlotFollower(model, way, tracker, max_instances) for name, way in ways.items()}
+        followers = {name: TrackFollower(model, decoding, tracker, options) if by_track
+                     else SlotFollower(model, decoding, tracker, max_instances) for name, decoding in decodings.items()}
         for image in record.frames():
             frame = encode(model, image, short_side or config.short_side)
             for follower in followers.values():
@@ -197,7 +198,7 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], w
             found[name] += [TubePrediction(record.id, known.get(plain_name(label), label), score, rles)
                             for label, score, rles in follower.tubes()]
             executed[name].append(np.array(follower.executed))
-    return [score_row(name, records, found[name], executed[name], min_score, categories) for name in ways]
+    return [score_row(name, records, found[name], executed[name], min_score, categories) for name in decodings]
 
 
 def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> EncodedPicture:
@@ -215,7 +216,7 @@ def score_row(name: str, records: Sequence[VideoRecord], predictions: list[TubeP
 
 
 def as_table(rows: Sequence[VideoRow]) -> str:
-    """Return a text table, one line for each way: layers, the metric's means in percent, HOTA, IDF1, switches."""
+    """Return a text table, one line for each decoding: layers, the metric's means in percent, HOTA, IDF1, switches."""
     lines = [f'{"decoding":<20}{"layers":>8}' + ''.join(f'{title:>8}' for title in TITLES.values())
              + f'{"HOTA":>8}{"IDF1":>8}{"switches":>10}']
     for row in rows:

@@ -84,7 +84,7 @@ def _of_all_sizes(matches: Matches) -> Matches:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One way of decoding, over all videos and over each bootstrap sample of them."""
+    """One decoding, over all videos and over each bootstrap sample of them."""
 
     row: VideoRow
     ms: float                # a frame, median: image encoder and decoder
@@ -92,18 +92,18 @@ class Sampled:
     executed: np.ndarray     # (1 + samples,) layers a frame
 
 
-def sample(model: VideoInstanceModel, records: list[VideoRecord], ways: Mapping[str, Decoding], samples: np.ndarray,
-           tracker: str = 'auto') -> list[Sampled]:
-    """Evaluate the ways, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
+def sample(model: VideoInstanceModel, records: list[VideoRecord], decodings: Mapping[str, Decoding],
+           samples: np.ndarray, tracker: str = 'auto') -> list[Sampled]:
+    """Evaluate the decodings, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
     device = model.pixel_mean.device
-    watches = {name: Stopwatch(way, device) for name, way in ways.items()}
+    watches = {name: Stopwatch(decoding, device) for name, decoding in decodings.items()}
     with metered_parts(model, lambda: mark(device)) as marks:
         rows = evaluate_videos(model, records, watches, tracker=tracker)
     encoder_ms = float(np.median([elapsed_ms(*backbone) + elapsed_ms(*pixels) for backbone, pixels in zip(
         marks['backbone'], marks['pixel_decoder'], strict=True)]))
     chosen = [np.arange(len(records)), *samples]
     made = []
-    for row in tqdm(rows, desc='bootstrap', unit='way'):
+    for row in tqdm(rows, desc='bootstrap', unit='decoding'):
         precision = Precision(records, row.predictions)
         layers, frames = np.array([(e.sum(), len(e)) for e in row.executed]).T
         made.append(Sampled(row, encoder_ms + watches[row.name].median,

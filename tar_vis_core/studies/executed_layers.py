@@ -73,7 +73,7 @@ def with_gates(model: VideoInstanceModel, count: int) -> Decoding:
                                                    gate=lambda layer: gates[layer:].astype(float))
 
 
-def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],
+def decodings_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Sequence[tuple[int, int]],
                     biases: Sequence[float]) -> dict[str, Decoding]:
     """Return the decodings to compare: first k, m+n, and if there are routers TAR with its controls and each bias."""
     count, routing = model.config.decoder_layers, model.config.routing
@@ -85,18 +85,18 @@ def ways_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs: Seq
         return lambda features, previous: decode_layers(model, features, [*range(m), *range(count - n, count)])
 
     def biased(bias: float) -> Decoding:
-        def way(features: Features, previous: Tensor | None) -> DecoderOutput:
+        def decoding(features: Features, previous: Tensor | None) -> DecoderOutput:
             return model.decode(features, previous, 'adaptive', skip_bias=bias)
-        return way
+        return decoding
 
-    ways = decodings_of(model, sorted(set(layers)), routing)
-    ways |= {f'{m}+{n}': both_ends(m, n) for m, n in pairs}
+    decodings = decodings_of(model, sorted(set(layers)), routing)
+    decodings |= {f'{m}+{n}': both_ends(m, n) for m, n in pairs}
     if routing:
         # one gate and all gates open are 'all skipped' and 'all executed'
         between = [k for k in sorted(set(layers)) if model.config.warmup_layers < k < count]
-        ways |= {f'TAR, fixed gates {k}': with_gates(model, k) for k in between}
-        ways |= {f'TAR, bias {b:+g}': biased(b) for b in sorted(biases)}
-    return ways
+        decodings |= {f'TAR, fixed gates {k}': with_gates(model, k) for k in between}
+        decodings |= {f'TAR, bias {b:+g}': biased(b) for b in sorted(biases)}
+    return decodings
 
 
 def at_same_layers(fixed: Sequence[Sampled], executed: np.ndarray) -> np.ndarray:
@@ -160,9 +160,9 @@ def run(asked: LayersStudy) -> None:
     pairs = [pair(text) for text in asked.pairs]
     for path in asked.weights or [None]:
         model = open_model(asked, path)
-        ways = ways_to_compare(model, asked.layers, pairs, asked.skip_bias)
+        decodings = decodings_to_compare(model, asked.layers, pairs, asked.skip_bias)
         name = 'packaged' if path is None else f'{path.parent.name}/{path.stem}'
-        results[name] = sample(model, records, ways, samples, asked.tracker)
+        results[name] = sample(model, records, decodings, samples, asked.tracker)
     rows = [table_row(name, s, everything) for name, everything in results.items() for s in everything]
     if len(results) > 1:
         rows += mean_rows(rows, ['decoding'], 'weights')

@@ -88,7 +88,7 @@ def trained(variant: Variant, seed: int, base: Path, asked: TrainingStudy) -> Pa
     return out / 'model.safetensors'
 
 
-def ways_of(model: VideoInstanceModel) -> dict[str, Decoding]:
+def router_decodings(model: VideoInstanceModel) -> dict[str, Decoding]:
     """Return the decodings by router: on; off with all layers executed (behind the Synchronizer, if there is one)."""
     if not model.config.routing:
         return {'off': lambda features, previous: model.decode(features)}
@@ -106,7 +106,7 @@ def compare(asked: TrainingStudy, variants: Sequence[Variant]) -> list[Row]:
         for variant in variants:
             path = trained(variant, seed, base, asked)
             model = load_model(variant.preset, path).to(pick_device(asked.device))
-            for sampled in sample(model, records, ways_of(model), samples):
+            for sampled in sample(model, records, router_decodings(model), samples):
                 router = sampled.row.name
                 fps, ap = variant.paper.get(router, (None, None))
                 rows.append({

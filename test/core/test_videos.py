@@ -93,7 +93,7 @@ def seeing(swap_at: int = -1):
     """A way for the Seer, whose queries stand in another order in each frame; at ``swap_at`` two embed wrongly."""
     frame = -1
 
-    def way(features, previous):
+    def decoding(features, previous):
         nonlocal frame
         frame += 1
         order = np.roll(np.arange(3), frame)
@@ -104,7 +104,7 @@ def seeing(swap_at: int = -1):
         out = decoder_output(logits, torch.eye(3)[None, order], embeddings)
         out.trace = RoutingTrace((True,) * 9, np.full(9, np.nan))
         return out
-    return way
+    return decoding
 
 
 def test_true_masks_in_changing_slots_score_one(data):
@@ -121,14 +121,14 @@ def test_a_wrong_match_costs_precision_and_switches_identities(data):
     for track in records[0].tracks:
         track.category = 'Person'
 
-    def same_class(way):
+    def same_class(decoding):
         def one(features, previous):
-            out = way(features, previous)
+            out = decoding(features, previous)
             out.logits = torch.tensor([6.0, 0, 0]).expand_as(out.logits)
             return out
         return one
-    ways = {'true': same_class(seeing()), 'swapped': same_class(seeing(swap_at=1))}
-    true, swapped = evaluate_videos(Seer(), records, ways, short_side=96, max_instances=3, progress=False)
+    decodings = {'true': same_class(seeing()), 'swapped': same_class(seeing(swap_at=1))}
+    true, swapped = evaluate_videos(Seer(), records, decodings, short_side=96, max_instances=3, progress=False)
     assert true.ap.mean.ap == 1 and true.identities.switches == 0
     assert swapped.ap.mean.ap < 1 and swapped.identities.switches == 4       # two objects, there and back
     assert swapped.identities.detection == 1 and swapped.identities.association < 1
@@ -163,8 +163,8 @@ def test_frames_are_encoded_once_and_each_way_goes_on_by_itself(data, model, mon
     inner = model.encode
     monkeypatch.setattr(model, 'encode', lambda images: calls.append(images.shape) or inner(images))
 
-    def run(ways):
-        return evaluate_videos(model, records, ways, options=options, categories=categories, progress=False)
+    def run(decodings):
+        return evaluate_videos(model, records, decodings, options=options, categories=categories, progress=False)
     rows = {row.name: row for row in run(decodings_of(model, [0, 3], True))}
     assert len(calls) == 2 * FRAMES
     assert list(rows) == ['first 0', 'first 3', 'TAR', 'TAR, all executed', 'TAR, all skipped', 'TAR, random gates']
@@ -179,7 +179,7 @@ def test_frames_are_encoded_once_and_each_way_goes_on_by_itself(data, model, mon
 
 def test_random_gates_execute_as_often_as_the_routers():
     model, rng = plain_model(), np.random.default_rng(3)
-    ways = decodings_of(model, [], True)
+    decodings = decodings_of(model, [], True)
     with torch.inference_mode():
         features = encode(model, picture(), 64).features
         previous, total = model.decode(features).queries, {'TAR': 0, 'TAR, random gates': 0}
@@ -189,7 +189,7 @@ def test_random_gates_execute_as_often_as_the_routers():
             for name in total:
                 if name == 'TAR':                                            # the routers say what was drawn
                     model.decoder.execute_probability = lambda x, p, layer, bias, c=chosen: c[layer - 1:]
-                total[name] += ways[name](features, previous).trace.executed_layers
+                total[name] += decodings[name](features, previous).trace.executed_layers
                 vars(model.decoder).pop('execute_probability', None)
     assert total['TAR, random gates'] == pytest.approx(total['TAR'], rel=0.12)
 
@@ -220,11 +220,11 @@ def test_classes_are_matched_by_name(data):
     assert plain_name('Vehical') == 'vehicle' and plain_name('pottedplant') == 'potted plant'
     assert plain_name('motorbike') == plain_name('motorcycle') and plain_name('Earless_seal') == 'earless seal'
     model, records = plain_model(), load_ytvis(data)
-    ways = {'all': lambda f, p: model.decode(f)}
-    row = evaluate_videos(model, records, ways, categories=['Giant_panda'], max_instances=20, progress=False)[0]
+    decodings = {'all': lambda f, p: model.decode(f)}
+    row = evaluate_videos(model, records, decodings, categories=['Giant_panda'], max_instances=20, progress=False)[0]
     assert {t.category for t in row.predictions} == {'Giant_panda'} and 0 < len(row.predictions) < 40
     with pytest.raises(ValueError, match=r'none of the categories of the data \(cow\), only person, giant panda'):
-        evaluate_videos(model, records, ways, categories=['cow'])
+        evaluate_videos(model, records, decodings, categories=['cow'])
 
 
 def test_choices_that_do_not_fit_are_refused(data):
