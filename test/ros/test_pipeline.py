@@ -198,19 +198,23 @@ def test_drawing_holds_nobody_up(monkeypatch):
 
 
 def test_nothing_is_drawn_where_nobody_looks(rig, monkeypatch):
-    monkeypatch.setattr(pictures, 'draw_overlay', lambda *_, **__: pytest.fail('drawn'))
+    drawn, draw = [], pictures.draw_overlay
+    monkeypatch.setattr(pictures, 'draw_overlay', lambda *given, **named: drawn.append(1) or draw(*given, **named))
     rig.send(1.0)
     rig.outputs.diagnostics.wait_for(1)
     rig.pipeline.stop()
+    assert not drawn
     assert not rig.outputs.overlay.messages
 
 
 def test_an_image_that_nobody_wants_is_not_made(rig, monkeypatch):
-    for name, (encoding, _) in IMAGES.items():
-        monkeypatch.setitem(IMAGES, name, (encoding, lambda *_: pytest.fail('made')))
+    made = []       # a failure in the pipeline's thread would not reach the test
+    for name, (encoding, pixels) in IMAGES.items():
+        monkeypatch.setitem(IMAGES, name, (encoding, lambda *given, n=name, p=pixels: made.append(n) or p(*given)))
     rig.send(1.0)
     rig.outputs.diagnostics.wait_for(1)
     rig.pipeline.stop()
+    assert not made
     assert not any(publisher.messages for publisher in rig.outputs.images.values())
 
 

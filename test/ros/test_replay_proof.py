@@ -36,7 +36,7 @@ def test_everything_but_times_and_the_first_epoch_counts():
     flipped = first.runs.copy()
     flipped[:2] += np.array([1, -1], np.int64).astype(np.uint32)
     for name, value in {'track_id': 9, 'age': 4, 'class_id': 1, 'class_name': 'cat', 'runs': flipped,
-                        'score': np.nextafter(first.score, 1)}.items():
+                        'score': float(np.nextafter(first.score, 1))}.items():
         assert same != answer_sha256(replace(result, instances=[replace(first, **{name: value}), *others]), 2), name
     assert same != answer_sha256(replace(result, instances=others), 2)
     assert same != answer_sha256(result, 1) and same != answer_sha256(replace(result, reset_reason='x'), 2)
