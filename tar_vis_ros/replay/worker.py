@@ -182,16 +182,28 @@ def run(job: Job, interrupt: StopRequest) -> BagOutcome:
         truth = find_truth(bag, Path(job.truth) if job.truth else None, job.alone)
         outcome = BagOutcome(folder.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
         order = replay(job, bag, outcome, truth, interrupt)
-        if outcome.fates:
-            outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
-            try:
-                scoring.judge(outcome, folder, order, truth, job.number)
-            except DataError as error:      # the truth does not fit: what the node did is told all the same
-                outcome.problem, outcome.exit_code, truth = str(error), BAD_INPUT, None
-                scoring.judge(outcome, folder, order, truth, job.number)
-            pictures.draw(outcome, folder, bag, order, truth, job.pictures)
-        outcome.write(folder)
+        try:
+            write_results(job, bag, outcome, order, truth)
+        except (TarVisError, OSError) as error:
+            if not outcome.problem:
+                raise
+            # what ended the replay, such as a full disk, is also why its answers cannot be read
+            raise TarVisError(outcome.problem) from error
     return outcome
+
+
+def write_results(job: Job, bag: ImageBag, outcome: BagOutcome, order: Sequence[int], truth: Truth | None) -> None:
+    """Judge and draw the images that were answered, in the ``order`` of the answers. Raise TarVisError and OSError."""
+    folder = Path(job.folder)
+    if outcome.fates:
+        outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
+        try:
+            scoring.judge(outcome, folder, order, truth, job.number)
+        except DataError as error:      # the truth does not fit: what the node did is told all the same
+            outcome.problem, outcome.exit_code, truth = str(error), BAD_INPUT, None
+            scoring.judge(outcome, folder, order, truth, job.number)
+        pictures.draw(outcome, folder, bag, order, truth, job.pictures)
+    outcome.write(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

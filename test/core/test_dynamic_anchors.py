@@ -202,13 +202,15 @@ class Recogniser(nn.Module):
 
 def test_500_frames_through_the_segmenter_keep_ids_and_take_no_more_memory_than_100():
     # two of four objects at a time, a new pair every sixth frame; now and then there is nothing for a frame
-    segmenter, sizes, runs = VideoSegmenter.from_model(Recogniser(), 'cpu'), [], {}
+    segmenter, sizes, runs, last_seen = VideoSegmenter.from_model(Recogniser(), 'cpu'), [], {}, {}
     state = segmenter.new_state()
     for t in range(500):
         pair = [] if t % 6 == 3 else [t // 6 % 4, (t // 6 + 1) % 4]
         result = segmenter.step(scene(pair), state, t / 10)
         seen = [instance for instance in result.instances if instance.status != TrackStatus.LOST]
         assert len(seen) == len(pair) and result.reset_reason == ''
+        last_seen |= dict.fromkeys((instance.track_id for instance in seen), t)
+        assert all(t - last_seen[instance.track_id] <= 7 for instance in result.instances), 'then it is gone'
         for instance in seen:
             y, x = instance.box[1::-1]
             assert instance.box[2:] == (24, 16)

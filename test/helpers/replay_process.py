@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -55,10 +56,10 @@ def write_data(folder: Path) -> Path:
 
 
 class Command:
-    """A running ``tar-vis-replay``; its output is kept."""
+    """A running ``tar-vis-replay``, which may be started ``by`` a command before it; its output is kept."""
 
-    def __init__(self, env: dict[str, str], *words: object) -> None:
-        self._process = subprocess.Popen([sys.executable, '-m', 'tar_vis_ros.replay.command', *map(str, words)],
+    def __init__(self, env: dict[str, str], *words: object, by: Sequence[str] = ()) -> None:
+        self._process = subprocess.Popen([*by, sys.executable, '-m', 'tar_vis_ros.replay.command', *map(str, words)],
                                          env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def wait(self) -> tuple[int, str, str]:

@@ -141,6 +141,23 @@ def test_ctrl_c_reports_what_is_there_and_leaves_no_process(data, tmp_path):
         assert report['total']['answered'] == report['total']['images'] == len(answers(tmp_path / 'out/long')) < 200
 
 
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(data, tmp_path):
+    disk, kept = tmp_path / 'disk', tmp_path / 'kept'
+    disk.mkdir()
+    own_mounts = ['unshare', '--map-root-user', '--mount']
+    mount = f'mount -t tmpfs -o size=8k tmpfs {disk}'
+    if not shutil.which('unshare') or subprocess.run([*own_mounts, 'sh', '-c', mount], capture_output=True).returncode:
+        pytest.skip('this user cannot mount')
+    by = [*own_mounts, 'sh', '-c', f'{mount} && "$@"; code=$?; cp -r {disk} {kept}; exit $code', 'sh']
+    code, out, error = Command(environment(tmp_path), data / 'raw/00001', '--out', disk / 'out', *PARAMETERS,
+                               by=by).wait()
+    assert code == 2 and error.count('\n') == 1, out + error
+    assert error.startswith(f'tar-vis-replay: {disk}/out') and 'No space left on device' in error, error
+    for path in kept.rglob('*.json'):
+        json.loads(path.read_text())
+    assert not list(kept.rglob('report.html')) and not processes_left()
+
+
 def test_a_node_that_cannot_start_is_reported_with_its_last_words(data, tmp_path):
     code, _, error = Command(environment(tmp_path), data / 'raw/00001', '--out', tmp_path / 'out', *PARAMETERS, '-p',
                              f'weights:={tmp_path / "absent.safetensors"}').wait()
