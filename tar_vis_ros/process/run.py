@@ -121,8 +121,14 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _ignore_signals()    # launch repeats the signal
+    # launch repeats the signal. One that has come meanwhile still wants a handler: Python complains if there is none.
+    for each in SIGNALS:
+        signal.signal(each, _pass_over)
     raise KeyboardInterrupt
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """Do nothing about a signal that repeats one."""
 
 
 def _ignore_signals() -> None:

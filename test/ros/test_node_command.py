@@ -149,6 +149,23 @@ def test_ctrl_c_while_a_program_is_loading_is_quiet(module):
     assert error == '' and process.returncode in (130, 0), (out, error)
 
 
+def test_two_signals_at_once_end_a_program_quietly(ros_env):
+    """A program that loads for long looks at signals late, and launch has sent the next one meanwhile."""
+    code = """
+import os, signal, sys
+from tar_vis_ros.process.run import SIGNALS, run_node
+def parse(arguments):
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    print('not reached')
+sys.exit(run_node('program', parse, None, ['program']))
+"""
+    done = subprocess.run([sys.executable, '-c', code], env=ros_env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
 def test_an_interrupt_that_went_through_exec_is_no_failure():
     code = ('import sys; from tar_vis_ros.process.run import run_node; '
             'sys.exit(run_node("program", lambda arguments: exec("raise KeyboardInterrupt"), None, ["program"]))')
