@@ -102,7 +102,7 @@ def without_tracks(model: VideoInstanceModel) -> None:
             part.class_embed.bias[-1] = 100
 
 
-def taken(run: BenchRun, line: str, images: list[np.ndarray]) -> tuple[int, float | None, int | None]:
+def resources_taken(run: BenchRun, line: str, images: list[np.ndarray]) -> tuple[int, float | None, int | None]:
     """Return what a model and a few frames take: peak memory, mean power, and memory of the GPU.
 
     The first are the bytes by which the peak memory of this fresh process rises. The second are the watts that a GPU
@@ -138,7 +138,7 @@ def memory_and_power(run: BenchRun, images: list[np.ndarray]) -> dict[str, dict[
     found = {}
     for line in (REFERENCE, FULL):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as fresh:
-            found[line] = fresh.submit(taken, run, line, images).result()
+            found[line] = fresh.submit(resources_taken, run, line, images).result()
     return {'peak_memory_gb': {line: peak / 1e9 for line, (peak, _, _) in found.items()},
             'device_memory_gb': {line: lent and lent / 1e9 for line, (_, _, lent) in found.items()},
             'power_w': {line: watts for line, (_, watts, _) in found.items()}}

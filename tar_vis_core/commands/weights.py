@@ -65,7 +65,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def _convert(source: Path, out: Path, preset: str | None, classes: str | None) -> None:
-    from tar_vis_core.weights.loading import some
+    from tar_vis_core.weights.loading import first_names
     from tar_vis_core.weights.official import convert_official
 
     done = convert_official(source, out, preset, classes)
@@ -75,7 +75,7 @@ def _convert(source: Path, out: Path, preset: str | None, classes: str | None) -
         print(f'  {note}')
     for reason in dict.fromkeys(reason for _, reason in done.dropped):
         names = [name for name, because in done.dropped if because == reason]
-        print(f'  dropped {len(names)} ({some(names)}): {reason}')
+        print(f'  dropped {len(names)} ({first_names(names)}): {reason}')
     if done.preset:
         print('  it holds no Synchronizer and Routers; TAR needs an adapter')
 

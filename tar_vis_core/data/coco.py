@@ -124,7 +124,7 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
         # a machine that does not trust its mask leaves the box in its place, as a crowd for who cannot use it
         boxed = boxes and crowd and pseudo and not entry.flag('ignore', False)
         record.annotations.append(Annotation(own, name, crowd and not boxed, pseudo, rle, area, label, boxed))
-    left_out.tell()
+    left_out.warn()
     kept = [record for record in records.values()
             if record.id not in skip_image_ids and (labels is None or record.annotations)]
     for record in kept if preload else ():

@@ -181,7 +181,7 @@ class LeftOut:
         number = sum(map(len, self.why.values()))
         return f'{self.path}: {number} of {self.total} annotations left out: {"; ".join(parts)}'
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Warn if anything is left out."""
         if self.why:
             logger.warning(self.line)

@@ -36,7 +36,7 @@ class MotionStudy(StudyInputs):
 
 
 @torch.inference_mode()
-def follow(model: VideoInstanceModel, record: VideoRecord, skip_bias: float) -> np.ndarray:
+def measure_video(model: VideoInstanceModel, record: VideoRecord, skip_bias: float) -> np.ndarray:
     """Return inter-frame MSE and executed layers, ``(frames - 1, 2)``, of all frames except the first.
 
     The MSE is in squared grey levels of pictures that are 64 pixels wide."""
@@ -88,7 +88,7 @@ def run(asked: MotionStudy) -> None:
     if not model.config.routing:
         raise ValueError('these weights hold no routers, so every frame runs all layers; give weights or an adapter '
                          'with TAR')
-    videos = [follow(model, record, asked.skip_bias) for record in tqdm(records, unit='video')]
+    videos = [measure_video(model, record, asked.skip_bias) for record in tqdm(records, unit='video')]
     videos = [video for video in videos if len(video)]
     if not videos:
         raise ValueError('no video has a second frame')

@@ -57,8 +57,8 @@ def clip_frames(path: str, asked: ReuseStudy) -> Iterator[np.ndarray]:
                 yield frame.image
 
 
-def follow(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: int, runs: Sequence[Followed]
-           ) -> tuple[int, int, int]:
+def run_video(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: int, runs: Sequence[Followed]
+              ) -> tuple[int, int, int]:
     """Run every frame of a video with each bound in turn, each with its own state; add the results to ``runs``.
 
     Return the number of frames and their size (height, width), zeros if there is none.
@@ -140,12 +140,12 @@ def times(run: Followed) -> Row:
             'mean ms': float(ms.mean()), 'median encoded': median(~reused), 'median reused': median(reused)}
 
 
-def of_clips(segmenter: VideoSegmenter, asked: ReuseStudy) -> list[Row]:
+def clip_rows(segmenter: VideoSegmenter, asked: ReuseStudy) -> list[Row]:
     """Return rows of each clip, which has no truth."""
     rows = []
     for number, path in enumerate(asked.clips):
         runs = [Followed(bound) for bound in (0.0, *asked.bounds)]
-        frames, height, width = follow(segmenter, clip_frames(path, asked), number, runs)
+        frames, height, width = run_video(segmenter, clip_frames(path, asked), number, runs)
         if not frames:
             raise ValueError(f'{path}: no frame comes after the first {asked.first}')
         record = VideoRecord(number, Path(path).stem, height, width, [Path(path)] * frames, True)
@@ -153,11 +153,11 @@ def of_clips(segmenter: VideoSegmenter, asked: ReuseStudy) -> list[Row]:
     return rows
 
 
-def of_labelled(segmenter: VideoSegmenter, records: Sequence[VideoRecord], asked: ReuseStudy) -> list[Row]:
+def labelled_rows(segmenter: VideoSegmenter, records: Sequence[VideoRecord], asked: ReuseStudy) -> list[Row]:
     """Return rows of labelled videos, all together."""
     runs = [Followed(bound) for bound in (0.0, *asked.bounds)]
     for record in records:
-        follow(segmenter, record.frames(), record.id, runs)
+        run_video(segmenter, record.frames(), record.id, runs)
     judged = with_truth(runs, records, resamples(len(records), asked.resamples))
     return [{'video': 'all', **times(r), **row, **without_truth(r, runs[0], records)}
             for r, row in zip(runs, judged, strict=True)]
@@ -171,7 +171,7 @@ def run(asked: ReuseStudy) -> None:
         options=SegmenterOptions(score_threshold=asked.score_threshold))
     segmenter.warm_up(480, 640)
     records = [] if asked.clips else open_videos(asked)
-    rows = of_clips(segmenter, asked) if asked.clips else of_labelled(segmenter, records, asked)
+    rows = clip_rows(segmenter, asked) if asked.clips else labelled_rows(segmenter, records, asked)
     accuracy = 'IoU with off' if asked.clips else 'AP'
 
     def draw(axes: Axes) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tar_vis_core.errors import WeightsError
 from tar_vis_core.models.backbones import BACKBONES
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.weights.loading import load_tensors, read_header, some
+from tar_vis_core.weights.loading import first_names, load_tensors, read_header
 
 # Backbone: a name that tells it, what of its file is no part of ours, what of ours no such file holds.
 KINDS = {
@@ -35,7 +35,7 @@ def backbone_tensors(state: Mapping[str, Tensor], source: Path,
     kind = next((kind for kind, (mark, _, _) in KINDS.items() if mark in state), None)
     if kind is None:
         raise WeightsError(f'{source}: neither a known model nor a backbone {", ".join(KINDS)}; its first names are '
-                           f'{some(state)}')
+                           f'{first_names(state)}')
     _, extra, _ = KINDS[kind]
     dropped = [(name, 'part of a classifier') for name in state if extra and re.fullmatch(extra, name)]
     state = {f'backbone.{name}': value for name, value in state.items() if not (extra and re.fullmatch(extra, name))}
@@ -49,7 +49,8 @@ def backbone_tensors(state: Mapping[str, Tensor], source: Path,
         notes.append(f'patches of {before} pixels resized to {after[0]}')
     needed = expected_backbone(kind, expected, state)
     if len(needed) < len(expected):
-        notes.append(f'{len(expected) - len(needed)} tensors start untrained: {some(expected.keys() - needed.keys())}')
+        fresh = expected.keys() - needed.keys()
+        notes.append(f'{len(fresh)} tensors start untrained: {first_names(fresh)}')
     return kind, state, needed, notes, dropped
 
 

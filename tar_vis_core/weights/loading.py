@@ -199,13 +199,13 @@ def check_fit(found: Shapes, expected: Shapes, path: str | Path) -> None:
     problems = []
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing:
-        problems.append(f'{len(missing)} missing ({some(missing)})')
+        problems.append(f'{len(missing)} missing ({first_names(missing)})')
     if unexpected:
-        problems.append(f'{len(unexpected)} unexpected ({some(unexpected)})')
+        problems.append(f'{len(unexpected)} unexpected ({first_names(unexpected)})')
     different = [f'{name} is {tuple(found[name])}, expected {tuple(expected[name])}'
                  for name in expected.keys() & found.keys() if tuple(found[name]) != tuple(expected[name])]
     if different:
-        problems.append(f'{len(different)} of another shape ({some(different)})')
+        problems.append(f'{len(different)} of another shape ({first_names(different)})')
     if problems:
         raise WeightsError(f'{path}: the tensors do not fit the model: {"; ".join(problems)}')
 
@@ -242,7 +242,7 @@ def _one_line(error: Exception) -> str:
     return (' '.join(str(error).split()) or type(error).__name__)[:200]
 
 
-def some(names: Collection[str]) -> str:
+def first_names(names: Collection[str]) -> str:
     """Return the first three names as text."""
     shown = sorted(names)
     return ', '.join(shown[:3]) + (', ..' if len(shown) > 3 else '')

@@ -19,7 +19,7 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import find_preset, preset_of
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.weights.backbone import backbone_tensors
-from tar_vis_core.weights.loading import check_fit, fitted, save_tensors, shapes_of, some
+from tar_vis_core.weights.loading import check_fit, first_names, fitted, save_tensors, shapes_of
 from tar_vis_core.weights.unpickle import read_checkpoint
 
 # Official name -> ours; the first pattern that matches a whole name says what it becomes.
@@ -183,7 +183,7 @@ def rename(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]
             renamed[pattern.sub(ours, name)] = value
     if unknown:
         raise WeightsError(f'{source}: {len(unknown)} of {len(state)} tensors have names that no known model has '
-                           f'({some(unknown)})')
+                           f'({first_names(unknown)})')
     return renamed
 
 
