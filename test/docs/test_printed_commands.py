@@ -43,7 +43,7 @@ ABSENT = {'minvis_ytvis19_R50.pth': 'minvis_ytvis19_R50.pth', 'minvis.safetensor
           'tar-vis-video 0': 'camera'}
 HERE = {'500': '2', '60': '12'}     # every how many-th picture of COCO, of which ten are here; frames
 # Words of the set-up, which `make setup`, the fixtures of these tests and the tests of the build do in their own way.
-SET_UP = {'python', 'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git', 'mkdir'}
+SET_UP = {'python', 'sudo', 'make', 'cd', '.', 'python3', 'pip', 'rosdep', 'colcon', 'git', 'mkdir', 'docker'}
 
 
 def printed(page: Path) -> list[list[str]]:
