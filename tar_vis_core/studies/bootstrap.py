@@ -1,27 +1,19 @@
 """Uncertainty of a figure: bootstrap over videos, because frames are not independent; and rank correlation.
 
-Ways of decoding are evaluated on the same bootstrap samples.
+It needs no model: whoever compares recorded figures does not wait for torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
-from tqdm import tqdm
 
-from tar_vis_core.benchmark.cost import metered_parts
 from tar_vis_core.data.ytvis import VideoRecord
-from tar_vis_core.evaluation.decodings import Decoding
 from tar_vis_core.evaluation.tubes import TubePrediction, by_video_and_category, is_evaluated
-from tar_vis_core.evaluation.videos import VideoRow, evaluate_videos
 from tar_vis_core.evaluation.ytvis_ap import Matches, average_precision, match_video
-from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.runtime.device import elapsed_ms, mark
-from tar_vis_core.studies.inputs import Stopwatch
 
 Row = dict[str, object]
 LEVEL = 0.95
@@ -80,36 +72,6 @@ class Precision:
 
 def _of_all_sizes(matches: Matches) -> Matches:
     return Matches(matches.scores, matches.matched[:1], matches.ignored[:1], matches.objects[:1])
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One decoding, over all videos and over each bootstrap sample of them."""
-
-    row: VideoRow
-    ms: float                # a frame, median: image encoder and decoder
-    ap: np.ndarray           # (1 + samples,) percent, all videos first
-    executed: np.ndarray     # (1 + samples,) layers a frame
-
-
-def sample(model: VideoInstanceModel, records: list[VideoRecord], decodings: Mapping[str, Decoding],
-           samples: np.ndarray, tracker: str = 'auto') -> list[Sampled]:
-    """Evaluate the decodings, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
-    device = model.pixel_mean.device
-    watches = {name: Stopwatch(decoding, device) for name, decoding in decodings.items()}
-    with metered_parts(model, lambda: mark(device)) as marks:
-        rows = evaluate_videos(model, records, watches, tracker=tracker)
-    encoder_ms = float(np.median([elapsed_ms(*backbone) + elapsed_ms(*pixels) for backbone, pixels in zip(
-        marks['backbone'], marks['pixel_decoder'], strict=True)]))
-    chosen = [np.arange(len(records)), *samples]
-    made = []
-    for row in tqdm(rows, desc='bootstrap', unit='decoding'):
-        precision = Precision(records, row.predictions)
-        layers, frames = np.array([(e.sum(), len(e)) for e in row.executed]).T
-        made.append(Sampled(row, encoder_ms + watches[row.name].median,
-                            np.array([100 * precision(c) for c in chosen]),
-                            np.array([layers[c].sum() / frames[c].sum() for c in chosen])))
-    return made
 
 
 def spread(title: str, values: np.ndarray) -> dict[str, float]:

@@ -25,9 +25,10 @@ from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.options import option
-from tar_vis_core.studies.bootstrap import Row, Sampled, interval, mean_rows, resamples, sample, spread
+from tar_vis_core.studies.bootstrap import Row, interval, mean_rows, resamples, spread
 from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, open_model, open_videos
 from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.sampled_decodings import Sampled, sample
 
 # milliseconds of a whole frame, and AP where we know it (Tables 4 and 5, abstract)
 PAPER_MS = {'first 1': 24.2, 'first 2': 26.0, 'first 3': 27.4, 'first 6': 33.7, 'first 9': 40.5, 'TAR': 31.5}

@@ -20,9 +20,10 @@ from tar_vis_core.models.presets import SYNCHRONIZERS
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import option
 from tar_vis_core.runtime.device import pick_device
-from tar_vis_core.studies.bootstrap import Row, mean_rows, resamples, sample, spread
+from tar_vis_core.studies.bootstrap import Row, mean_rows, resamples, spread
 from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, one_file, open_videos
 from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.sampled_decodings import sample
 from tar_vis_core.training import train
 from tar_vis_core.training.recipe import load_recipe
 from tar_vis_core.weights.loading import is_routing, load_model, read_header, read_tensors, save_tensors

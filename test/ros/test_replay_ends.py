@@ -194,6 +194,12 @@ def test_bags_of_one_name_have_folders_of_their_own(data, tmp_path):
     assert images == 2 * FRAMES and list(bad) == bags[2:]
 
 
+def test_the_command_does_not_wait_for_torch():
+    """Its node loads that, in a process of its own; on a busy machine it takes half a minute."""
+    code = 'import sys, tar_vis_ros.replay.command, tar_vis_ros.replay.worker; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
+
+
 def test_help_tells_the_defaults():
     done = subprocess.run([sys.executable, '-m', 'tar_vis_ros.replay.command', '--help'], capture_output=True,
                           text=True, timeout=PATIENCE_S)
