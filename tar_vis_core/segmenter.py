@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tar_vis_core import detection, nano_detection
+from tar_vis_core.detection import detect
 from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError, unknown_name
 from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
@@ -17,6 +17,7 @@ from tar_vis_core.models.cuda_graphs import is_static, recorded_parts
 from tar_vis_core.models.deformable import head_widths
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import find_preset
+from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 from tar_vis_core.preprocess import check_image, prepare, small_grey
@@ -93,7 +94,6 @@ class VideoSegmenter:
         self._recorded, self._warm, self._device_remark = recorded_parts(model), set(), ''
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
-        self._detect = nano_detection.detect if model.config.semantic_classes else detection.detect
         self.options = SegmenterOptions() if options is None else options
 
     @property
@@ -189,7 +189,7 @@ class VideoSegmenter:
             tracked, state.tracker_memory = self.tracker.track(out, features.mask_features, state.tracker_memory)
             clock.lap('tracker')
         try:
-            detections, broken = self._detect(tracked, features, image, encoded.geometry,
+            detections, broken = detect(tracked, features, image, encoded.geometry,
                                               CONTINUE_SHARE * options.score_threshold, self._allowed), ''
         except NotFiniteError as error:
             detections, broken = [], str(error)
@@ -202,7 +202,7 @@ class VideoSegmenter:
             detections, tracked.slots[0], options.score_threshold, options.max_instances, elapsed_s, *size)
         instances = [identities.instance(track, status, self.class_names) for track, status in tracks
                      if self._allowed[track.class_id] or status != TrackStatus.LOST]
-        state.previous_queries = out.queries
+        state.previous_queries, state.previous_features = out.past
         state.encoded = self._kept(encoded) if options.encoder_reuse else None
         mse, index, epoch = state.frame_mse(small), state.frame_index, state.epoch
         state.frame_index += 1
@@ -234,14 +234,16 @@ class VideoSegmenter:
     def _kept(encoded: EncodedFrame) -> EncodedFrame:
         """Return the frame in memory that outlasts the step: recorded parts overwrite their results in each step."""
         features = encoded.features
-        tensors = features.mask_features, *features.levels, features.semantic
+        tensors = features.mask_features, *features.levels
         return replace(encoded, features=features.clone()) if any(map(is_static, tensors)) else encoded
 
-    def _previous(self, state: TemporalState) -> torch.Tensor | None:
-        """Return the last frame's queries, or None if this frame is decoded plainly.
+    def _previous(self, state: TemporalState) -> Past | None:
+        """Return what the last frame left, or None if this frame is decoded plainly.
 
         The synchronized queries are a recurrence. It is trained on clips of a few frames, and over hundreds its errors
         add up until an object is missed; a plain pass now and then renews them. The paper has none (``0``).
         """
         every = self._options.refresh_frames
-        return None if every and state.frame_index % every == 0 else state.previous_queries
+        if state.previous_queries is None or (every and state.frame_index % every == 0):
+            return None
+        return Past(state.previous_queries, state.previous_features)

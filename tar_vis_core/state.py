@@ -21,6 +21,8 @@ class TemporalState:
     # The last frame's decoder output (1, Q, D), before the norm and in the decoder's own slot order: what the
     # Synchronizer and the Routers read. The tracker must never permute it, or slots and their positions part.
     previous_queries: Tensor | None = None
+    # The last frame's mask features (1, D', S) at stride 16, for Routers that look at the picture.
+    previous_features: Tensor | None = None
     # What the tracker keeps of the frames before, in its own slot order; its type is the tracker's.
     tracker_memory: Any = None
     # Tracks and their ids; starts anew at a reset, so ids begin at 1 again.

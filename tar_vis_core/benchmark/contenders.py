@@ -23,6 +23,7 @@ from tar_vis_core.instances import FrameResult
 from tar_vis_core.models import deformable
 from tar_vis_core.models.cuda_graphs import eager
 from tar_vis_core.models.packed import PackedAttention, inference_form
+from tar_vis_core.models.seeing_routers import SeeingRouters
 from tar_vis_core.models.temporal_routing import EXECUTE
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
@@ -66,7 +67,8 @@ def set_routers(model: VideoInstanceModel, layers: int) -> None:
     A fresh router has no weights but its bias, so that no skip bias lies between all layers and the warm-up alone.
     """
     with torch.no_grad():
-        bias = model.decoder.routers.bias2[..., EXECUTE]
+        routers = model.decoder.routers
+        bias = routers.worth.bias if isinstance(routers, SeeingRouters) else routers.bias2[..., EXECUTE]
         bias.fill_(-1.0)
         bias[:layers - model.decoder.warmup_layers] = 1.0
 
@@ -83,14 +85,15 @@ def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 
                short_side: int = 0, fresh: bool = False) -> dict[str, Contender]:
     """Return the lines of a plain model; two if it has no routers.
 
-    ``fresh`` sets the routers to :data:`SET_LAYERS`, for weights that are not trained.
+    ``fresh`` sets the routers to :data:`SET_LAYERS`, or to all layers but one, for weights that are not trained.
     """
     baseline = reference_line(model, device, precision, tracker, short_side)
     full = baseline.options
     tar, routing = replace(full, routing='adaptive'), 'layers as the routers choose'
     if fresh and model.config.routing:
-        set_routers(model, SET_LAYERS)
-        tar, routing = replace(tar, refresh_frames=0), f'routers SET, not learned, to {SET_LAYERS} layers a frame'
+        count = min(SET_LAYERS, model.config.decoder_layers - 1)
+        set_routers(model, count)
+        tar, routing = replace(tar, refresh_frames=0), f'routers SET, not learned, to {count} layers a frame'
     fast = inference_form(copy.deepcopy(model), pick_device(device), pick_precision(precision))
     ours = VideoSegmenter.from_model(fast, device, precision, full, tracker)
     lines = {REFERENCE: baseline, FULL: Contender(ours, full)}

@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.deformable import DeformableAttention, Shapes
+from tar_vis_core.models.frame_memory import FrameMemory
 from tar_vis_core.models.layers import bilinear, sine_encoding
-from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory, MaskedDecoder
+from tar_vis_core.models.masked_decoder import DecoderOutput, MaskedDecoder
 from tar_vis_core.models.pixel_decoder import PixelDecoder
 from tar_vis_core.models.proposals import Proposals
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -70,10 +71,10 @@ class ReferenceDecoder(MaskedDecoder):
             blocked = torch.where(blocked.all(-1, keepdim=True), ~inside, blocked)
         return self.layers[i](x, x + position, key, value, ~blocked, position)
 
-    def output(self, x: Tensor, trace: RoutingTrace, proposals: Proposals | None = None) -> DecoderOutput:
+    def output(self, x: Tensor, trace: RoutingTrace, memory: FrameMemory | None = None) -> DecoderOutput:
         """Return what the last queries say, after the heads of a layer that does not come."""
         self.blocked_by_heads(x, self.frame, len(self.layers) % 3)
-        return super().output(x, trace, proposals)
+        return super().output(x, trace, memory)
 
     def blocked_by_heads(self, x: Tensor, memory: UnreducedMemory, level: int) -> Tensor:
         """Run all heads on queries; return where their masks are negative at a level, ``(N, Q, S)``."""

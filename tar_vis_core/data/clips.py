@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.clip_times import check_gaps, draw_times
-from tar_vis_core.data.coco import voc_index
 from tar_vis_core.data.pseudo_video import align_clip
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
@@ -27,23 +26,23 @@ class VideoClips(Dataset):
     frame shows are left out. The same (seed, epoch, index) gives the same clip. A video shorter than a clip is played
     to and fro. A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`).
 
-    ``labels`` gives the label of a class name; None tells person (0) from object (1), as preset nano does. The
-    shorter edge of a clip becomes one of ``short_sides``, the longer at most ``max_side``. With ``crop`` (from, to)
-    half of the clips are first cut to a box with sides in that range (384 to 600 for DVIS++).
+    ``labels`` gives the label of a class name. The shorter edge of a clip becomes one of ``short_sides``, the longer
+    at most ``max_side``. With ``crop`` (from, to) half of the clips are first cut to a box with sides in that range
+    (384 to 600 for DVIS++).
     """
 
-    def __init__(self, json_paths: Sequence[str | Path], labels: Mapping[str, int] | None, frames: int = 2, *,
+    def __init__(self, json_paths: Sequence[str | Path], labels: Mapping[str, int], frames: int = 2, *,
                  short_sides: Sequence[int] = (360, 480), max_side: int = 1333, crop: Sequence[int] = (),
                  mirror: float = 0.5, max_instances: int = 60, seed: int = 0, gaps: Sequence[int] = (1,)) -> None:
         self.gaps = check_gaps(gaps)
-        self.labels = None if labels is None else {plain_name(name): label for name, label in labels.items()}
+        self.labels = {plain_name(name): label for name, label in labels.items()}
         self.frames, self.short_sides, self.max_side, self.crop = frames, list(short_sides), max_side, list(crop)
         self.mirror, self.max_instances, self.seed, self.epoch = mirror, max_instances, seed, 0
         self.records: list[VideoRecord] = []
         for path in json_paths:
             records = [record for record in load_ytvis(path) if record.tracks]
             for category in sorted({track.category for record in records for track in record.tracks}):
-                if self.labels is not None and plain_name(category) not in self.labels:
+                if plain_name(category) not in self.labels:
                     raise DataError(f"{path}: category {category!r} is none of the model's classes "
                                     f"({', '.join(self.labels)}); the recipe's option 'classes' chooses them")
             self.records += records
@@ -86,7 +85,7 @@ def to_and_fro(index: int, count: int) -> int:
     return index if index < count else 2 * (count - 1) - index
 
 
-def labelled_scene(record: VideoRecord, frame: int, labels: Mapping[str, int] | None) -> Scene:
+def labelled_scene(record: VideoRecord, frame: int, labels: Mapping[str, int]) -> Scene:
     """One labelled frame, ``labels`` as :class:`VideoClips` has them, by :func:`plain_name`.
 
     Where further objects may be seen, all but the labelled ones is unknown.
@@ -101,10 +100,8 @@ def labelled_scene(record: VideoRecord, frame: int, labels: Mapping[str, int] | 
         if track.crowd and (seen := track.mask(frame)) is not None:
             ignore |= seen
     names = [plain_name(track.category) for track in own]
-    label = [(tf.PERSON if name == 'person' else tf.OBJECT) if labels is None else labels[name]
-             for name in names]
-    return Scene(record.frame(frame), masks, np.array(label, np.int64),
-                 np.array([voc_index(name) for name in names], np.uint8), np.ones(len(own), bool),
+    return Scene(record.frame(frame), masks, np.array([labels[name] for name in names], np.int64),
+                 np.ones(len(own), bool),
                  ignore & ~masks.any(0), np.ones((record.height, record.width), bool),
                  exhaustive=record.annotated == 'all')
 

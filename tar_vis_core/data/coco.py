@@ -25,7 +25,7 @@ from tar_vis_core.data.mosaic import random_mosaic
 from tar_vis_core.data.transforms import Sample, Scene
 from tar_vis_core.errors import DataError
 from tar_vis_core.media.pictures import sized_picture
-from tar_vis_core.models.class_sets import VOC, plain_name
+from tar_vis_core.models.class_sets import plain_name
 
 KIND = 'COCO annotation'
 PRELOAD_BYTES = 1 << 30     # image files of a smaller set are kept in memory
@@ -74,15 +74,9 @@ class ImageRecord:
         return Scene(
             image=self.image(), masks=own,
             labels=np.array([a.label for a in single], np.int64),
-            voc=np.array([voc_index(a.category) for a in single], np.uint8),
             trusted=np.array([not a.pseudo for a in single], bool),
             ignore=ignore, inside=np.ones((self.height, self.width), bool), exhaustive=self.exhaustive,
             boxed=np.array([a.boxed for a in single], bool))
-
-
-def voc_index(category: str) -> int:
-    """Pascal VOC index of a COCO category name; 0 where it is none of the 20."""
-    return VOC.index(category) if category in VOC[1:] else 0
 
 
 def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Container[int] = (),
@@ -90,7 +84,8 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
     """Read a COCO file. With ``preload`` the image files are kept in memory.
 
     ``labels`` gives the label of a category's name; other categories, and images with no others, are left out. Without
-    it persons are told from objects. Raise DataError that names the file, image or annotation that is wrong.
+    it a label is the category's place in the file. ``boxes`` keeps an object whose mask is not trusted, by its box, in
+    place of an ignored region. Raise DataError that names the file, image or annotation that is wrong.
     """
     json_path = Path(json_path)
     content = read_labels(json_path)
@@ -99,7 +94,8 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
     names = [image.text('file_name') for image in images.values()]
     paths = find_pictures(json_path, names, '')
     check_pictures(json_path, names, paths)
-    known = labels and {plain_name(name): label for name, label in labels.items()}
+    asked = {name: place for place, name in enumerate(categories.values())} if labels is None else labels
+    known = {plain_name(name): label for name, label in asked.items()}
     records = {}
     for (own, image), path in zip(images.items(), paths, strict=True):
         height, width = image.size()
@@ -112,7 +108,7 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
         if record is None or name is None:
             raise entry.error(f' names image {image_id!r} and category {category_id!r}, of which the file does not '
                               f'list the {"image" if record is None else "category"}')
-        label = int(name != 'person') if known is None else known.get(plain_name(name))
+        label = known.get(plain_name(name))
         if label is None:
             continue
         rle = entry.mask('segmentation', record.height, record.width)

@@ -38,5 +38,5 @@ def random_mosaic(rng: np.random.Generator, scenes: Sequence[Scene], size: tuple
         image[cell], ignore[cell], inside[cell] = part.image, part.ignore, part.inside
         own[:, top:bottom, left:right] = part.masks
     return Scene(image, masks, *(np.concatenate([getattr(part, name) for part in parts])
-                                 for name in ('labels', 'voc', 'trusted')),
+                                 for name in ('labels', 'trusted')),
                  ignore, inside, all(part.exhaustive for part in parts), np.concatenate([p.boxed for p in parts]))

@@ -217,7 +217,7 @@ def render(crowd: Crowd, frame: int, size: tuple[int, int]) -> Scene:
         stamp(image, ids, int(index), points, crowd.looks[body.look], texture, crowd.rim, body.diameter, streak)
     masks = ids == np.arange(len(bodies), dtype=np.int16)[:, None, None]
     labels = np.array([body.shape.label for body in bodies], np.int64)
-    return Scene(image, masks, labels, np.zeros(len(bodies), np.uint8), np.ones(len(bodies), bool),
+    return Scene(image, masks, labels, np.ones(len(bodies), bool),
                  np.zeros(size, bool), np.ones(size, bool), exhaustive=True)
 
 

@@ -13,9 +13,6 @@ import cv2
 import numpy as np
 import torch
 
-PERSON, OBJECT = 0, 1          # what the mask decoder of preset nano tells apart
-VOC_PERSON = 15                # index of 'person' among the 21 Pascal VOC labels
-UNKNOWN = 255                  # semantic label that no loss may charge
 PAD_VALUE = 127                # grey around an image that does not fill the canvas
 
 
@@ -25,8 +22,7 @@ class Scene:
 
     image: np.ndarray       # (h, w, 3) uint8 RGB
     masks: np.ndarray       # (n, h, w) bool
-    labels: np.ndarray      # (n,) int64, PERSON or OBJECT
-    voc: np.ndarray         # (n,) uint8 Pascal VOC index, 0 where the category is none of the 20
+    labels: np.ndarray      # (n,) int64, the class
     trusted: np.ndarray     # (n,) bool, False for a machine-made mask
     ignore: np.ndarray      # (h, w) bool, crowds and instances too small to ask for
     inside: np.ndarray      # (h, w) bool, False where the canvas shows padding
@@ -43,7 +39,7 @@ class Scene:
 
     def select(self, keep: np.ndarray) -> Scene:
         """Return the scene with only the instances ``keep`` (indices or booleans), in that order."""
-        return replace(self, masks=self.masks[keep], labels=self.labels[keep], voc=self.voc[keep],
+        return replace(self, masks=self.masks[keep], labels=self.labels[keep],
                        trusted=self.trusted[keep], boxed=self.boxed[keep])
 
 
@@ -53,11 +49,10 @@ class Sample:
 
     image: torch.Tensor      # (3, h, w) uint8 RGB
     masks: torch.Tensor      # (n, h, w) bool
-    labels: torch.Tensor     # (n,) int64, PERSON or OBJECT
+    labels: torch.Tensor     # (n,) int64, the class
     trusted: torch.Tensor    # (n,) bool, False for a machine-made mask
     valid: torch.Tensor      # (n,) bool, False in a clip's frame that does not show the instance (its mask is empty)
     ignore: torch.Tensor     # (h, w) bool: an unmatched query in here is not charged as no-object
-    semantic: torch.Tensor   # (h, w) uint8 Pascal VOC index, 0 background, 255 unknown
     exhaustive: bool         # False: only persons are labelled, an unmatched object may be real
     boxed: torch.Tensor      # (n,) bool, True where the mask is only the object's box
 
@@ -205,7 +200,7 @@ def paste(scene: Scene, donor: Scene, behind: bool = False) -> Scene:
         masks = masks & ~over
     return replace(
         scene, image=image, masks=np.concatenate([masks, added]),
-        labels=np.concatenate([scene.labels, donor.labels]), voc=np.concatenate([scene.voc, donor.voc]),
+        labels=np.concatenate([scene.labels, donor.labels]),
         trusted=np.concatenate([scene.trusted, donor.trusted]), boxed=np.concatenate([scene.boxed, donor.boxed]),
         ignore=scene.ignore & ~over, inside=scene.inside | over)
 
@@ -273,16 +268,6 @@ def drop_small(scene: Scene, min_pixels: int, max_instances: int) -> Scene:
     return replace(kept, ignore=ignore)
 
 
-def semantic_map(scene: Scene) -> np.ndarray:
-    """Return Pascal VOC labels ``(h, w)`` uint8: smaller instances lie on top; 255 where the truth is not known."""
-    labels = np.full(scene.size, UNKNOWN, np.uint8)
-    if scene.exhaustive:
-        labels[scene.inside & ~scene.ignore] = 0
-    for index in np.argsort([-np.count_nonzero(mask) for mask in scene.masks], kind='stable'):
-        np.copyto(labels, scene.voc[index], where=scene.masks[index])
-    return labels
-
-
 def to_sample(scene: Scene) -> Sample:
     """Return the scene as tensors, ready for a loss."""
     return Sample(
@@ -290,5 +275,5 @@ def to_sample(scene: Scene) -> Sample:
         masks=torch.from_numpy(scene.masks), labels=torch.from_numpy(scene.labels),
         trusted=torch.from_numpy(scene.trusted),
         valid=torch.from_numpy(scene.masks.any((1, 2))), ignore=torch.from_numpy(scene.ignore),
-        semantic=torch.from_numpy(semantic_map(scene)), exhaustive=scene.exhaustive,
+        exhaustive=scene.exhaustive,
         boxed=torch.from_numpy(scene.boxed))

@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from torch import Tensor
 
 from tar_vis_core.models.masked_decoder import DecoderOutput
+from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 
-# of the features, and of its own queries of the frame before
-Decoding = Callable[[Features, Tensor | None], DecoderOutput]
+# of the features, and of what its own frame before left
+Decoding = Callable[[Features, Past | None], DecoderOutput]
 
 
 def decodings_of(model: VideoInstanceModel, layers: list[int], routing: bool) -> dict[str, Decoding]:
@@ -38,13 +38,13 @@ def decodings_of(model: VideoInstanceModel, layers: list[int], routing: bool) ->
     def share_of(out: DecoderOutput) -> float:
         return float(np.mean(out.trace.executed[model.config.warmup_layers:]))
 
-    def adaptive(features: Features, previous: Tensor | None) -> DecoderOutput:
+    def adaptive(features: Features, previous: Past | None) -> DecoderOutput:
         out = model.decode(features, previous, 'adaptive')
         if previous is not None:
             rate.append(share_of(out))
         return out
 
-    def random_gates(features: Features, previous: Tensor | None) -> DecoderOutput:
+    def random_gates(features: Features, previous: Past | None) -> DecoderOutput:
         if previous is None:
             return model.decode(features)
         # the mean up to now lags behind a rate that changes: what it missed is made up for over some twenty frames

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tar_vis_core import detection, nano_detection
 from tar_vis_core.data.coco import ImageRecord
+from tar_vis_core.detection import detect
 from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate, expand_categories
 from tar_vis_core.evaluation.decodings import Decoding
@@ -50,9 +50,9 @@ def frame_before(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def to_predictions(model: VideoInstanceModel, image: np.ndarray, features: Features, out: DecoderOutput,
                    geometry: MaskGeometry) -> list[Prediction]:
     """Everything that the decoder says above :data:`MIN_SCORE`, with the segmenter's own scores and duplicates."""
-    names, find = model.config.class_names, nano_detection if model.config.semantic_classes else detection
+    names = model.config.class_names
     rows, _ = MatchingTracker().track(out, features.mask_features, None)    # the queries in their own order
-    found = find.detect(rows, features, image, geometry, MIN_SCORE, np.ones(len(names), bool))
+    found = detect(rows, features, image, geometry, MIN_SCORE, np.ones(len(names), bool))
     full = []
     for one in found:
         mask = place_runs(one.runs, one.box, *image.shape[:2])
@@ -77,7 +77,7 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
         for frame in (frame_before(image, np.random.default_rng(number)), image):
             images, geometry = prepare(model, frame, short_side)
             both.append(model.encode(images))
-        previous = model.decode(both[0]).queries
+        previous = model.decode(both[0]).past
         for name, way in ways.items():
             out = way(both[1], previous)
             executed[name] += out.trace.executed_layers

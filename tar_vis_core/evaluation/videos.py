@@ -1,7 +1,7 @@
 """Run models on labelled videos: tubes of every decoding, their average precision, identities, layers.
 
 A model that names classes itself has one object a slot of its tracker, whose classes and scores hold for the whole
-video (``slots``, the published protocol). A model whose objects are named by semantics has the tracks that users
+video (``slots``, the published protocol). A model whose slots follow objects only roughly has the tracks that users
 get from the segmenter (``tracks``), scored by the mean over the frames that show them.
 """
 
@@ -27,6 +27,7 @@ from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.presets import ModelConfig
+from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.models.tracked import Tracked, stacked
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.preprocess import prepare
@@ -84,7 +85,7 @@ class SlotFollower:
         """Take the next frame."""
         out = self.decoding(frame.features, self.previous)
         tracked, self.memory = self.tracker.track(out, frame.features.mask_features, self.memory)
-        self.previous, self.geometry = out.queries, frame.geometry
+        self.previous, self.geometry = out.past, frame.geometry
         self.tracked.append(tracked)
         self.mask_features.append(frame.features.mask_features[0])     # the same memory for all decodings
         self.executed.append(out.trace.executed)
@@ -116,7 +117,7 @@ class OneDecoding:
     def encode(self, images: Tensor) -> Features:
         return self.features
 
-    def decode(self, features: Features, previous: Tensor | None, *_) -> DecoderOutput:
+    def decode(self, features: Features, previous: Past | None, *_) -> DecoderOutput:
         return self.decoding(features, previous)
 
 
@@ -173,9 +174,7 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], d
     config = model.eval().config
     if tubes not in ('auto', 'slots', 'tracks'):
         raise ValueError(f"tubes is {tubes!r}, expected 'auto', 'slots' or 'tracks'")
-    by_track = config.semantic_classes if tubes == 'auto' else tubes == 'tracks'
-    if config.semantic_classes and not by_track:
-        raise ValueError("tubes is 'slots', but this model's decoder does not name classes; use 'tracks'")
+    by_track = config.tracker == 'motion' if tubes == 'auto' else tubes == 'tracks'
     if categories is None:
         categories = sorted({track.category for record in records for track in record.tracks})
     known = {plain_name(name): name for name in categories}

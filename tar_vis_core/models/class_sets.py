@@ -29,17 +29,15 @@ COCO = (
     'tv', 'laptop', 'mouse', 'remote', 'keyboard', 'cell phone', 'microwave', 'oven', 'toaster', 'sink',
     'refrigerator', 'book', 'clock', 'vase', 'scissors', 'teddy bear', 'hair drier', 'toothbrush')
 
-# The Pascal VOC classes in the order of nano's semantic head (0 is background), under their COCO names.
+# The Pascal VOC classes under their COCO names; 0 is background.
 VOC = ('background', 'airplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
        'dining table', 'dog', 'horse', 'motorcycle', 'person', 'potted plant', 'sheep', 'couch', 'train', 'tv')
-
-NANO = ('person', *(name for name in VOC[1:] if name != 'person'))
 
 # Bodies of the made-up videos (data/synth.py): the outline tells the class.
 CROWD = ('disc', 'star', 'leaf', 'worm')
 
 CLASS_SETS = {'youtube_vis_2019': YOUTUBE_VIS_2019, 'youtube_vis_2021': YOUTUBE_VIS_2021, 'ovis': OVIS, 'coco': COCO,
-              'nano': NANO, 'crowd': CROWD}
+              'crowd': CROWD}
 
 
 # What others call some of these: Pascal VOC, and OVIS for the last.

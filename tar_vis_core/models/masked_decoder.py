@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.instances import RoutingTrace
-from tar_vis_core.models.layers import MLP, DecoderLayer, bilinear, sine_encoding
+from tar_vis_core.models.box_masks import BoxMasks, BoxShapes
+from tar_vis_core.models.frame_memory import FrameMemory, level_memory
+from tar_vis_core.models.layers import MLP, DecoderLayer
 from tar_vis_core.models.presets import ROUTINGS, SYNCHRONIZERS
 from tar_vis_core.models.proposals import Proposals, QuerySeeds
+from tar_vis_core.models.seeing_routers import LEVEL, HandsOn, Past, SeeingRouters, evidence
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, Synchronizer, into_slots, straight_through
 
 # Of a layer: the probabilities that it and each one after it execute.
@@ -27,7 +31,7 @@ SAME_OBJECT = 0.5
 
 
 @dataclass
-class DecoderOutput:
+class DecoderOutput(HandsOn):
     """The decoder's output for each frame."""
 
     queries: Tensor          # (N, Q, D) after the last layer, before the norm: the next frame's ``previous``
@@ -36,7 +40,9 @@ class DecoderOutput:
     logits: Tensor           # (N, Q, classes + 1), the last column is no-object
     mask_embeddings: Tensor  # (N, Q, D): their product with the mask features gives mask logits
     trace: RoutingTrace
-    boxes: Tensor | None = None     # (N, Q, 4) where queries start from a detector's boxes: no mask leaves its box
+    shapes: BoxShapes | None = None     # where queries start from a detector's boxes
+    seen: Tensor | None = None          # (N, D, S) what routers that look at the picture compare the next one with
+    kept: Past | None = None            # what the next frame takes over in place of this frame's
 
     @property
     def embeddings(self) -> Tensor:
@@ -50,7 +56,7 @@ class DecoderOutput:
 
 
 @dataclass
-class SupervisedOutput:
+class SupervisedOutput(HandsOn):
     """All predictions of a training pass: heads after 0..M layers."""
 
     logits: list[Tensor]           # each (N, Q, classes + 1)
@@ -59,45 +65,9 @@ class SupervisedOutput:
     proposals: Proposals | None    # what the queries started from, in their order
     execute: Tensor | None         # (N, routers) softmax execute probability; None without routing
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
-
-
-def level_memory(level: int, x: Tensor, mask_features: Tensor, level_embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for a level ``x (N, D, h, w)``: ``key (N, S, D)``, ``value (N, S, D)``, mask features ``(N, D, S)``.
-    """
-    h, w = x.shape[-2:]
-    value = x.flatten(2).transpose(1, 2) + level_embed[level]
-    key = value + sine_encoding(h, w, x.shape[1], x.device).flatten(1).t().to(value.dtype)
-    # resize(e . F) = e . resize(F): one resize per level instead of one per layer and query.
-    # The attention mask carries no gradient.
-    return key, value, bilinear(mask_features.detach(), (h, w)).flatten(2)
-
-
-class FrameMemory:
-    """The :func:`level_memory` of a frame, made when a layer first asks for its level."""
-
-    def __init__(self, mask_features: Tensor, levels: list[Tensor], level_embed: Tensor,
-                 make: Callable[..., tuple[Tensor, Tensor, Tensor]] = level_memory,
-                 proposals: Proposals | None = None):
-        self.mask_features, self.levels, self.level_embed, self._make = mask_features, levels, level_embed, make
-        self.proposals = proposals
-        self._made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._inside: dict[int, Tensor] = {}
-
-    def __getitem__(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        if level not in self._made:
-            self._made[level] = self._make(level, self.levels[level], self.mask_features, self.level_embed)
-        return self._made[level]
-
-    def inside(self, level: int) -> Tensor | None:
-        """Return which cells of a level each query's box touches, ``(N, Q, S)``; None for queries without boxes."""
-        if self.proposals is not None and level not in self._inside:
-            self._inside[level] = self.proposals.inside(self.levels[level].shape[-2:])
-        return self._inside.get(level)
-
-    def reorder(self, order: Tensor) -> None:
-        """Put the proposals in another order, ``(N, Q)`` indices."""
-        if self.proposals is not None:
-            self.proposals, self.order, self._inside = self.proposals.ordered(order), order, {}
+    worth: Tensor | None = None    # (N, routers) what routers that look at the picture say of each exit
+    seen: Tensor | None = None     # as in :class:`DecoderOutput`
+    kept: Past | None = None       # the same
 
 
 class MaskedDecoder(nn.Module):
@@ -105,7 +75,7 @@ class MaskedDecoder(nn.Module):
 
     def __init__(self, dim: int, heads: int, ffn: int, queries: int, classes: int, layers: int = 9,
                  warmup_layers: int = 1, routing: bool = True, reid: bool = False, synchronizer: str = 'attention',
-                 seeds: int = 0, mask_dim: int = 0):
+                 seeds: int = 0, mask_dim: int = 0, routers: str = 'separate'):
         """Make fresh weights.
 
         ``seeds`` are the channels of a detector's cells, from which queries start; 0 means learned queries.
@@ -129,9 +99,11 @@ class MaskedDecoder(nn.Module):
             nn.init.zeros_(self.class_embed.weight)
             nn.init.zeros_(self.class_embed.bias)
         self.mask_embed = MLP(dim, dim, mask_dim or dim, 3)
+        self.box_masks = BoxMasks(mask_dim or dim, 24) if seeds else None
         self.reid_embed = MLP(dim, dim, dim, 3) if reid else None   # of CTVIS and DVIS++
         self.synchronizer = Synchronizer(dim, heads) if routing and synchronizer == 'attention' else None
-        self.routers = Routers(layers - warmup_layers, dim) if routing else None
+        form = {'separate': lambda count: Routers(count, dim), 'seeing': SeeingRouters}[routers]
+        self.routers = form(layers - warmup_layers) if routing else None
 
     level_memory = staticmethod(level_memory)
 
@@ -145,12 +117,12 @@ class MaskedDecoder(nn.Module):
             return self.seeds(proposals)
         return self.query_feat.expand(batch, -1, -1), self.query_embed
 
-    def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
+    def forward(self, mask_features: Tensor, levels: list[Tensor], previous: Past | Tensor | None = None,
                 routing: str = 'full', fixed_layers: int = 9, skip_bias: float = 0.0, gate: Gate | None = None,
                 proposals: Proposals | None = None) -> DecoderOutput:
         """Decode a frame, or with ``routing='full'`` a batch of independent frames.
 
-        ``previous (1, Q, D)`` are the last frame's ``queries``; without them (a first frame) all layers run.
+        ``previous`` is the last frame's ``past``, or its queries alone; without it (a first frame) all layers run.
         ``full`` is the plain decoder, ``fixed`` its first ``fixed_layers`` layers, ``adaptive`` is TAR.
         ``skip_bias`` is added to the routers' skip score; ``gate`` decides in their place. Deterministic.
         """
@@ -176,12 +148,14 @@ class MaskedDecoder(nn.Module):
                 raise ValueError(f'adaptive routing decodes one frame at a time, got a batch of {x.shape[0]}')
             for i in range(self.warmup_layers):
                 x = run(i, x)
-            x, position, previous = self.synchronize(x, previous, position, memory)
+            past = Past.of(previous)
+            found = self.evidence(x, past, memory)
+            x, position, known = self.synchronize(x, past.queries, position, memory)
             i = self.warmup_layers
             while i < count:
                 # A skip leaves the queries as they are, so every router up to the next executed layer reads
                 # the same input: ask all that remain at once and take the first that says execute.
-                ahead = gate(i) if gate else self.execute_probability(x, previous, i, skip_bias)
+                ahead = gate(i) if gate else self.execute_probability(x, known, i, skip_bias, found)
                 skips = next((k for k, p in enumerate(ahead) if p >= 0.5), len(ahead))
                 asked = ahead[:skips + 1]
                 probability[i:i + len(asked)] = asked
@@ -189,14 +163,41 @@ class MaskedDecoder(nn.Module):
                 if i < count:
                     x = run(i, x)
                     i += 1
-        return self.output(x, RoutingTrace(tuple(executed), probability), memory.proposals)
+        out = self.output(x, RoutingTrace(tuple(executed), probability), memory)
+        if out.seen is not None and previous is not None and not any(executed[self.warmup_layers:]):
+            # nothing was refined: the next frame goes on from the last one that was, so that changes add up
+            out.kept = Past.of(previous)
+        return out
 
-    def output(self, x: Tensor, trace: RoutingTrace, proposals: Proposals | None = None) -> DecoderOutput:
+    def output(self, x: Tensor, trace: RoutingTrace, memory: FrameMemory | None = None) -> DecoderOutput:
         """Return what the heads say of the last queries ``(N, Q, D)``."""
         normed, reid, logits, mask_embeddings = self.heads(x)
-        if proposals is None:
-            return DecoderOutput(x, normed, reid, logits, mask_embeddings, trace)
-        return DecoderOutput(x, normed, reid, proposals.with_no_object(logits), mask_embeddings, trace, proposals.boxes)
+        seen = shapes = None
+        if memory is not None:
+            seen = self.seen(memory)
+        if memory is not None and memory.proposals is not None:
+            proposals = memory.proposals
+            logits = proposals.with_no_object(logits)
+            shapes = BoxShapes(proposals.boxes, proposals.fine, self.box_masks)
+        return DecoderOutput(x, normed, reid, logits, mask_embeddings, trace, shapes, seen)
+
+    def seen(self, memory: FrameMemory) -> Tensor | None:
+        """Return the mask features that the next frame is compared with, if routers look at them."""
+        return memory.reduced(LEVEL).clone() if isinstance(self.routers, SeeingRouters) else None
+
+    def evidence(self, x: Tensor, previous: Past, memory: FrameMemory) -> Tensor | None:
+        """Return what the last frame's queries find in this one, if routers look at it; ``x`` are this frame's."""
+        if not isinstance(self.routers, SeeingRouters):
+            return None
+        if previous.seen is None:
+            raise ValueError('these routers look at the picture: give the `past` of the last output, not its queries')
+        normed = self.decoder_norm(previous.queries)
+        logits = self.class_embed(normed)
+        # a decoder on a detector's boxes says only whether there is no object
+        objects = (-logits[..., 0]).sigmoid() if self.seeds is not None else 1 - logits.softmax(-1)[..., -1]
+        similarity = (F.normalize(previous.queries, dim=-1) @ F.normalize(x, dim=-1).mT).amax(-1)
+        return evidence(objects.float(), self.mask_embed(normed).float(), previous.seen.float(),
+                        memory.reduced(LEVEL).float(), similarity.float())
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Return queries after the norm, re-identification embeddings if any, class logits, mask embeddings."""
@@ -226,9 +227,15 @@ class MaskedDecoder(nn.Module):
         """Return scores (skip, execute) of routers ``first..last-1`` on queries ``(N, Q, D)``, ``(N, routers, 2)``."""
         return self.routers(x, previous, first, last)
 
-    def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0) -> list[float]:
-        """Return probabilities that routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer."""
-        scores = self.scores(x, previous, layer - self.warmup_layers)[0].float().cpu()
+    def execute_probability(self, x: Tensor, previous: Tensor, layer: int, skip_bias: float = 0.0,
+                            found: Tensor | None = None) -> list[float]:
+        """Return probabilities that routers of layers ``layer, layer + 1, ..`` execute, all on ``x``; one transfer.
+
+        ``found`` is the evidence for routers that look at the picture.
+        """
+        first = layer - self.warmup_layers
+        scores = self.scores(x, previous, first) if found is None else self.routers.scores(found)[:, first:]
+        scores = scores[0].float().cpu()
         # sigmoid of the difference is the softmax over two; exactly 0.5 (a tie) executes
         return torch.sigmoid(scores[:, EXECUTE] - scores[:, SKIP] - skip_bias).tolist()
 
@@ -255,24 +262,31 @@ class MaskedDecoder(nn.Module):
                 keep |= inside & ~keep.any(-1, keepdim=True)
         return self.layers[i](x, x + position, key, value, keep, position)
 
-    def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Tensor | None = None,
+    def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Past | Tensor | None = None,
                    tau: float = 0.0, proposals: Proposals | None = None) -> SupervisedOutput:
-        """Run all layers and heads. With ``previous (N, Q, D)`` straight-through gates route each sample (Eq. 10)."""
+        """Run all layers and heads. With ``previous`` straight-through gates route each sample (Eq. 10).
+
+        Routers that look at the picture do not gate: they say what each exit would cost.
+        """
         memory = FrameMemory(mask_features, levels, self.level_embed, proposals=proposals)
         x, position = self.begin(mask_features.shape[0], proposals)
         states = [x]
         execute, executed = [], []
+        known, worth, sees = None, None, isinstance(self.routers, SeeingRouters)
         for i in range(len(self.layers)):
             before, router = x, i - self.warmup_layers
             x = self.run_layer(i, before, memory, position)
-            if previous is not None and router >= 0:
-                scores = self.scores(before, previous, router, router + 1)[:, 0]
+            if previous is not None and router >= 0 and not sees:
+                scores = self.scores(before, known, router, router + 1)[:, 0]
                 gate = straight_through(scores, tau)
                 x = gate[:, EXECUTE, None, None] * x + gate[:, SKIP, None, None] * before
                 execute.append(scores.softmax(-1)[:, EXECUTE])
                 executed.append(gate[:, EXECUTE].detach())
             if previous is not None and i == self.warmup_layers - 1:
-                x, position, previous = self.synchronize(x, previous, position, memory)
+                past = Past.of(previous)
+                if sees:
+                    worth = self.routers(self.evidence(x, past, memory))
+                x, position, known = self.synchronize(x, past.queries, position, memory)
                 if memory.proposals is not None:
                     states = [s.take_along_dim(memory.order[..., None], 1) for s in states]
             states.append(x)
@@ -282,4 +296,5 @@ class MaskedDecoder(nn.Module):
             logits = [memory.proposals.with_no_object(z) for z in logits]
         return SupervisedOutput(
             logits, [self.mask_embed(n) for n in normed], x, memory.proposals,
-            torch.stack(execute, 1) if execute else None, torch.stack(executed, 1) if executed else None)
+            torch.stack(execute, 1) if execute else None, torch.stack(executed, 1) if executed else None, worth,
+            self.seen(memory))

@@ -22,6 +22,8 @@ ROUTINGS = ('adaptive', 'full', 'fixed')
 # How a frame's queries come into the slots of the frame before (the paper's Table 3): by cross-attention from the
 # previous queries (Eq. 2-3), by a permutation from one-to-one matching, or not at all.
 SYNCHRONIZERS = ('attention', 'bipartite', 'none')
+# The paper's Routers, one for each layer, or those that look at the picture (models/seeing_routers.py).
+ROUTERS = ('separate', 'seeing')
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -30,7 +32,7 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class ModelConfig:
     """Sizes of a model; the defaults are those of MinVIS on ResNet-50."""
 
-    family: str                             # the first word of a preset's name, as 'minvis', 'dvis_daq' or 'nano2'
+    family: str                             # the first word of a preset's name, as 'minvis', 'dvis_daq' or 'nano'
     backbone: str                           # a key of ``backbones.BACKBONES``
     class_set: str = 'youtube_vis_2019'     # a key of ``CLASS_SETS``, or 'custom' with names of a weights file
     class_names: tuple[str, ...] = ()       # what users see; empty: those of the class set
@@ -43,6 +45,7 @@ class ModelConfig:
     decoder_layers: int = 9
     warmup_layers: int = 1                  # M^s of the paper
     synchronizer: str = 'attention'         # one of ``SYNCHRONIZERS``
+    routers: str = 'separate'               # one of ``ROUTERS``
     encoder_layers: int = 6
     encoder_heads: int = 8
     encoder_ffn: int = 1024
@@ -56,8 +59,6 @@ class ModelConfig:
     tracker: str = 'matching'               # one of ``TRACKERS``
     match_threshold: float = 0.2            # of the tracker 'memory_bank'
     routing: bool = True                    # Synchronizer and Routers present
-    # True: the decoder tells person from object, and the backbone's semantic head names the objects.
-    semantic_classes: bool = False
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -67,14 +68,10 @@ class ModelConfig:
 
 
 PRESETS = {
+    # queries start from a detector's boxes
     'nano': ModelConfig(
-        'nano', 'mobilenet_v2', 'nano', classes=2, dim=128, queries=50, decoder_ffn=512, encoder_layers=1,
-        encoder_ffn=512, encoder_heads=4, short_side=256, separable=True, pixel_mean=(127.5,) * 3,
-        pixel_std=(127.5,) * 3, tracker='motion', semantic_classes=True),
-    # the next default model, in training: queries that start from a detector's boxes
-    'nano2': ModelConfig(
-        'nano2', 'nanodet', 'coco', dim=128, mask_dim=64, queries=64, decoder_ffn=512, decoder_layers=3, short_side=320,
-        tracker='motion'),
+        'nano', 'nanodet', 'coco', dim=128, mask_dim=64, queries=64, decoder_ffn=512, decoder_layers=3, short_side=320,
+        tracker='motion', synchronizer='bipartite', routers='seeing'),
     'minvis_r50': ModelConfig('minvis', 'r50', short_side=360),
     'minvis_swin_l': ModelConfig('minvis', 'swin_l', queries=200),
     'ctvis_r50': ModelConfig('ctvis', 'r50', reid=True, match_threshold=0.3),
@@ -113,10 +110,13 @@ def find_preset(name: str) -> ModelConfig:
         key, _, value = change.partition('=')
         if key == 'synchronizer' and value in SYNCHRONIZERS:
             config = replace(config, synchronizer=value)
+        elif key == 'routers' and value in ROUTERS:
+            config = replace(config, routers=value)
         elif key == 'warmup_layers' and value.isdigit() and 0 < int(value) < config.decoder_layers:
             config = replace(config, warmup_layers=int(value))
         else:
-            raise ValueError(f'preset {name}: {change!r}, expected synchronizer={"|".join(SYNCHRONIZERS)} or '
+            raise ValueError(f'preset {name}: {change!r}, expected synchronizer={"|".join(SYNCHRONIZERS)}, '
+                             f'routers={"|".join(ROUTERS)} or '
                              f'warmup_layers=1..{config.decoder_layers - 1}')
     return config
 

@@ -29,14 +29,20 @@ class Proposals:
     boxes: Tensor       # (N, Q, 4) left, top, right, bottom as shares of the padded input's width and height
     logits: Tensor      # (N, Q, classes) of the detector
     content: Tensor     # (N, Q, C) the detector's features of the cell
+    fine: Tensor        # (N, F, 2 h, 2 w) features of the detector's stem, from which masks are drawn
 
     def clone(self) -> Proposals:
         """Return the same in memory of its own."""
-        return Proposals(self.boxes.clone(), self.logits.clone(), self.content.clone())
+        return Proposals(self.boxes.clone(), self.logits.clone(), self.content.clone(), self.fine.clone())
 
     def ordered(self, order: Tensor) -> Proposals:
         """Return them in another order, ``(N, Q)`` indices."""
-        return Proposals(*(t.take_along_dim(order[..., None], 1) for t in (self.boxes, self.logits, self.content)))
+        parts = self.boxes, self.logits, self.content
+        return Proposals(*(part.take_along_dim(order[..., None], 1) for part in parts), self.fine)
+
+    def frame(self, n: int) -> Proposals:
+        """Return those of one frame, as a batch of one."""
+        return Proposals(*(part[n:n + 1] for part in (self.boxes, self.logits, self.content, self.fine)))
 
     def with_no_object(self, logit: Tensor) -> Tensor:
         """Return the detector's logits with a decoder's of no-object ``(N, Q, 1)`` behind, ``(N, Q, classes + 1)``."""
@@ -65,10 +71,8 @@ def touched_cells(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return touched(top, bottom, size[0])[..., :, None] & touched(left, right, size[1])[..., None, :]
 
 
-def cropped(masks: Tensor, boxes: Tensor | None) -> Tensor:
-    """Return mask logits ``(..., h, w)`` that are negative outside their boxes ``(..., 4)``; as they are without."""
-    if boxes is None:
-        return masks
+def cropped(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Return mask logits ``(..., h, w)`` that are negative outside their boxes ``(..., 4)``."""
     return torch.where(touched_cells(boxes.to(masks.device), masks.shape[-2:]), masks, masks.clamp(max=-1))
 
 
@@ -115,12 +119,12 @@ def propose(maps: DetectorMaps, classes: int, queries: int) -> Proposals:
     order, gone = order.take_along_dim(chosen, 1), dropped.take_along_dim(chosen, 1)
     logits = logits.take_along_dim(order[..., None], 1)
     found = Proposals(boxes.take_along_dim(chosen[..., None], 1), torch.where(gone[..., None], LEAST, logits),
-                      content.take_along_dim(order[..., None], 1))
+                      content.take_along_dim(order[..., None], 1), maps.fine)
     short = queries - found.boxes.shape[1]      # of a picture with fewer cells than queries
     if short > 0:
         pad = (0, 0, 0, short)
         found = Proposals(nn.functional.pad(found.boxes, pad), nn.functional.pad(found.logits, pad, value=LEAST),
-                          nn.functional.pad(found.content, pad))
+                          nn.functional.pad(found.content, pad), maps.fine)
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tar_vis_core.models.proposals import cropped
+from tar_vis_core.models.box_masks import BoxShapes
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Tracked:
     hidden: np.ndarray | None = None
     # (T, R, classes + 1) class logits over the slot's frames so far, which users get; None: those of the frame
     logits_so_far: Tensor | None = None
-    boxes: Tensor | None = None     # (T, R, 4) that masks do not leave, as shares of the padded input's sides
+    shapes: BoxShapes | None = None     # where masks are drawn in boxes
 
 
 def stacked(parts: Sequence[Tracked]) -> Tracked:
@@ -57,4 +57,4 @@ def masks_of(tracked: Tracked, frame: int, rows: Tensor, mask_features: Tensor) 
     masks = torch.einsum('kd,dhw->khw', embeddings.to(narrow), features.to(narrow))
     if tracked.mask_bias is not None:
         masks = masks + tracked.mask_bias[frame, rows, None, None]
-    return masks if tracked.boxes is None else cropped(masks, tracked.boxes[frame, rows])
+    return masks if tracked.shapes is None else tracked.shapes.drawn(masks, frame, rows, embeddings, features)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar_vis_core.models.backbones import BACKBONES, MobileNetV2, NanoDet
+from tar_vis_core.models.backbones import BACKBONES, NanoDet
 from tar_vis_core.models.dynamic_anchors import DynamicAnchorNetwork
 from tar_vis_core.models.mask_branch import MaskBranch
 from tar_vis_core.models.masked_decoder import DecoderOutput, Gate, MaskedDecoder, SupervisedOutput
@@ -20,6 +20,7 @@ from tar_vis_core.models.presets import ModelConfig, find_preset
 from tar_vis_core.models.proposals import Proposals, propose
 from tar_vis_core.models.referring import ReferringTracker
 from tar_vis_core.models.referring_2023 import ReferringTracker2023
+from tar_vis_core.models.seeing_routers import Past
 
 MAX_LONG_SIDE = 1333
 SIZE_DIVISIBILITY = 32
@@ -33,14 +34,17 @@ class Features:
 
     mask_features: Tensor      # (N, D, h, w) at stride 4
     levels: list[Tensor]       # (N, D, ., .) at strides 32, 16, 8
-    semantic: Tensor | None    # (N, 21, ., .) Pascal VOC logits at stride 32, where the backbone has them
     proposals: Proposals | None = None      # where the backbone is a detector
 
     def clone(self) -> Features:
         """Return a copy in memory of its own."""
         return Features(self.mask_features.clone(), [level.clone() for level in self.levels],
-                        None if self.semantic is None else self.semantic.clone(),
                         None if self.proposals is None else self.proposals.clone())
+
+    def frame(self, n: int) -> Features:
+        """Return those of one frame, as a batch of one."""
+        return Features(self.mask_features[n:n + 1], [level[n:n + 1] for level in self.levels],
+                        None if self.proposals is None else self.proposals.frame(n))
 
 
 class VideoInstanceModel(nn.Module):
@@ -58,7 +62,7 @@ class VideoInstanceModel(nn.Module):
         self.decoder = MaskedDecoder(
             config.dim, config.heads, config.decoder_ffn, config.queries, config.classes, config.decoder_layers,
             config.warmup_layers, config.routing, config.reid, config.synchronizer,
-            self.backbone.channels[-1] if detects else 0, config.mask_dim)
+            self.backbone.channels[-1] if detects else 0, config.mask_dim, config.routers)
         self.tracker = None
         if config.tracker_layers:
             self.tracker = TRACKER_NETWORKS[config.tracker](
@@ -81,21 +85,20 @@ class VideoInstanceModel(nn.Module):
 
     def encode(self, images: Tensor) -> Features:
         """Normalised, padded images ``(N, 3, H, W)`` to features."""
-        maps, semantic = self.backbone(images), None
+        maps = self.backbone(images)
         if isinstance(self.backbone, NanoDet):
             proposals = propose(maps, self.backbone.classes, self.config.queries)
-            return Features(*self.pixel_decoder(maps.stem, *maps.levels[:3]), None, proposals)
-        if isinstance(self.backbone, MobileNetV2):
-            maps, semantic = maps
-        return Features(*self.pixel_decoder(*maps), semantic if self.config.semantic_classes else None)
+            return Features(*self.pixel_decoder(maps.stem, *maps.levels[:3]), proposals)
+        return Features(*self.pixel_decoder(*maps))
 
-    def decode(self, features: Features, previous: Tensor | None = None, routing: str = 'full',
+    def decode(self, features: Features, previous: Past | Tensor | None = None, routing: str = 'full',
                fixed_layers: int = 9, skip_bias: float = 0.0, gate: Gate | None = None) -> DecoderOutput:
         """Inference form of the decoder; see :meth:`MaskedDecoder.forward`."""
         return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias, gate,
                             features.proposals)
 
-    def supervised(self, features: Features, previous: Tensor | None = None, tau: float = 0.0) -> SupervisedOutput:
+    def supervised(self, features: Features, previous: Past | Tensor | None = None, tau: float = 0.0
+                   ) -> SupervisedOutput:
         """Training form of the decoder; see :meth:`MaskedDecoder.supervised`."""
         return self.decoder.supervised(features.mask_features, features.levels, previous, tau, features.proposals)
 

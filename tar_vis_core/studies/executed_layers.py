@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tar_vis_core.evaluation.decodings import Decoding, decodings_of
 from tar_vis_core.instances import RoutingTrace
-from tar_vis_core.models.masked_decoder import DecoderOutput, FrameMemory
+from tar_vis_core.models.frame_memory import FrameMemory
+from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.options import option
 from tar_vis_core.studies.bootstrap import Row, interval, mean_rows, resamples, spread

@@ -45,7 +45,7 @@ def measure_video(model: VideoInstanceModel, record: VideoRecord, skip_bias: flo
         mse = state.frame_mse(small_grey(image))
         out = model.decode(encode(model, image, model.config.short_side).features, previous, 'adaptive',
                            skip_bias=skip_bias)
-        previous = out.queries
+        previous = out.past
         seen.append((mse, out.trace.executed_layers))
     return np.array(seen[1:], np.float64).reshape(-1, 2)
 

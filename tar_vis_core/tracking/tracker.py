@@ -47,7 +47,7 @@ class MatchingTracker:
             memory = embeddings
             rows.append(slots)
         return Tracked(frames.logits, frames.mask_embeddings, None, frames.embeddings, np.stack(rows),
-                       boxes=frames.boxes), memory
+                       shapes=frames.shapes), memory
 
 
 def make_tracker(name: str, model: VideoInstanceModel) -> Tracker:

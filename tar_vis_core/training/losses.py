@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from tar_vis_core.data.transforms import UNKNOWN, Sample
-from tar_vis_core.models.layers import bilinear
+from tar_vis_core.data.transforms import Sample
 from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.points import sample_at, uncertain_points
 
@@ -33,7 +32,6 @@ class LossWeights:
     mask: float = 5.0
     dice: float = 5.0
     no_object: float = 0.1
-    semantic: float = 0.5
     reid: float = 2.0        # contrast of the referring tracker's references
     points: int = 0          # where masks are compared: so many points (12544 as published), or 0: the stride-4 grid
 
@@ -46,7 +44,6 @@ class Target:
     labels: Tensor     # (n,)
     ignore: Tensor     # (h, w) in 0..1
     exhaustive: bool
-    semantic: Tensor   # (H, W) Pascal VOC index, 255 unknown
     instances: Tensor  # (n,) which of the sample's instances these are
 
 
@@ -60,7 +57,7 @@ def make_target(sample: Sample, size: tuple[int, int], points: int = 0, device: 
         masks, ignore = (F.avg_pool2d(x[:, None], STRIDE)[:, 0] for x in (masks, ignore))
     seen = masks.flatten(1).any(1)
     return Target(masks[seen], sample.labels.to(device)[seen], ignore[0], sample.exhaustive,
-                  F.pad(sample.semantic.to(device), pad, value=UNKNOWN), seen.nonzero()[:, 0])
+                  seen.nonzero()[:, 0])
 
 
 def matching_cost(class_cost: Tensor, masks: Tensor, truth: Tensor, weights: LossWeights) -> Tensor:
@@ -172,17 +169,8 @@ def mask_losses(predicted: Tensor, masks: Tensor, which: Tensor, size: tuple[int
     return bce, 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
 
 
-def semantic_loss(semantic: Tensor, targets: list[Target]) -> Tensor:
-    """Cross-entropy of the semantic head ``(B, 21, h, w)`` at four times its resolution; unknown pixels left out."""
-    truth = torch.stack([t.semantic for t in targets])
-    size = semantic.shape[-2] * 4, semantic.shape[-1] * 4
-    truth = F.interpolate(truth[:, None].float(), size, mode='nearest')[:, 0].long()
-    loss = F.cross_entropy(bilinear(semantic.float(), size), truth, ignore_index=UNKNOWN, reduction='sum')
-    return loss / mean_over_processes((truth != UNKNOWN).sum().float()).clamp(min=1)
-
-
 def total_loss(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
     """Return the weighted sum that is minimised."""
     factors = {'class': weights.classification, 'mask': weights.mask, 'dice': weights.dice,
-               'semantic': weights.semantic, 'reid': weights.reid}
+               'reid': weights.reid}
     return sum(factors[name] * value for name, value in terms.items())

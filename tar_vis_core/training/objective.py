@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tar_vis_core.data.transforms import PERSON, Sample
-from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.data.transforms import Sample
+from tar_vis_core.models.masked_decoder import SupervisedOutput
+from tar_vis_core.models.seeing_routers import Past, SeeingRouters
+from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.training.distributed import mean_over_processes
-from tar_vis_core.training.losses import make_target, semantic_loss, set_losses, total_loss
+from tar_vis_core.training.losses import LossWeights, Target, make_target, set_losses, total_loss
 from tar_vis_core.training.proposal_losses import proposal_losses
 from tar_vis_core.training.recipe import Recipe
 from tar_vis_core.training.tracker_losses import TrackedFrame, tracker_losses
@@ -24,10 +28,42 @@ def stack_images(model: VideoInstanceModel, samples: list[Sample]) -> Tensor:
 
 def person_class(model: VideoInstanceModel) -> int | None:
     """Return the decoder's class of persons, or None if it has none."""
-    if model.config.semantic_classes:
-        return PERSON
     names = model.config.class_names
     return names.index('person') if 'person' in names else None
+
+
+def sees(model: VideoInstanceModel) -> bool:
+    """Return whether the model's Routers look at the picture."""
+    return isinstance(model.decoder.routers, SeeingRouters)
+
+
+@torch.no_grad()
+def exit_losses(model: VideoInstanceModel, output: SupervisedOutput, features: Features, samples: list[Sample],
+                targets: list[Target], weights: LossWeights, person: int | None) -> Tensor:
+    """Return what each frame would lose if the decoder ended after 0..M layers, ``(B, M + 1)``."""
+    size = tuple(4 * side for side in features.mask_features.shape[-2:])
+
+    def of(b: int, depth: int) -> Tensor:
+        one = slice(b, b + 1)
+        logits, embeddings = [output.logits[depth][one]], [output.mask_embeddings[depth][one]]
+        if output.proposals is None:
+            terms = set_losses(logits, embeddings, features.mask_features[one], targets[one], weights, person=person)
+        else:
+            alone = replace(output, logits=logits, mask_embeddings=embeddings, proposals=output.proposals.frame(b))
+            terms = proposal_losses(model, alone, features.frame(b), samples[one], size, weights, person)
+        return total_loss(terms, weights)
+
+    return torch.stack([torch.stack([of(b, depth) for depth in range(len(output.logits))])
+                        for b in range(len(samples))])
+
+
+def worth_loss(worth: Tensor, losses: Tensor) -> Tensor:
+    """Return how far the Routers' ``worth (B, R)`` is from what ``losses (B, M + 1)`` of the exits say.
+
+    The worth of a layer with all that follow is the loss before it less that at the end; rare extremes are cut.
+    """
+    measured = (losses[:, -1 - worth.shape[1]:-1] - losses[:, -1:]).clamp(-1, 2)
+    return F.smooth_l1_loss(worth, measured, beta=0.2)
 
 
 def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: Recipe, done: float,
@@ -42,6 +78,10 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
     """
     decoder_trains = any(p.requires_grad for p in model.decoder.parameters())
     encoder_trains = any(p.requires_grad for part in (model.backbone, model.pixel_decoder) for p in part.parameters())
+    only_routers = not any(p.requires_grad for name, p in model.decoder.named_parameters()
+                           if not name.startswith('routers.'))
+    # Routers that look at the picture learn from what exits cost, and not from the losses of what they route
+    segments = encoder_trains or (decoder_trains and not (only_routers and sees(model)))
     tracker_trains = model.tracker is not None and any(p.requires_grad for p in model.tracker.parameters())
     routed = model.decoder.routers is not None
     person, passes, total, log = person_class(model), 0, torch.zeros((), device=model.pixel_mean.device), {}
@@ -56,15 +96,18 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
                 output = model.supervised(features, previous, recipe.gumbel_tau)
             if not again:
                 tracked.append(TrackedFrame(output, features.mask_features, targets))
-            if decoder_trains or encoder_trains:
+            if output.worth is not None:
+                measured = exit_losses(model, output, features, samples, targets, recipe.loss, person)
+                term = worth_loss(output.worth, measured)
+                total, passes = total + term, passes + 1
+                log['worth'] = float(term.detach())
+            if segments:
                 if output.proposals is not None:
                     terms = proposal_losses(
-                        output, features.mask_features, samples, images.shape[-2:], recipe.loss, person)
+                        model, output, features, samples, images.shape[-2:], recipe.loss, person)
                 else:
                     terms = set_losses(output.logits, output.mask_embeddings, features.mask_features, targets,
                                        recipe.loss, phase, person)
-                if features.semantic is not None and encoder_trains:
-                    terms['semantic'] = semantic_loss(features.semantic, targets)
                 total, passes = total + total_loss(terms, recipe.loss), passes + 1
                 log.update({k: float(v.detach()) for k, v in terms.items()})
             if output.execute is not None:
@@ -74,9 +117,9 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
                     # the value is that of all processes, the gradient this one's share
                     probability = probability + (mean_over_processes(probability) - probability.detach())
                     total = total + recipe.budget_weight * (probability - recipe.budget_target) ** 2
-            previous = output.queries if routed else None
+            previous = output.past if routed else None
             if routed and recipe.detach_previous:
-                previous = previous.detach()
+                previous = Past(previous.queries.detach(), previous.seen)
     total = total / max(passes, 1)
     if tracker_trains:
         terms = tracker_losses(model, tracked, recipe, done, phase, person)

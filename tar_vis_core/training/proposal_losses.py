@@ -14,12 +14,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tar_vis_core.data.transforms import Sample
+from tar_vis_core.models.box_masks import grid_in, sampled
 from tar_vis_core.models.masked_decoder import SupervisedOutput
 from tar_vis_core.models.proposals import box_ious, wider
+from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.losses import LossWeights
 
-GRID = 28               # points of a side of the grid on which masks are compared
 LEAST_IOU = 0.5         # of boxes, for a query to stand for an instance
 MOST_PERSONS = 12       # from so many on, persons of a picture are not all labelled
 
@@ -44,14 +45,6 @@ def assign(logits: Tensor, boxes: Tensor, labels: Tensor, truth: Tensor) -> tupl
     return q[good], t[good]
 
 
-def grid_in(boxes: Tensor) -> Tensor:
-    """Return the places of a grid inside boxes ``(K, 4)`` as ``grid_sample`` takes them, ``(K, GRID, GRID, 2)``."""
-    steps = (torch.arange(GRID, device=boxes.device) + 0.5) / GRID
-    low, high = boxes[:, None, :2], boxes[:, None, 2:]
-    x, y = (low + steps[:, None] * (high - low)).unbind(-1)              # (K, GRID) each
-    return 2 * torch.stack((x[:, None].expand(-1, GRID, -1), y[..., None].expand(-1, -1, GRID)), -1) - 1
-
-
 def mask_costs(predicted: Tensor, truth: Tensor, boxed: Tensor) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and dice of mask logits ``(M, K, g, g)`` against ``truth (K, g, g)``, each ``(M, K)``.
 
@@ -68,17 +61,18 @@ def mask_costs(predicted: Tensor, truth: Tensor, boxed: Tensor) -> tuple[Tensor,
     return torch.where(boxed, 0.0, bce), torch.where(boxed, projected, dice(p, truth))
 
 
-def proposal_losses(output: SupervisedOutput, mask_features: Tensor, samples: list[Sample], size: tuple[int, int],
-                    weights: LossWeights, person: int | None = 0) -> dict[str, Tensor]:
+def proposal_losses(model: VideoInstanceModel, output: SupervisedOutput, features: Features, samples: list[Sample],
+                    size: tuple[int, int], weights: LossWeights, person: int | None = 0) -> dict[str, Tensor]:
     """Return the losses of B frames summed over depths, averaged as Mask2Former does; a dict of the unweighted terms.
 
     ``size`` is the padded input's (height, width), to which masks of the samples are padded.
     """
-    proposals, device = output.proposals, mask_features.device
+    proposals, device = output.proposals, features.mask_features.device
     logits, embeddings = torch.stack(output.logits, 1).float(), torch.stack(output.mask_embeddings, 1).float()
     sums: dict[str, list[Tensor]] = {name: [] for name in ('class', 'mask', 'dice')}
     count, weight_sum = 0, logits.new_zeros(())
-    for b, (sample, features) in enumerate(zip(samples, mask_features.float().unbind(), strict=True)):
+    inside, fine, truth, asked, projected = [], [], [], [], []
+    for b, (sample, mask_features) in enumerate(zip(samples, features.mask_features.float().unbind(), strict=True)):
         pad = 0, size[1] - sample.masks.shape[2], 0, size[0] - sample.masks.shape[1]
         seen = sample.masks.flatten(1).any(1)
         masks, labels = F.pad(sample.masks[seen], pad).to(device), sample.labels[seen].to(device)
@@ -98,21 +92,29 @@ def proposal_losses(output: SupervisedOutput, mask_features: Tensor, samples: li
         losses = F.cross_entropy(z.flatten(0, 1), target.repeat(len(z)), reduction='none').unflatten(0, z.shape[:2])
         sums['class'].append((weight * losses).sum(-1))
         weight_sum = weight_sum + weight.sum() * len(z)
-        costs = z.new_zeros(2, len(z))
         if len(q):
-            places = grid_in(wider(boxes[q]))
-            truth = F.grid_sample(masks[t][:, None].float(), places, align_corners=False)[:, 0]
-            predicted = (embeddings[b][:, q] @ features.flatten(1)).unflatten(-1, features.shape[1:])
-            predicted = F.grid_sample(predicted.transpose(0, 1), places, align_corners=False,
-                                      padding_mode='border').transpose(0, 1)
-            costs = torch.stack([c.sum(1) for c in mask_costs(predicted, truth, boxed[t])])
-        for name, cost in zip(('mask', 'dice'), costs, strict=True):
-            sums[name].append(cost)
-        count += len(q)
+            inside.append(sampled(mask_features, boxes[q]))
+            fine.append(sampled(proposals.fine[b].float(), boxes[q]))
+            truth.append(F.grid_sample(masks[t][:, None].float(), grid_in(wider(boxes[q])), align_corners=False)[:, 0])
+            asked.append(embeddings[b][:, q])
+            projected.append(boxed[t])
+            count += len(q)
+    zero = embeddings.new_zeros(())
+    sums['mask'], sums['dice'] = [zero], [zero]
+    if count:
+        truth, projected, asked = torch.cat(truth), torch.cat(projected), torch.cat(asked, 1)
+        inside, fine = torch.cat(inside), torch.cat(fine)
+        # the decoder may stop at any depth: half of the masks are drawn from the last one's embeddings
+        last, rows = len(asked) - 1, torch.arange(asked.shape[1], device=device)
+        earlier = torch.randint(max(last, 1), rows.shape, device=device)
+        depth = torch.where(torch.rand(rows.shape, device=device) < 0.5, last, earlier)
+        products = torch.einsum('mkd,kdyx->mkyx', asked, inside)
+        drawn = products[depth, rows] + model.decoder.box_masks(asked[depth, rows], inside, fine)
+        sums['mask'], sums['dice'] = mask_costs(torch.cat((products, drawn[None])), truth, projected)
     count, weight_sum = mean_over_processes(torch.stack((weight_sum.new_tensor(float(count)), weight_sum))).unbind()
     count = count.clamp(min=1e-3)        # the mean over processes may lie below one
     shares = {'class': weight_sum.clamp(min=1e-3) / logits.shape[1], 'mask': count, 'dice': count}
-    return {name: torch.stack(frames).sum() / shares[name] for name, frames in sums.items()}
+    return {name: sum(frame.sum() for frame in frames) / shares[name] for name, frames in sums.items()}
 
 
 def ignored_share(ignore: Tensor, boxes: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ RECIPES = Path(__file__).parent / 'recipes'
 
 # What ``train`` may name, and how the names of its parameters begin.
 PARTS = {'all': '', 'backbone': 'backbone.', 'pixel_decoder': 'pixel_decoder.', 'decoder': 'decoder.',
-         'synchronizer': 'decoder.synchronizer.', 'routers': 'decoder.routers.', 'tracker': 'tracker.'}
+         'synchronizer': 'decoder.synchronizer.', 'routers': 'decoder.routers.', 'box_masks': 'decoder.box_masks.',
+         'tracker': 'tracker.'}
 
 
 class RecipeError(TarVisError):

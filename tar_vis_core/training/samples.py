@@ -38,19 +38,16 @@ class Source:
 
 def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Source]:
     """Return the recipe's data sets below ``folder``. Raise DataError or RecipeError that says what is wrong."""
-    sources, labels = [], None
-    if not config.semantic_classes:
-        labels = {name: index for index, name in enumerate(config.class_names)}
+    sources, labels = [], {name: index for index, name in enumerate(config.class_names)}
     if recipe.data == ['synth']:
         made = SynthVideos(frames=recipe.clip, seed=recipe.seed, gaps=recipe.gaps)
         sources.append(Source(made, made))
     elif recipe.data:
-        if labels is not None:
-            # class sets of videos take some of COCO's categories, others those that have their names
-            table = FROM_COCO.get(config.class_set, {name: name for name in labels})
-            labels_of_coco = {name: labels[ours] for name, ours in table.items()}
+        # class sets of videos take some of COCO's categories, others those that have their names
+        table = FROM_COCO.get(config.class_set, {name: name for name in labels})
+        labels_of_coco = {name: labels[ours] for name, ours in table.items()}
         stills = CocoDataset([folder / path for path in recipe.data], seed=recipe.seed, mosaic=recipe.mosaic,
-                             labels=None if labels is None else labels_of_coco, boxes=config.backbone == 'nanodet')
+                             labels=labels_of_coco, boxes=config.backbone == 'nanodet')
         clips = stills if recipe.clip == 1 else PseudoVideoDataset(stills, recipe.clip, gaps=recipe.gaps)
         sources.append(Source(clips, stills))
     if recipe.videos:

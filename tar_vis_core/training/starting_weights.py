@@ -18,7 +18,7 @@ from tar_vis_core.weights.official import read_class_names
 
 HEADS = 'decoder.class_embed.', 'tracker.class_embed.'
 # Parts that a file may lack as a whole, for earlier weights do not have them.
-OPTIONAL = 'synchronizer', 'routers', 'tracker'
+OPTIONAL = 'synchronizer', 'routers', 'tracker', 'box_masks'
 
 
 def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None = None,
@@ -53,9 +53,6 @@ def with_classes(config: ModelConfig, classes: str) -> ModelConfig:
     """Return the configuration with the classes of a set or of a text file; '' keeps its own."""
     if not classes:
         return config
-    if config.semantic_classes:
-        raise RecipeError(f'classes: {config.family} tells person from object and names objects by its backbone; '
-                          'take another preset for classes of your own')
     names = CLASS_SETS.get(classes) or read_class_names(classes)
     name = next((name for name, known in CLASS_SETS.items() if known == names), 'custom')
     return replace(config, class_set=name, class_names=names, classes=len(names))
@@ -66,22 +63,23 @@ def load_what_fits(model: VideoInstanceModel, path: Path, header: WeightsHeader)
 
     Return a line for each of these. Raises WeightsError for any other difference; the model is unchanged then.
     """
-    state, notes, fresh = model.state_dict(), [], set()
+    state, notes, fresh, other = model.state_dict(), [], set(), set()
     for part in OPTIONAL:
         own = {name for name in state if name.startswith(PARTS[part])}
         if own and not own & header.shapes.keys():
             fresh |= own
+            other |= {name for name in header.shapes if name.startswith(PARTS[part])}
             notes.append(f'{path}: without {part}; starts afresh')
     names, known = model.config.class_names, header.class_names
     heads = [name for name in state if name.startswith(HEADS) and name in header.shapes]
     differ = known != names if known else any(header.shapes[name] != tuple(state[name].shape) for name in heads)
-    if differ and not model.config.semantic_classes:
+    if differ:
         fresh |= set(heads)
         before = f'{len(known)}' if known else f'{header.shapes[heads[0]][0] - 1}'
         notes.append(f'{path}: made for {header.metadata.get("class_set", "other")} ({before} classes), not for '
                      f'{model.config.class_set} ({len(names)}); the class heads start afresh')
     expected = {name: value for name, value in state.items() if name not in fresh}
-    dropped = set(heads) & fresh
+    dropped = set(heads) & fresh | other
     check_fit({k: v for k, v in header.shapes.items() if k not in dropped}, shapes_of(expected), path)
     loaded = fitted({k: v for k, v in read_tensors(path).items() if k not in dropped}, expected, path)
     model.load_state_dict(loaded, strict=False)

@@ -42,6 +42,11 @@ class WeightsHeader:
         return any(is_routing(name) for name in self.shapes)
 
     @property
+    def routers(self) -> str:
+        """Return the form of the Routers that the file holds, one of ``ROUTERS``."""
+        return 'seeing' if 'decoder.routers.price' in self.shapes else 'separate'
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Return the class names that the file carries, one per line of its metadata; empty if it carries none."""
         return tuple(filter(None, self.metadata.get('class_names', '').split('\n')))
@@ -76,9 +81,10 @@ def config_of(header: WeightsHeader, preset: str, path: str | Path) -> ModelConf
     made_for = header.metadata.get('preset', preset)
     if made_for != preset:
         raise WeightsError(f'{path}: made for preset {made_for!r}, not for {preset!r}')
-    config = replace(config, routing=header.has_routing)
+    routers = header.routers if header.has_routing else config.routers
+    config = replace(config, routing=header.has_routing, routers=routers)
     names = header.class_names
-    if names and not config.semantic_classes:
+    if names:
         class_set = header.metadata.get('class_set')
         if CLASS_SETS.get(class_set) != names:
             class_set = 'custom'

@@ -198,9 +198,9 @@ def choose_classes(state: Mapping[str, Tensor], default: tuple[str, ...], asked:
             raise WeightsError(f'{source}: the checkpoint has {count} classes, but {asked} has {len(names)}')
         name = next((name for name, known in CLASS_SETS.items() if known == names), 'custom')
         return name, names, f'classes: {name}, as asked'
-    fitting = [name for name, known in CLASS_SETS.items() if len(known) == count and name not in ('nano', 'crowd')]
+    fitting = [name for name, known in CLASS_SETS.items() if len(known) == count and name != 'crowd']
     if not fitting:
-        known = ', '.join(f'{name} {len(names)}' for name, names in CLASS_SETS.items() if name not in ('nano', 'crowd'))
+        known = ', '.join(f'{name} {len(names)}' for name, names in CLASS_SETS.items() if name != 'crowd')
         raise WeightsError(f'{source}: the checkpoint has {count} classes, which no known set has ({known}); name them '
                            'with --classes FILE, one a line')
     name, why = fitting[0], f'the checkpoint has {count}'

@@ -145,11 +145,6 @@ def test_crowds_and_videos_with_unlabelled_objects_leave_regions_open(tmp_path):
     assert not clips(tmp_path)[0][0].exhaustive and not clips(tmp_path)[0][0].ignore.any()
 
 
-def test_without_labels_persons_are_told_from_objects(tmp_path):
-    write(tmp_path)
-    assert clips(tmp_path, frames=6, labels=None)[0][0].labels.tolist() == [0, 1, 1]
-
-
 def test_an_unknown_category_or_picture_is_named(tmp_path):
     write(tmp_path)
     with pytest.raises(DataError, match="'Vehical'"):

@@ -11,7 +11,10 @@ from saved_weights import save_weights
 from tiny_model import picture
 
 from tar_vis_core.commands.main import main
+from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import build_model
+
+LAYERS = PRESETS['nano'].decoder_layers
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +50,7 @@ def test_run_writes_a_line_and_a_picture_a_frame(folder, untrained, tmp_path, ca
     assert main(['run', str(folder), '--out', str(tmp_path), '--weights', str(untrained)]) == 0
     lines = [json.loads(line) for line in (tmp_path / 'instances.jsonl').read_text().splitlines()]
     assert [line['frame_index'] for line in lines] == [0, 1, 2, 3, 4]
-    assert all(len(line['executed']) == 9 for line in lines)
+    assert all(len(line['executed']) == LAYERS for line in lines)
     video = cv2.VideoCapture(str(tmp_path / 'overlay.mp4'))
     count = 0
     while video.read()[0]:
@@ -69,18 +72,19 @@ def test_bench_reports_three_lines_and_what_they_executed(untrained, tmp_path, m
     for entry in lines.values():
         assert entry['frames'] == 3 and entry['median_ms']['total'] > 0
         assert entry['executed_layers'] == pytest.approx(sum(entry['executed_by_stride'].values()))
-    assert lines['all layers']['executed_layers'] == 9 and 'SET' not in lines['TAR']['routing']
+    assert lines['all layers']['executed_layers'] == LAYERS and 'SET' not in lines['TAR']['routing']
 
 
 def test_eval_compares_layers_routing_and_controls(untrained, tmp_path, capsys):
     data = write_coco(tmp_path / 'data', images=2)
-    assert main(['eval', '--data', str(data), '--weights', str(untrained), '--layers', '0', '9', '--short-side', '64',
-                 '--json', str(tmp_path / 'eval.json')]) == 0
+    assert main(['eval', '--data', str(data), '--weights', str(untrained), '--layers', '0', str(LAYERS),
+                 '--short-side', '64', '--json', str(tmp_path / 'eval.json')]) == 0
     rows = {row['name']: row for row in json.loads((tmp_path / 'eval.json').read_text())}
-    assert list(rows) == ['first 0', 'first 9', 'TAR', 'TAR, all executed', 'TAR, all skipped', 'TAR, random gates']
-    assert rows['first 0']['executed'] == 0 and rows['first 9']['executed'] == 9
-    assert rows['TAR, all executed']['executed'] == 9 and rows['TAR, all skipped']['executed'] == 1
-    assert 'first 9' in capsys.readouterr().out
+    assert list(rows) == ['first 0', f'first {LAYERS}', 'TAR', 'TAR, all executed', 'TAR, all skipped',
+                          'TAR, random gates']
+    assert rows['first 0']['executed'] == 0 and rows[f'first {LAYERS}']['executed'] == LAYERS
+    assert rows['TAR, all executed']['executed'] == LAYERS and rows['TAR, all skipped']['executed'] == 1
+    assert f'first {LAYERS}' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(('words', 'said'), [

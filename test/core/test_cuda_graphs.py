@@ -31,7 +31,7 @@ from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import pick_precision
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
-OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
+OFFICIAL = dict(class_names=('one', 'two'))
 MODELS = {
     'nano': {}, 'bipartite': dict(synchronizer='bipartite'),
     'plain': dict(routing=False),

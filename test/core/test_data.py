@@ -25,7 +25,7 @@ def painted_scene(number: int = 2) -> tf.Scene:
     masks = np.stack([ellipse(30, 40, 18, 25), ellipse(90, 55, 20, 14), ellipse(64, 20, 12, 9)])[:number]
     for mask, colour in zip(masks, COLOURS, strict=False):
         image[mask] = colour
-    return tf.Scene(image, masks, np.zeros(number, np.int64), np.full(number, 15, np.uint8), np.ones(number, bool),
+    return tf.Scene(image, masks, np.zeros(number, np.int64), np.ones(number, bool),
                     np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool), True)
 
 
@@ -117,7 +117,7 @@ def test_a_sample_is_deterministic_and_changes_with_epoch_and_seed(tmp_path):
     other = CocoDataset(path, (64, 96), copy_paste=1.0, seed=1)
     second[0]                                                # order of access must not matter
     a, b = first[1], second[1]
-    assert torch.equal(a.image, b.image) and torch.equal(a.masks, b.masks) and torch.equal(a.semantic, b.semantic)
+    assert torch.equal(a.image, b.image) and torch.equal(a.masks, b.masks)
     assert not torch.equal(a.image, other[1].image)
     second.set_epoch(1)
     assert not torch.equal(a.image, second[1].image)
@@ -133,8 +133,7 @@ def test_a_sample_has_the_fixed_size_and_fitting_types(tmp_path):
             assert s.masks.shape[1:] == (64, 96) and s.masks.dtype == torch.bool
             assert len(s.masks) == len(s.labels) == len(s.trusted) == len(s.valid)
             assert s.labels.dtype == torch.int64 and set(s.labels.tolist()) <= {0, 1}
-            assert s.ignore.shape == s.semantic.shape == (64, 96) and s.semantic.dtype == torch.uint8
-            assert set(s.semantic.unique().tolist()) <= {0, 8, 15, 255}
+            assert s.ignore.shape == (64, 96)
             if len(s.masks):
                 assert s.masks.flatten(1).sum(1).min() >= 40
                 assert not (s.masks.any(0) & s.ignore).any()
@@ -143,14 +142,12 @@ def test_a_sample_has_the_fixed_size_and_fitting_types(tmp_path):
 def test_without_augmentation_the_whole_image_is_at_the_top_left(tmp_path):
     s = CocoDataset(write_coco(tmp_path), (HEIGHT, WIDTH + 32), augment=False)[0]
     image = s.image.permute(1, 2, 0).numpy()
-    assert (image[:, WIDTH:] == tf.PAD_VALUE).all() and (s.semantic[:, WIDTH:] == 255).all()
+    assert (image[:, WIDTH:] == tf.PAD_VALUE).all()
     assert s.labels.tolist() == [0, 1] and s.exhaustive
     assert_painted(image, s.masks.numpy())
-    assert (s.semantic[s.masks[0]] == 15).all() and (s.semantic[s.masks[1]] == 8).all()
-    assert (s.semantic[:, :WIDTH][~s.masks.any(0)[:, :WIDTH]] == 0).all()
 
 
-def test_a_crowd_becomes_ignored_and_unknown(tmp_path):
+def test_a_crowd_becomes_ignored(tmp_path):
     box = np.zeros((HEIGHT, WIDTH), bool)
     box[10:60, 20:50] = True
     runs = np.diff(np.flatnonzero(np.diff(np.concatenate(([2], box.T.ravel().astype(int), [2]))))).tolist()
@@ -159,13 +156,12 @@ def test_a_crowd_becomes_ignored_and_unknown(tmp_path):
     s = CocoDataset(write_coco(tmp_path, extra=(crowd,)), (HEIGHT, WIDTH), augment=False)[0]
     assert s.labels.tolist() == [0, 1], 'a crowd is not an instance'
     expected = torch.from_numpy(box) & ~s.masks.any(0)
-    assert torch.equal(s.ignore, expected) and (s.semantic[expected] == 255).all()
+    assert torch.equal(s.ignore, expected)
 
 
-def test_where_only_persons_are_labelled_the_rest_is_unknown(tmp_path):
+def test_where_only_persons_are_labelled_the_sample_says_so(tmp_path):
     s = CocoDataset(write_coco(tmp_path, annotated='person', pseudo=True), (HEIGHT, WIDTH), augment=False)[0]
     assert not s.exhaustive and not s.trusted.any()
-    assert (s.semantic[~s.masks.any(0)] == 255).all() and (s.semantic[s.masks[0]] == 15).all()
     assert CocoDataset(write_coco(tmp_path / 'b', annotated=None), (HEIGHT, WIDTH), augment=False)[0].exhaustive
 
 

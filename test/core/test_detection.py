@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from tar_vis_core import detection, masks, nano_detection
+from tar_vis_core import detection, masks
 from tar_vis_core.detection import MAX_CANDIDATES, colour_signature, mask_quality
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.tracked import Tracked
 from tar_vis_core.models.video_model import Features
-from tar_vis_core.nano_detection import OBJECT_CHANNELS, PERSON_CHANNEL, PERSON_SEMANTICS, name_objects
 
 GEOMETRY = MaskGeometry((16, 24), (64, 96), (60, 90), (120, 180))
 IMAGE = np.random.default_rng(0).integers(0, 256, (120, 180, 3), np.uint8)
@@ -19,15 +18,14 @@ def block(rows, columns, inside=4.0, shape=(16, 24)):
     return logits
 
 
-def find(probabilities, logits, min_score=0.1, semantic=None, allowed=None):
+def find(probabilities, logits, min_score=0.1, allowed=None):
     """Detect in queries with these class probabilities and mask logits, each a channel of the mask features."""
     probabilities, masks = torch.tensor(probabilities), torch.stack(logits)
-    count, classes = probabilities.shape[0], 20 if semantic is not None else probabilities.shape[1] - 1
+    count, classes = probabilities.shape[0], probabilities.shape[1] - 1
     tracked = Tracked(probabilities.log()[None], torch.eye(count)[None], None, torch.ones(1, count, 8),
                       np.arange(count)[None])
-    features = Features(masks[None], [], None if semantic is None else semantic[None])
-    return (detection if semantic is None else nano_detection).detect(
-        tracked, features, IMAGE, GEOMETRY, min_score, np.ones(classes, bool) if allowed is None else np.array(allowed))
+    allowed = np.ones(classes, bool) if allowed is None else np.array(allowed)
+    return detection.detect(tracked, Features(masks[None], []), IMAGE, GEOMETRY, min_score, allowed)
 
 
 def test_quality_is_the_mean_probability_of_the_positive_pixels():
@@ -40,6 +38,12 @@ def test_a_sure_mask_beats_a_vague_one_of_equal_class_probability():
     assert [d.query for d in found] == [1, 0]
     assert found[0].score == pytest.approx(0.8, abs=0.01)
     assert found[1].score == pytest.approx(0.41, abs=0.01)
+
+
+def test_distinct_depends_on_scores_not_on_order():
+    masks = np.stack([np.indices((8, 8))[1] < n for n in (4, 5, 6)])
+    assert detection.distinct(masks, np.array([0.5, 0.9, 0.7]), np.zeros(3)) == [1]
+    assert detection.distinct(masks[:0], np.zeros(0), np.zeros(0)) == []
 
 
 def test_one_object_keeps_its_best_mask():
@@ -60,7 +64,7 @@ def test_the_same_pixels_are_not_two_classes():
     assert len(find([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]], [block((2, 12), (4, 10))] * 2)) == 1
 
 
-def test_masks_are_as_the_network_gives_them_where_no_semantic_head_helps():
+def test_masks_are_as_the_network_gives_them():
     apart = torch.maximum(block((1, 6), (1, 6)), block((11, 13), (19, 21)))
     over_it = block((3, 9), (3, 12))
     found = find([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], [apart, over_it])
@@ -134,46 +138,16 @@ def test_a_gpu_is_waited_for_twice_and_the_answer_is_the_same(monkeypatch):
     assert find(probabilities, logits, min_score=1.0) == [] and asked[2:] == ['candidates']
 
 
-@pytest.mark.parametrize('semantic', [None, torch.zeros(21, 2, 3)])
 @pytest.mark.parametrize('broken', ['probabilities', 'masks'])
-def test_numbers_that_are_not_finite_are_said(semantic, broken):
+def test_numbers_that_are_not_finite_are_said(broken):
     probabilities, logits = [[0.9, 0.0, 0.1], [0.3, 0.2, 0.5]], [block((2, 9), (3, 9)), block((2, 9), (13, 20))]
-    assert semantic is not None or len(find(probabilities, logits)) == 2
+    assert len(find(probabilities, logits)) == 2
     if broken == 'masks':
         logits[1] = torch.full((16, 24), float('nan'))
     else:
         probabilities[1][0] = float('nan')
     with pytest.raises(FloatingPointError, match='not finite'):
-        find(probabilities, logits, semantic=semantic)
-
-
-def test_objects_are_named_by_the_semantics_inside_their_mask():
-    semantic = torch.zeros(21, 2, 3)
-    semantic[8, :, 0] = 9.0       # cat on the left
-    semantic[12, :, 2] = 9.0      # dog on the right
-    left, right = block((0, 16), (0, 8)), block((0, 16), (16, 24))
-    scores = name_objects(torch.tensor([[0.05, 0.9, 0.05]] * 2), torch.stack([left, right]), semantic)
-    assert scores.shape == (2, 20)
-    assert scores.argmax(1).tolist() == [1 + OBJECT_CHANNELS.index(8), 1 + OBJECT_CHANNELS.index(12)]
-    assert PERSON_CHANNEL not in OBJECT_CHANNELS
-
-
-def test_a_person_that_the_semantics_do_not_see_scores_lower_but_counts():
-    semantic = torch.zeros(21, 2, 3)
-    semantic[PERSON_CHANNEL, :, 0] = 20.0
-    semantic[0, :, 1:] = 20.0
-    logits = torch.stack([block((0, 16), (0, 8), 20.0), block((0, 16), (16, 24), 20.0)])
-    logits[logits < 0] = -20.0
-    scores = name_objects(torch.tensor([[0.9, 0.05, 0.05]] * 2), logits, semantic)
-    assert scores[:, 0].tolist() == pytest.approx([0.9, 0.9 * (1 - PERSON_SEMANTICS)], abs=1e-3)
-    assert scores.argmax(1).tolist() == [0, 0]
-
-
-def test_an_animal_that_the_decoder_calls_a_person_is_named_by_the_semantics():
-    semantic = torch.zeros(21, 2, 3)
-    semantic[12] = 9.0
-    scores = name_objects(torch.tensor([[0.8, 0.1, 0.1]]), block((0, 16), (0, 8))[None], semantic)
-    assert scores[0].argmax() == 1 + OBJECT_CHANNELS.index(12)
+        find(probabilities, logits)
 
 
 def test_colours_tell_clothes_apart():

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
               pytest.mark.filterwarnings('error::RuntimeWarning')]      # nothing falls back
 GPU = torch.device('cuda:0')
 WIDE = dict(dim=64, heads=2, encoder_heads=2)       # heads of 32 channels, which the Triton kernel can do
-OFFICIAL = dict(semantic_classes=False, class_names=('one', 'two'))
+OFFICIAL = dict(class_names=('one', 'two'))
 MODELS = {
     'nano': lambda: tiny_model(**WIDE), 'official': lambda: tiny_model(**WIDE, **OFFICIAL),
     'memory bank': lambda: tiny_model(**WIDE, **OFFICIAL, reid=True, tracker='memory_bank'),

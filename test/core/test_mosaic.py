@@ -20,7 +20,7 @@ def test_each_scene_keeps_to_its_cell_and_all_instances_are_there(tmp_path):
         made = random_mosaic(np.random.default_rng(seed), scenes, SIZE)
         assert made.image.shape == (*SIZE, 3) and made.inside.shape == made.ignore.shape == SIZE
         assert made.labels.tolist() == [label for scene in scenes for label in scene.labels]
-        assert len(made.masks) == len(made.voc) == len(made.trusted) == len(made.labels)
+        assert len(made.masks) == len(made.boxed) == len(made.trusted) == len(made.labels)
         first = 0
         for number, scene in enumerate(scenes):
             own = made.masks[first:first + len(scene.labels)]

@@ -34,7 +34,7 @@ def made_maps(boxes: list, classes: int = 4, size: tuple[int, int] = (64, 96)) -
         cell[label] = logit
         for side, distance in enumerate(distances):
             cell[classes + side * BINS + distance] = 30.0
-    return DetectorMaps(torch.zeros(1, 24, 16, 24), cells[:4], cells, predictions)
+    return DetectorMaps(torch.zeros(1, 24, 32, 48), torch.zeros(1, 24, 16, 24), cells[:4], cells, predictions)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason='the published weights are not here')
@@ -120,5 +120,5 @@ def test_every_box_touches_a_cell_and_no_mask_leaves_it(size):
     assert touched.flatten(1).any(1).all() and touched[2].all()
     masks = cropped(torch.randn(200, *size), boxes.clamp(0, 1))
     assert not (masks > 0)[~touched].any()
-    plain = Proposals(boxes[None].clamp(0, 1), torch.zeros(1, 200, 4), torch.zeros(1, 200, 8))
+    plain = Proposals(boxes[None].clamp(0, 1), torch.zeros(1, 200, 4), torch.zeros(1, 200, 8), torch.zeros(1, 24, 8, 8))
     assert torch.equal(plain.inside(size)[0], touched.flatten(1))

@@ -35,12 +35,9 @@ needs_kernels = pytest.mark.skipif(kernels.compiled() is None, reason='the kerne
 
 MODELS = {
     'nano': tiny_model,
-    'referring tracker': lambda: tiny_model(reid=True, tracker_layers=2, tracker_ffn=16, tracker='referring',
-                                            semantic_classes=False),
-    'referring tracker of 2023': lambda: tiny_model(tracker_layers=2, tracker_ffn=16, tracker='referring_2023',
-                                                    semantic_classes=False),
-    'dynamic anchors': lambda: tiny_model(reid=True, tracker_layers=2, tracker_ffn=16, tracker='dynamic_anchors',
-                                          semantic_classes=False),
+    'referring tracker': lambda: tiny_model(reid=True, tracker_layers=2, tracker_ffn=16, tracker='referring'),
+    'referring tracker of 2023': lambda: tiny_model(tracker_layers=2, tracker_ffn=16, tracker='referring_2023'),
+    'dynamic anchors': lambda: tiny_model(reid=True, tracker_layers=2, tracker_ffn=16, tracker='dynamic_anchors'),
     'plain convolution': lambda: tiny_model(separable=False, routing=False),
     **{preset: (lambda preset=preset: build_model(preset)) for preset in ('minvis_r50',)},
 }

@@ -133,7 +133,7 @@ def test_numbers_that_are_not_finite_do_not_stay():
 @pytest.mark.parametrize('tracker', ['matching', 'memory_bank'])
 @pytest.mark.parametrize('part', ['classes', 'masks'])
 def test_they_are_noticed_in_a_first_frame_whatever_the_tracker_makes_of_them(tracker, part):
-    model = tiny_model(semantic_classes=False, class_names=('one', 'two'), reid=True, tracker=tracker)
+    model = tiny_model(class_names=('one', 'two'), reid=True, tracker=tracker)
     segmenter = VideoSegmenter.from_model(model, 'cpu', options=SegmenterOptions(score_threshold=0.1))
     broken = model.decoder.class_embed if part == 'classes' else model.pixel_decoder.mask_features
     with torch.no_grad():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tar_vis_core.models.masked_decoder import FrameMemory, MaskedDecoder
+from tar_vis_core.models.frame_memory import FrameMemory
+from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.temporal_routing import EXECUTE, SKIP, Routers, straight_through
 
 DIM, QUERIES, LAYERS = 32, 7, 9

@@ -42,7 +42,7 @@ def test_losses_at_points_agree_with_those_of_the_grid_and_vanish_for_the_truth(
     fine = torch.zeros(2, size[0] * stride, size[1] * stride)
     fine[0, 8:40, 8:32], fine[1, 20:60, 52:92] = 1, 1
     truth = fine if points else F.avg_pool2d(fine, stride)
-    target = Target(truth, torch.tensor([0, 1]), torch.zeros(truth.shape[1:]), True, torch.zeros(1, 1), torch.arange(2))
+    target = Target(truth, torch.tensor([0, 1]), torch.zeros(truth.shape[1:]), True, torch.arange(2))
     coarse = 30 * (F.avg_pool2d(fine, stride) - 0.5)
     logits = torch.full((1, 4, 3), -9.0)
     logits[0, 0, 1] = logits[0, 2, 0] = logits[0, 1, 2] = logits[0, 3, 2] = 9
@@ -67,7 +67,7 @@ def clip_of(*present: list[int], size: int = 4) -> list[Target]:
     for i in range(size):
         masks[i, :, i] = 1
     return [Target(masks[seen], torch.zeros(len(seen), dtype=torch.long), torch.zeros(size, size), True,
-                   torch.zeros(1, 1), torch.tensor(seen, dtype=torch.long)) for seen in present]
+                   torch.tensor(seen, dtype=torch.long)) for seen in present]
 
 
 def predictions(columns: list[list[int]], size: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

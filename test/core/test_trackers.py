@@ -135,7 +135,7 @@ FAMILIES = {'minvis': {}, 'ctvis': dict(reid=True),
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_batch_of_two_is_two_singles(family):
-    model = tiny_model(family=family, semantic_classes=False, classes=20, **FAMILIES[family]).eval()
+    model = tiny_model(family=family, classes=20, **FAMILIES[family]).eval()
     images = torch.stack([torch.from_numpy(picture(seed)).permute(2, 0, 1) for seed in (1, 2)]).float()
 
     def decode(images):
@@ -148,5 +148,5 @@ def test_a_batch_of_two_is_two_singles(family):
         single, mask = decode(images[i:i + 1])
         for field in ('queries', 'logits', 'embeddings', 'raw_embeddings'):
             torch.testing.assert_close(getattr(both, field)[i], getattr(single, field)[0], rtol=0, atol=1e-4)
-        torch.testing.assert_close(masks[i], mask[0], rtol=0, atol=1e-5 * float(masks.abs().max()))
+        torch.testing.assert_close(masks[i], mask[0], rtol=0, atol=2e-5 * float(masks.abs().max()))
     assert (both.logits[0] - both.logits[1]).abs().max() > 0.1   # two images are two results

@@ -67,7 +67,7 @@ def data(tmp_path_factory):
 
 
 def plain_model(**changes):
-    return tiny_model(semantic_classes=False, class_set='custom', class_names=CLASSES, classes=2, tracker='matching',
+    return tiny_model(class_set='custom', class_names=CLASSES, classes=2, tracker='matching',
                       **changes).eval()
 
 
@@ -86,7 +86,7 @@ class Seer:
 
     def encode(self, images):
         planes = torch.nn.functional.avg_pool2d(images, 4) / 25.5 - 5          # -5 or 5 at stride 4
-        return type('Features', (), {'mask_features': planes, 'levels': [], 'semantic': None})
+        return type('Features', (), {'mask_features': planes, 'levels': []})
 
 
 def seeing(swap_at: int = -1):
@@ -231,8 +231,6 @@ def test_choices_that_do_not_fit_are_refused(data):
     records = load_ytvis(data)
     with pytest.raises(ValueError, match="tubes is 'boxes', expected 'auto', 'slots' or 'tracks'"):
         evaluate_videos(plain_model(), records, {}, 'boxes')
-    with pytest.raises(ValueError, match="does not name classes; use 'tracks'"):
-        evaluate_videos(tiny_model(), records, {}, 'slots')
     rows = evaluate_videos(plain_model(), records[:1], decodings_of(plain_model(), [1], False), 'tracks',
                            progress=False)
     assert rows[0].executed_layers == 1                  # a plain model has tracks, too

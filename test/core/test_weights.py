@@ -17,7 +17,7 @@ from tar_vis_core.weights import manifest
 from tar_vis_core.weights.loading import load_model, load_weights, read_header
 from tar_vis_core.weights.verify import verify, verify_entry
 
-OFFICIAL = [name for name, config in PRESETS.items() if config.family not in ('nano', 'nano2')]
+OFFICIAL = [name for name, config in PRESETS.items() if config.family not in ('nano',)]
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def photograph(label: int, shift: int) -> Scene:
     window = slice(0, 280), slice(shift, shift + 420)
     image = np.ascontiguousarray(cv2.resize(pixels[window], (288, 192), interpolation=cv2.INTER_AREA))
     mask = cv2.resize(mask[window], (288, 192), interpolation=cv2.INTER_NEAREST) > 0
-    return Scene(image, mask[None], labels=np.array([label]), voc=np.zeros(1, np.uint8), trusted=np.ones(1, bool),
+    return Scene(image, mask[None], labels=np.array([label]), trusted=np.ones(1, bool),
                  ignore=np.zeros(mask.shape, bool), inside=np.ones(mask.shape, bool), exhaustive=True)
 
 

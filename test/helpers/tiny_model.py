@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from tar_vis_core.models.presets import PRESETS
+from tar_vis_core.models.presets import STUDIED
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
 
 def tiny_model(seed: int = 4, **changes) -> VideoInstanceModel:
     torch.manual_seed(seed)
-    config = replace(PRESETS['nano'], **{**dict(
-        dim=32, queries=12, heads=4, decoder_ffn=32, encoder_layers=1, encoder_ffn=32, short_side=64), **changes})
+    config = replace(STUDIED['crowd'], **{**dict(
+        class_set='custom', class_names=('person', 'dog', 'cat'), classes=0, tracker='motion', dim=32, queries=12,
+        heads=4, decoder_ffn=32, encoder_layers=1, encoder_ffn=32, short_side=64), **changes})
     model = VideoInstanceModel(config)
     # at the usual scale of fresh weights all queries give one and the same mask
     for layer in (*model.decoder.mask_embed.layers, model.decoder.class_embed, model.pixel_decoder.mask_features):

@@ -16,7 +16,7 @@ from tar_vis_core.weights.loading import split_adapter
 
 # as large as others that are here, with trackers that small ones have as well; TAR_VIS_LARGE=1 runs them, too
 LARGE = () if os.environ.get('TAR_VIS_LARGE') else ('dvis_swin_l', 'dvis_daq_swin_l', 'dvis_daq_vit_adapter_l')
-OFFICIAL = [name for name, config in PRESETS.items() if config.family not in ('nano', 'nano2') and name not in LARGE]
+OFFICIAL = [name for name, config in PRESETS.items() if config.family not in ('nano') and name not in LARGE]
 
 
 @pytest.fixture(scope='module')

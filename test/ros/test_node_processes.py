@@ -17,7 +17,7 @@ from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_ros.conversions.images import image_to_array, image_to_rgb
 from tar_vis_ros.conversions.label_images import IMAGES, Moving
 
-LAYERS = 9
+LAYERS = 3
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tar_vis_core.models.layers import Conv, bilinear, load_in_order
+from tar_vis_core.models.layers import Conv, load_in_order
 
 # expansion, channels, repeats, stride of the first
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -34,7 +34,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Feature maps at strides 4, 8, 16, 32 and the semantic logits of the 20 Pascal VOC classes and background."""
+    """Feature maps at strides 4, 8, 16, 32; the head of the 20 Pascal VOC classes is there for its weights alone."""
 
     channels = (24, 32, 96, 256)
 
@@ -52,8 +52,8 @@ class MobileNetV2(nn.Module):
         self.fuse = Conv(512, 256, 1, activation='relu')
         self.semantic = Conv(256, 21, 1)
 
-    def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """``x (N, 3, H, W)`` with H, W multiples of 32, in -1..1. Gives res2..res5 and ``(N, 21, H/32, W/32)``."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``x (N, 3, H, W)`` with H, W multiples of 32, in -1..1. Gives res2..res5."""
         x = self.stem(x)
         maps = {}
         for i, block in enumerate(self.blocks):
@@ -61,7 +61,7 @@ class MobileNetV2(nn.Module):
             maps[i] = x
         pooled = self.image_pool(x.mean((-2, -1), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         context = self.fuse(torch.cat((pooled, self.aspp(x)), 1))
-        return (maps[2], maps[5], maps[12], context), self.semantic(context)
+        return maps[2], maps[5], maps[12], context
 
     def convolutions(self) -> list[nn.Conv2d]:
         """Return all convolutions in execution order."""
@@ -73,8 +73,3 @@ class MobileNetV2(nn.Module):
     def load_deeplab(self, path: str | Path) -> None:
         """Start from a DeepLabV3 file whose tensors are named ``conv00.weight`` .. in execution order."""
         load_in_order(self.convolutions(), path)
-
-
-def upsample_semantic(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Class probabilities ``(N, 21, h, w)`` of the semantic head at another size."""
-    return bilinear(logits.float().softmax(1), size)

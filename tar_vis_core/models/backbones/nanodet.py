@@ -27,7 +27,8 @@ LEAKY = 'leaky_relu'
 class DetectorMaps(NamedTuple):
     """What the detector gives for N pictures."""
 
-    stem: Tensor              # (N, 24, H/4, W/4)
+    fine: Tensor              # (N, 24, H/2, W/2)
+    stem: Tensor              # (N, 24, H/4, W/4) the same, pooled
     levels: list[Tensor]      # (N, 96, h, w) of the neck at strides 8, 16, 32, 64
     cells: list[Tensor]       # (N, 96, h, w) what the head reads classes and distances from, at the same strides
     predictions: list[Tensor]  # (N, classes + 4 * BINS, h, w) class logits, then distances left, top, right, bottom
@@ -115,14 +116,16 @@ class NanoDet(nn.Module):
 
     def forward(self, x: Tensor) -> DetectorMaps:
         """Return the maps of ``x (N, 3, H, W)``, normalised RGB; H, W are multiples of 32."""
-        stem = y = self.pool(self.stem(x))
+        fine = self.stem(x)
+        stem = y = self.pool(fine)
         laterals = []
         for stage, reduce in zip(self.stages, self.reduce, strict=True):
             y = stage(y)
             laterals.append(reduce(y))
         levels = self.neck(laterals)
         cells = [tower(level) for tower, level in zip(self.towers, levels, strict=True)]
-        return DetectorMaps(stem, levels, cells, [head(cell) for head, cell in zip(self.heads, cells, strict=True)])
+        predictions = [head(cell) for head, cell in zip(self.heads, cells, strict=True)]
+        return DetectorMaps(fine, stem, levels, cells, predictions)
 
     def neck(self, laterals: list[Tensor]) -> list[Tensor]:
         """Ghost-PAN: maps of strides 8, 16, 32 to maps of strides 8, 16, 32, 64, all of 96 channels."""

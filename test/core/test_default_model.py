@@ -1,4 +1,4 @@
-"""The next default model on photographs: it finds what is plainly there, in each form that computes it."""
+"""The default model on photographs: it finds what is plainly there, in each form that computes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PHOTOGRAPHS = pytest.importorskip('skimage.data')
 
 @pytest.fixture(scope='module')
 def segmenter() -> VideoSegmenter:
-    return VideoSegmenter('nano2', device='cpu', options=SegmenterOptions(score_threshold=0.5))
+    return VideoSegmenter('nano', device='cpu', options=SegmenterOptions(score_threshold=0.5))
 
 
 def masks_by_class(segmenter: VideoSegmenter, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -32,7 +32,7 @@ def masks_by_class(segmenter: VideoSegmenter, image: np.ndarray) -> dict[str, np
 
 
 def test_it_knows_the_classes_of_coco(segmenter):
-    assert segmenter.class_names == COCO and segmenter.num_layers == PRESETS['nano2'].decoder_layers
+    assert segmenter.class_names == COCO and segmenter.num_layers == PRESETS['nano'].decoder_layers
 
 
 @pytest.mark.parametrize(('name', 'wanted', 'least'), [('astronaut', 'person', 0.25), ('coffee', 'cup', 0.1)])
@@ -42,7 +42,7 @@ def test_what_fills_the_picture_is_found(segmenter, name, wanted, least):
 
 
 def test_the_plain_form_reports_the_same(segmenter):
-    plain = VideoSegmenter.from_model(load_model('nano2', packaged_weights('nano2')), 'cpu', options=segmenter.options)
+    plain = VideoSegmenter.from_model(load_model('nano', packaged_weights('nano')), 'cpu', options=segmenter.options)
     for name in ('astronaut', 'coffee'):
         image = np.ascontiguousarray(getattr(PHOTOGRAPHS, name)()[..., :3])
         packed, found = masks_by_class(segmenter, image), masks_by_class(plain, image)
@@ -53,13 +53,13 @@ def test_the_plain_form_reports_the_same(segmenter):
 
 def test_a_known_frame_keeps_every_slot():
     """Shown the same picture again, each query finds the slot that it had, and its box with it."""
-    model = load_model('nano2', packaged_weights('nano2'))
+    model = load_model('nano', packaged_weights('nano'))
     with torch.inference_mode():
         features = model.encode(model.prepare(torch.from_numpy(PHOTOGRAPHS.astronaut()), 320))
         first = model.decode(features)
-        again = model.decode(features, first.queries, 'adaptive')
+        again = model.decode(features, first.past, 'adaptive')
     sure = first.logits[0].softmax(-1)[:, :-1].amax(-1) > 0.3
-    assert sure.any() and torch.equal(first.boxes[0, sure], again.boxes[0, sure])
+    assert sure.any() and torch.equal(first.shapes.boxes[0, sure], again.shapes.boxes[0, sure])
 
 
 # what trains it
@@ -69,7 +69,7 @@ def made_sample(masks: torch.Tensor, labels: list[int], boxed: list[bool]) -> Sa
     return Sample(
         image=torch.zeros(3, *size, dtype=torch.uint8), masks=masks, labels=torch.tensor(labels, dtype=torch.long),
         trusted=torch.ones(count, dtype=torch.bool), valid=torch.ones(count, dtype=torch.bool),
-        ignore=torch.zeros(size, dtype=torch.bool), semantic=torch.zeros(size, dtype=torch.uint8), exhaustive=True,
+        ignore=torch.zeros(size, dtype=torch.bool), exhaustive=True,
         boxed=torch.tensor(boxed, dtype=torch.bool))
 
 
@@ -97,7 +97,7 @@ def test_of_a_box_only_the_projections_count():
 
 def test_losses_are_finite_and_spare_crowds():
     torch.manual_seed(0)
-    model = build_model('nano2', routing=False)
+    model = build_model('nano', routing=False)
     features = model.encode(torch.rand(1, 3, 64, 96))
     masks = torch.zeros(1, 64, 96, dtype=torch.bool)
     masks[0, 16:48, 24:72] = True
@@ -106,11 +106,11 @@ def test_losses_are_finite_and_spare_crowds():
     logits = torch.full((1, 64, 80), -9.0)
     logits[0, 0, 0] = 2.0
     logits[0, 1, 0] = 1.0           # a second person where none is labelled
-    features.proposals = Proposals(box, logits, features.proposals.content)
+    features.proposals = Proposals(box, logits, features.proposals.content, features.proposals.fine)
     output = model.supervised(features)
 
     def loss(samples):
-        return proposal_losses(output, features.mask_features, samples, (64, 96), LossWeights(), 0)
+        return proposal_losses(model, output, features, samples, (64, 96), LossWeights(), 0)
 
     terms = loss([made_sample(masks, [0], [False])])
     assert all(torch.isfinite(v) and v > 0 for v in terms.values())
