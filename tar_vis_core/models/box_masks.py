@@ -80,7 +80,11 @@ class BoxShapes:
         """
         boxes = self.boxes[frame, rows]
         if len(boxes):
-            added = self.network(embeddings, sampled(mask_features, boxes), sampled(self.fine[frame], boxes))
+            # in the precision of the network's weights, whatever that of the features is
+            dtype = self.network.place.dtype
+            with torch.autocast(products.device.type, enabled=False):
+                added = self.network(embeddings.to(dtype), *(
+                    sampled(part.to(dtype), boxes) for part in (mask_features, self.fine[frame])))
             products = products + on_cells(added, boxes, products.shape[-2:])
         return cropped(products, boxes)
 

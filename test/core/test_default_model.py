@@ -51,6 +51,13 @@ def test_the_plain_form_reports_the_same(segmenter):
             assert (mask & packed[label]).sum() > 0.97 * (mask | packed[label]).sum(), label
 
 
+def test_half_precision_finds_the_same(segmenter):
+    half = VideoSegmenter('nano', device='cpu', precision='float16', options=segmenter.options)
+    image = np.ascontiguousarray(PHOTOGRAPHS.astronaut()[..., :3])
+    single, found = masks_by_class(segmenter, image), masks_by_class(half, image)
+    assert (single['person'] & found['person']).sum() > 0.97 * (single['person'] | found['person']).sum()
+
+
 def test_a_known_frame_keeps_every_slot():
     """Shown the same picture again, each query finds the slot that it had, and its box with it."""
     model = load_model('nano', packaged_weights('nano'))

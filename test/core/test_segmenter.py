@@ -302,7 +302,7 @@ def test_a_hidden_slot_is_lost_and_one_that_has_ended_is_gone():
 
 
 def test_users_get_classes_and_scores_from_the_logits_so_far_where_a_tracker_has_them():
-    segmenter = VideoSegmenter.from_model(tiny_model(classes=20), 'cpu',
+    segmenter = VideoSegmenter.from_model(tiny_model(class_names=tuple(f'thing {n}' for n in range(20))), 'cpu',
                                           options=SegmenterOptions(score_threshold=0.1), tracker='matching')
     plain = segmenter.tracker
 

@@ -188,7 +188,7 @@ def test_random_gates_execute_as_often_as_the_routers():
             chosen = list((rng.random(8) < rate).astype(float))
             for name in total:
                 if name == 'TAR':                                            # the routers say what was drawn
-                    model.decoder.execute_probability = lambda x, p, layer, bias, c=chosen: c[layer - 1:]
+                    model.decoder.execute_probability = lambda x, p, layer, bias, found, c=chosen: c[layer - 1:]
                 total[name] += decodings[name](features, previous).trace.executed_layers
                 vars(model.decoder).pop('execute_probability', None)
     assert total['TAR, random gates'] == pytest.approx(total['TAR'], rel=0.12)

@@ -61,7 +61,7 @@ def test_the_robot_comes_to_a_person_that_the_model_sees(tmp_path):
     if nano_weights(tmp_path):
         pytest.skip('an untrained model sees nobody')
     person = Thing(0, 3.5, 0.8)
-    node = NodeProcess(tmp_path, 'tar_vis', autostart=True, device='cpu', threads=1)
+    node = NodeProcess(tmp_path, 'tar_vis', autostart=True, device='cpu', threads=1, score_threshold=0.3)
     sim = PhotographWorld(person)
     try:
         sim.begin()
