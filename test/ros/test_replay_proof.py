@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,6 @@ def test_two_replays_in_two_processes_give_the_same_answers(tmp_path):
     code, out, error = Command(env, bag, '--out', tmp_path / 'other', '--check', tmp_path / 'first/report.json',
                                *PARAMETERS, '-p', 'routing:=fixed').wait()
     assert code == 1, out
-    assert "00001: the answers differ (first at image 0; routing was 'auto' and is 'fixed')" in error
+    assert re.search(r"00001: the answers differ \(first at image \d; routing was 'auto' and is 'fixed'\)", error)
     code, out, _ = Command(env, '--compare', tmp_path / 'first', tmp_path / 'other').wait()
     assert code == 0 and 'instances' in out and 'AP' in out
