@@ -18,6 +18,7 @@ from tar_vis_core.models.mask_branch import Pointwise, Refine
 from tar_vis_core.models.proposals import cropped, wider
 
 GRID = 28               # points of a side
+AT_ONCE = 8             # masks drawn at a time
 PLACES = 7              # of a side, at which the network learns what a place in the box means
 
 
@@ -83,8 +84,10 @@ class BoxShapes:
             # in the precision of the network's weights, whatever that of the features is
             dtype = self.network.place.dtype
             with torch.autocast(products.device.type, enabled=False):
-                added = self.network(embeddings.to(dtype), *(
-                    sampled(part.to(dtype), boxes) for part in (mask_features, self.fine[frame])))
+                features, fine = mask_features.to(dtype), self.fine[frame].to(dtype)
+                # a few at a time: the memory that is needed does not follow the number of objects
+                added = torch.cat([self.network(some, sampled(features, own), sampled(fine, own)) for some, own in zip(
+                    embeddings.to(dtype).split(AT_ONCE), boxes.split(AT_ONCE), strict=True)])
             products = products + on_cells(added, boxes, products.shape[-2:])
         return cropped(products, boxes)
 
