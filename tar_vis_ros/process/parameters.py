@@ -5,6 +5,7 @@ The table is a dataclass whose fields :func:`tar_vis_core.options.option` makes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,7 +149,7 @@ def _yaml(default: Value) -> str:
     return "['']" if default == () else _shown(default)
 
 
-class TableParameters:
+class TableParameters(ABC):
     """For the bases of a node, before rclpy's: its parameters are those of ``TABLE``, checked as one set."""
 
     TABLE: ClassVar[Table]
@@ -167,9 +168,9 @@ class TableParameters:
         values.update((p.name, p.value) for p in changed if p.name in values)
         return self.TABLE.read(values)
 
+    @abstractmethod
     def accept(self, changed: Sequence[Parameter], settings: Any) -> None:
         """Take over parameters that may change at any time. Raise ValueError before any change if they do not fit."""
-        raise NotImplementedError
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """Set parameters as rclpy does, but with our own error messages, and accept a whole number for a double."""
