@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
 from building import colcon_build, copy_source
 
 from tar_vis_ros.process.dds import use_shared_memory_profile
+from tar_vis_ros.process.domains import ClaimedDomain
 
 # Files of `make quick` and of `colcon test`: those that neither build, nor train, nor start a node.
 QUICK = frozenset({
@@ -43,28 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group('colcon' if 'source_copy' in item.fixturenames else item.path.stem))
 
 
-def _claim_domain():
-    """Set a ROS_DOMAIN_ID that no other test process of this machine has.
-
-    1 to 101 are the domains whose ports lie below Linux's ephemeral ones, and 0 is where everybody else
-    is. The lock on a file says that a domain is taken; it goes with the process, however that ends.
-    Gives the open file, which must live as long as the process.
-    """
-    folder = Path(tempfile.gettempdir()) / f'tar_vis_ros_domains_{os.getuid()}'
-    folder.mkdir(exist_ok=True)
-    for attempt in range(101):
-        domain = 1 + (os.getpid() + attempt) % 101
-        lock = open(folder / str(domain), 'w')  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        os.environ['ROS_DOMAIN_ID'] = str(domain)
-        return lock
-    raise RuntimeError(f'all 101 DDS domains are taken by test processes (locks in {folder})')
-
-
 def _limit_threads() -> None:
     """Set at most two threads, and one if several test processes share the machine."""
     most = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
@@ -73,7 +50,9 @@ def _limit_threads() -> None:
         os.environ[variable] = str(min(int(asked), most) if asked.isdigit() and int(asked) else most)
 
 
-_DOMAIN = _claim_domain()
+_DOMAIN = ClaimedDomain()       # until this process ends
+os.environ['ROS_DOMAIN_ID'] = str(_DOMAIN.number)
+os.environ['TAR_VIS_TEST_PROCESS'] = str(os.getpid())       # by which this process's children are known
 _limit_threads()
 use_shared_memory_profile()
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'   # nothing of a test leaves this machine

@@ -30,8 +30,9 @@ from tar_vis_core.media.frames import PHOTOGRAPHS, open_frames
 from tar_vis_core.media.readers import camera_path
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 from tar_vis_ros.node.settings import TABLE
-from tar_vis_ros.process.children import ChildProcess, ProcessError, ServiceCaller, StopRequest, free_domain
+from tar_vis_ros.process.children import ChildProcess, ProcessError, ServiceCaller, StopRequest
 from tar_vis_ros.process.dds import use_shared_memory_profile
+from tar_vis_ros.process.domains import ClaimedDomain
 
 NODE = '/tar_vis'
 NODE_OPTIONS = ('model', 'backbone', 'weights', 'adapter', 'device', 'precision', 'routing')
@@ -212,7 +213,8 @@ def run(options: DemoRun) -> int:
     except OSError as error:
         raise ProcessError(f'cannot write into {folder}: {error.strerror or error}') from None
     use_shared_memory_profile()
-    os.environ['ROS_DOMAIN_ID'] = str(options.domain_id or free_domain())
+    domain = None if options.domain_id else ClaimedDomain()
+    os.environ['ROS_DOMAIN_ID'] = str(domain.number if domain else options.domain_id)
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     interrupt = StopRequest()
     try:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -184,17 +182,3 @@ class ServiceCaller:
             if not self.call(ChangeState, f'{node_name}/change_state', request, timeout_s, f'did not {label}').success:
                 time.sleep(0.2)     # its last line may still be on the way
                 raise self._children[0].error(f'could not {label}')
-
-
-def free_domain() -> int:
-    """Return a ROS domain from 1 to 101 that no process of this machine uses now: its first discovery port is free."""
-    domains = list(range(1, 102))
-    random.shuffle(domains)
-    for domain in domains:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(('', 7400 + 250 * domain + 10))
-            except OSError:
-                continue
-            return domain
-    raise ProcessError('all ROS domains from 1 to 101 are in use on this machine: end some ROS processes')

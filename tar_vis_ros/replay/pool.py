@@ -11,7 +11,8 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from tar_vis_ros.process.children import ChildProcess, StopRequest, free_domain
+from tar_vis_ros.process.children import ChildProcess, StopRequest
+from tar_vis_ros.process.domains import ClaimedDomain
 from tar_vis_ros.replay.outcome import Job
 
 PATIENCE_S = 20.0       # for a process that ends its node first
@@ -20,13 +21,20 @@ PATIENCE_S = 20.0       # for a process that ends its node first
 class Replaying:
     """One bag that is being replayed."""
 
-    def __init__(self, job: Job, domain: int | None) -> None:
-        self.job, self.domain = job, domain
-        self.asked = False
-        environment = {} if domain is None else {
-            'ROS_DOMAIN_ID': str(domain),
+    def __init__(self, job: Job) -> None:
+        self.job, self.asked = job, False
+        # a job that drives a running node stays on this process's domain
+        self.domain = None if job.node else ClaimedDomain()
+        environment = {} if self.domain is None else {
+            'ROS_DOMAIN_ID': str(self.domain.number),
             'ROS_AUTOMATIC_DISCOVERY_RANGE': os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')}
         self.child = ChildProcess(job.bag, 'tar_vis_ros.replay.worker', [json.dumps(asdict(job))], environment)
+
+    def end(self, patience_s: float = PATIENCE_S) -> None:
+        """End the process if it still runs, and let others have its domain."""
+        self.child.end(patience_s)
+        if self.domain is not None:
+            self.domain.release()
 
     @property
     def images(self) -> int:
@@ -47,7 +55,7 @@ class Replaying:
 def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRequest) -> dict[Job, tuple[int, str]]:
     """Return exit code and last words of each job that was begun; ``images`` is the total of the progress bar.
 
-    Each job has a free ROS domain, but a job that drives a running node keeps that of this process. After an
+    Each job has a ROS domain of its own, but a job that drives a running node keeps that of this process. After an
     interruption nothing new begins, and the jobs that run end in order.
     """
     waiting, running, ended = list(jobs), [], {}
@@ -57,13 +65,13 @@ def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRe
         while running or (waiting and not interrupt()):
             while waiting and len(running) < at_once and not interrupt():
                 job = waiting.pop(0)
-                running.append(Replaying(job, None if job.node else _unused(running)))
+                running.append(Replaying(job))
             for one in list(running):
                 if interrupt() and not one.asked:
                     one.child.interrupt()
                     one.asked = True
                 if one.child.code is not None:
-                    one.child.end()
+                    one.end()
                     running.remove(one)
                     played += one.images
                     ended[one.job] = one.child.code, one.last_words
@@ -75,12 +83,5 @@ def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRe
             for one in running:
                 one.child.interrupt()
             for one in running:
-                one.child.end(PATIENCE_S)
+                one.end()
     return ended
-
-
-def _unused(running: Sequence[Replaying]) -> int:
-    """Return a free domain that none of the others was given: theirs may not be in use yet."""
-    while (domain := free_domain()) in {one.domain for one in running}:
-        pass
-    return domain

@@ -84,14 +84,20 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def processes(word: str) -> dict[int, str]:
-    """Command lines with ``word`` of the processes of this machine, by process id (Linux)."""
+    """Command lines with ``word`` of the processes that this test process started, by process id (Linux).
+
+    Other test processes run the same tests: theirs have another number in their environment.
+    """
+    own = f'TAR_VIS_TEST_PROCESS={os.environ["TAR_VIS_TEST_PROCESS"]}'.encode()
     commands = {}
-    for path in Path('/proc').glob('[0-9]*/cmdline'):
+    for folder in Path('/proc').glob('[0-9]*'):
         try:
-            commands[int(path.parent.name)] = path.read_bytes().replace(b'\0', b' ').decode(errors='replace')
+            command = (folder / 'cmdline').read_bytes().replace(b'\0', b' ').decode(errors='replace')
+            if word in command and own in (folder / 'environ').read_bytes().split(b'\0'):
+                commands[int(folder.name)] = command
         except OSError:
             continue
-    return {pid: command for pid, command in commands.items() if word in command}
+    return commands
 
 
 def processes_left() -> list[str]:

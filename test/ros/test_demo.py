@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import rclpy
 from builtin_interfaces.msg import Time
 from node_process import nano_weights, picture
+from replay_process import processes
 from std_msgs.msg import Header
 
 from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus, encode_runs
@@ -26,7 +28,7 @@ from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instance
 from tar_vis_ros.demo.command import main, parse, plan_source, summary_table
 from tar_vis_ros.demo.pictures import contact_sheet, routing_picture
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
-from tar_vis_ros.process.children import free_domain
+from tar_vis_ros.process.domains import ClaimedDomain
 
 PATIENCE_S = 300.0   # a deadline for what takes ten seconds on an idle machine
 RESULTS = ('overlay.mp4', 'sheet.png', 'routing.png', 'instances.jsonl')
@@ -174,8 +176,15 @@ def test_the_table_counts_each_track_once_by_its_commonest_class():
     assert table['latency'] == 'p50 100 ms, p95 270 ms'
 
 
-def test_free_domains_are_valid():
-    assert 1 <= free_domain() <= 101
+def test_claimed_domains_are_valid_and_differ_until_they_are_released():
+    claimed = [ClaimedDomain() for _ in range(60)]
+    numbers = {one.number for one in claimed}
+    assert len(numbers) == 60 and min(numbers) >= 1 and max(numbers) <= 101
+    assert int(os.environ['ROS_DOMAIN_ID']) not in numbers, 'this process has claimed its own'
+    for one in claimed:
+        one.release()
+    again = [ClaimedDomain() for _ in range(60)]
+    assert numbers & {one.number for one in again}, 'of 101, two times 60'
 
 
 @pytest.fixture(scope='module')
@@ -209,13 +218,7 @@ MARK = '0.0123456'      # by this value a node that the tests started is known
 
 
 def nodes_left() -> list[str]:
-    commands = []
-    for path in Path('/proc').glob('[0-9]*/cmdline'):
-        try:
-            commands.append(path.read_bytes().replace(b'\0', b' ').decode(errors='replace'))
-        except OSError:
-            continue
-    return [command for command in commands if MARK in command and 'tar_vis_ros.node' in command]
+    return [command for command in processes(MARK).values() if 'tar_vis_ros.node' in command]
 
 
 def test_a_video_goes_through_the_graph_and_leaves_its_pictures(demo, tmp_path, weights):
