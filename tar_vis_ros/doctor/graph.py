@@ -8,36 +8,31 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from tar_vis_core.errors import first_line
 from tar_vis_ros.doctor.finding import Finding
 from tar_vis_ros.process.dds import PROFILE_VARIABLES, shared_memory_room, use_shared_memory_profile
+from tar_vis_ros.process.which_ros import ros_problem, wheels_of_ros
 
 LISTEN_S, LISTEN_AT_MOST_S = 3.0, 12.0      # the former since a topic was new: discovery takes its time
 LATE_S, EARLY_S = 5.0, 0.5      # ages of stamps that no camera of this machine has
 PRIVATE_RANGE = range(0, 102)   # domains whose ports leave those alone that Linux gives to clients
 SHM = Path('/dev/shm')
 STALE_FILES = 400
-WHEELS = 'jazzy', 'kilted'
 
 
 def installation(env: Mapping[str, str] = os.environ) -> Finding:
     """Return which ROS there is."""
-    if find_spec('rclpy') is None:
-        return Finding('ROS', 'rclpy cannot be imported', 'source ROS (. /opt/ros/$ROS_DISTRO/setup.sh), or install '
-                       'its wheels: make setup, then . .venv/bin/activate', wrong=True)
-    wheels = [name for name in WHEELS if any(metadata.distributions(name=f'ros-{name}-rclpy'))]
-    sourced = env.get('ROS_DISTRO', '')
-    found = f'{wheels[0]} from wheels' if wheels else sourced or 'a ROS whose ROS_DISTRO is not set'
+    problem, remedy = ros_problem(env)
+    if problem:
+        return Finding('ROS', problem, remedy, wrong=True)
+    wheels, sourced = wheels_of_ros(), env.get('ROS_DISTRO', '')
+    found = f'{wheels} from wheels' if wheels else sourced or 'a ROS whose ROS_DISTRO is not set'
     if find_spec('tar_vis_ros.msg') is None:
         return Finding('ROS', f'{found}, but the messages of this package are not built',
                        'make setup in the checkout, or colcon build and . install/setup.sh', wrong=True)
-    if wheels and sourced and sourced not in wheels:
-        return Finding('ROS', f'{found}, while {sourced} is sourced', 'use one: a new terminal that sources no ROS, or '
-                       'a Python without the wheels', wrong=True)
     return Finding('ROS', found)
 
 

@@ -103,6 +103,10 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
 
     Raise TarVisError if the node is silent for ``timeout_s``.
     """
+    from tar_vis_ros.process.which_ros import ros_problem
+
+    if any(problem := ros_problem()):
+        raise TarVisError(': '.join(problem))
     try:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor

@@ -21,6 +21,7 @@ from tar_vis_core.benchmark import machine
 from tar_vis_ros.conversions.images import array_to_image
 from tar_vis_ros.doctor import computer, graph
 from tar_vis_ros.doctor.finding import Finding
+from tar_vis_ros.process import which_ros
 
 DOCTOR = [sys.executable, '-m', 'tar_vis_core.commands.main', 'doctor']
 
@@ -130,12 +131,16 @@ def test_domains(env, wrong, words):
     assert found.wrong == wrong and words in ' '.join(str(found).split())
 
 
-def test_two_distributions_in_one_terminal(monkeypatch):
-    monkeypatch.setattr(graph, 'WHEELS', ('sometime',))
-    assert not graph.installation({'ROS_DISTRO': 'jazzy'}).wrong
-    monkeypatch.setattr(graph.metadata, 'distributions', lambda name: [name])
-    found = graph.installation({'ROS_DISTRO': 'jazzy'})
-    assert found.wrong and 'sometime from wheels, while jazzy is sourced' in found.text
+def test_two_distributions_in_one_terminal(monkeypatch, tmp_path):
+    (tmp_path / 'librcl.so').touch()
+    env = {'ROS_DISTRO': 'jazzy', 'LD_LIBRARY_PATH': str(tmp_path)}
+    monkeypatch.setattr(which_ros, 'wheels_of_ros', lambda: 'sometime')
+    found = graph.installation(env)
+    assert found.wrong and f'{tmp_path} of jazzy is sourced' in found.text and 'wheels of sometime' in found.text
+    assert not graph.installation({'ROS_DISTRO': 'jazzy'}).wrong, 'images of ROS set it, and source nothing'
+    for own in ('jazzy', ''):
+        monkeypatch.setattr(which_ros, 'wheels_of_ros', lambda own=own: own)
+        assert not graph.installation(env).wrong
 
 
 def test_shared_memory(tmp_path):
