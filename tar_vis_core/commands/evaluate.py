@@ -74,7 +74,7 @@ def open_decodings(args: argparse.Namespace) -> tuple[VideoInstanceModel, dict[s
 def evaluate_on_videos(args: argparse.Namespace) -> None:
     """Evaluate on the videos of a YouTube-VIS file, or its results."""
     records, categories = load_ytvis(args.data), categories_of(args.data)
-    names = list(categories.values()) if args.categories is None else args.categories
+    names = list(dict.fromkeys(args.categories or categories.values()))
     if unknown := set(names) - set(categories.values()):
         raise ValueError(f'--categories {", ".join(sorted(unknown))}: the data has {", ".join(categories.values())}')
     counts = Counter(track.category for record in records for track in record.tracks if not track.crowd)

@@ -58,7 +58,7 @@ def open_set(path: Path) -> LabelledSet:
 
 
 def _classes(path: Path, content: dict) -> tuple[str, ...]:
-    return tuple(category_names(path, content, 'COCO or YouTube-VIS').values())
+    return tuple(dict.fromkeys(category_names(path, content, 'COCO or YouTube-VIS').values()))
 
 
 def check_sizes(records: Sequence[VideoRecord]) -> list[str]:

@@ -17,6 +17,16 @@ Id = int | str
 logger = logging.getLogger(__name__)
 
 
+def as_id(value: Any) -> Id | None:
+    """Return an id; whole numbers as text or with a decimal point are taken for numbers. None for what is no id."""
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def read_labels(path: str | Path) -> dict[str, Any]:
     """Return the content of an annotation file, an object of lists. Raise DataError."""
     content = read_json(path)
@@ -58,14 +68,9 @@ class Entry:
     def id(self, key: str = 'id') -> Id:
         """Return an id; whole numbers as text or with a decimal point are taken for numbers."""
         value = self.get(key, 'an id')
-        if isinstance(value, str):
-            text = value.strip()
-            return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else value
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if (found := as_id(value)) is None:
             raise self.error(f": field '{key}' is {_shown(value)}, expected an id")
-        return value
+        return found
 
     def text(self, key: str) -> str:
         """Return a field that is text, not empty."""
@@ -154,9 +159,15 @@ def by_id(made: Iterable[Entry], told_by: Callable[[Entry], str]) -> dict[Id, En
 
 
 def category_names(path: Path, content: Mapping[str, Any], kind: str) -> dict[Id, str]:
-    """Return the names of the categories by id. Raise DataError."""
+    """Return the names of the categories by id, on one line each. Raise DataError.
+
+    Two categories of one name are one class; annotation tools list a class and its supercategory by the same name.
+    """
     made = by_id(entries(path, content, 'categories', 'category', kind), lambda entry: repr(entry.values.get('name')))
-    return {own: entry.text('name') for own, entry in made.items()}
+    names = {own: ' '.join(entry.text('name').split()) for own, entry in made.items()}
+    if wrong := next((own for own, name in names.items() if not name.isprintable()), None):
+        raise made[wrong].error(f": field 'name' is {_shown(names[wrong])}, expected text that can be printed")
+    return names
 
 
 @dataclass

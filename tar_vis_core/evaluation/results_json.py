@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pycocotools import mask as coco_mask
 
-from tar_vis_core.data.label_fields import category_names, read_labels
+from tar_vis_core.data.label_fields import as_id, category_names, read_labels
 from tar_vis_core.data.rle import to_rle
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.errors import DataError
@@ -94,16 +94,17 @@ def _prediction(row: dict, videos: Mapping[int, VideoRecord], categories: Mappin
     if not isinstance(row, dict) or (missing := KEYS - row.keys()):
         raise ValueError(f'expected an object with {", ".join(sorted(KEYS))}' + (
             f', without {", ".join(sorted(missing))}' if isinstance(row, dict) else f', got {type(row).__name__}'))
-    if row['video_id'] not in videos:
+    video_id, category_id = as_id(row['video_id']), as_id(row['category_id'])
+    if video_id not in videos:
         raise ValueError(f'video {row["video_id"]!r} is not in the data')
-    if row['category_id'] not in categories:
+    if category_id not in categories:
         raise ValueError(f'category {row["category_id"]!r} is not in the data, only '
-                         f'{", ".join(map(str, sorted(categories)))}')
+                         f'{", ".join(sorted(map(str, categories)))}')
     score = row['score']
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         raise ValueError(f'score is {score!r}, expected a finite number')
-    record = videos[row['video_id']]
-    return TubePrediction(record.id, categories[row['category_id']], float(score),
+    record = videos[video_id]
+    return TubePrediction(record.id, categories[category_id], float(score),
                           _masks(row['segmentations'], record))
 
 

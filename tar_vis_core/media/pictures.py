@@ -32,6 +32,8 @@ ORIENTATION = 0x0112                                # EXIF's tag
 DEFLATE = 1032                                      # bytes that one byte of deflate holds at most
 # markers without a length; frame headers of Huffman coding, and of arithmetic coding (which has no least size)
 BARE = {0x01, *range(0xD0, 0xD8)}
+AFTER_SCAN = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')     # a marker that ends coded pixels
+FRAME_END, SCAN = 0xD9, 0xDA
 HUFFMAN, ARITHMETIC = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7}, {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
 # What libjpeg and libpng say of a picture of which something is missing. Bytes between the last block and the end
@@ -94,6 +96,36 @@ def declared_size(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
+def lacks_scans(data: bytes) -> bool:
+    """Return whether a JPEG ends before every coefficient of every component had its last bit.
+
+    That is a progressive picture, or one whose colours come one after another, cut between two scans: a whole file for
+    libjpeg, which gives it blurred or grey. A picture of one scan is seen through by its headers alone.
+    """
+    place, left = 2 if data.startswith(JPEG_START) else len(data), {}      # component: coefficients that lack bits
+    while place + 4 <= len(data):
+        marker, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], 'big')
+        if data[place] != 0xFF or marker in (0xFF, 0x00):
+            place += 1
+        elif marker in HUFFMAN | ARITHMETIC:
+            left = {number: set(range(64)) for number in data[place + 10:place + 2 + length:3]}
+            place += 2 + length
+        elif marker == SCAN:
+            components = data[place + 5:place + 5 + 2 * data[place + 4]:2]
+            first, last, bits = data[place - 1 + length:place + 2 + length].ljust(3, b'\xff')
+            for number in components if not bits & 15 else ():
+                left.get(number, set()).difference_update(range(first, last + 1))
+            if not any(left.values()):
+                return False
+            following = AFTER_SCAN.search(data, place + 2 + length)
+            place = following.start() if following else len(data)
+        elif marker == FRAME_END:
+            break
+        else:
+            place += 2 if marker in BARE else 2 + length
+    return any(left.values())
+
+
 def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
     """Decode any format that OpenCV knows; by default to ``(H, W, 3)`` uint8 RGB, orientation tags ignored.
 
@@ -114,6 +146,8 @@ def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
                            'not a readable image: damaged, or of a format that OpenCV does not know')
     if damage := next((line for line in said if DAMAGE.match(line)), None):
         raise PictureError(f'the picture is damaged, a part of it is missing: {damage.rpartition(": ")[2]}')
+    if lacks_scans(data):
+        raise PictureError('the picture is damaged, a part of it is missing: its last scans')
     return image
 
 
@@ -139,7 +173,7 @@ def codec_messages() -> Iterator[list[str]]:
                 text = line.decode(errors='replace').strip()
                 if CHATTER.match(text):
                     said.append(text)
-                else:
+                elif text:      # OpenCV puts empty lines after its own
                     os.write(2, line)
 
 

@@ -244,6 +244,31 @@ def test_an_id_that_comes_twice_is_refused(tmp_path, write, noun, told, form):
     refused(edit(write(tmp_path), change), f'{noun} id 1 occurs twice', *told)
 
 
+@pytest.mark.parametrize('write', [write_coco, write_ytvis])
+def test_categories_of_one_name_are_one_class(tmp_path, write):
+    """As tools list a class and its supercategory."""
+    path = write(tmp_path)
+    marks = len(json.loads(path.read_text())['annotations'])
+
+    def change(content: dict) -> None:
+        content['categories'].append({'id': 99, 'name': 'person'})
+        for mark in content['annotations']:
+            mark['category_id'] = 1
+        content['annotations'][0]['category_id'] = 99
+    data = open_set(edit(path, change))
+    assert data.classes.count('person') == 1
+    row, = [line.split() for line in describe(data) if line.startswith('person ')]
+    assert int(row[1]) == marks
+
+
+@pytest.mark.parametrize(('name', 'read'), [
+    ('traffic\n light', 'traffic light'), (' cat\t', 'cat'), ('Kätzchen', 'Kätzchen')])
+def test_a_category_has_its_name_on_one_line(tmp_path, name, read):
+    path = edit(write_coco(tmp_path), lambda c: c['categories'][0].update(name=name))
+    assert open_set(path).classes[0] == read
+    refused(edit(path, lambda c: c['categories'][0].update(name=f'{name}\x1b[2J')), "'name'", 'printed')
+
+
 def test_two_objects_of_one_id_in_a_video_are_refused(tmp_path):
     def change(content: dict) -> None:
         content['annotations'][1].update(id=1, video_id=1)

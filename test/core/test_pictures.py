@@ -21,6 +21,7 @@ from tar_vis_core.media.pictures import (
     check_declared_size,
     declared_size,
     decode_picture,
+    lacks_scans,
     read_picture,
     write_picture,
 )
@@ -61,6 +62,36 @@ GIGAPIXELS = {
     'GIF': b'GIF89a' + struct.pack('<HH', 30000, 30000) + b'\0\0\0,' + struct.pack('<HHHH', 0, 0, 30000, 30000)
            + b'\0\2\2\x44\1\0;',
 }
+
+
+@pytest.mark.parametrize('channels', [3, 1])
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_damaged(channels):
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8), (5, 5), 0)
+    data = encoded('.jpg', picture if channels == 3 else picture[..., 0], cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    assert decode_picture(data).shape == (96, 128, 3)
+    scans = [place for place in range(len(data)) if data[place:place + 2] == b'\xff\xda']
+    assert len(scans) > 3
+    for scan in scans[1:]:
+        with pytest.raises(PictureError, match='a part of it is missing: its last scans'):
+            decode_picture(data[:scan] + b'\xff\xd9')
+
+
+@pytest.mark.parametrize(('scans', 'lacks'), [
+    ([(1, 2, 3)], False), ([(1,), (2,), (3,)], False), ([(1,), (2,)], True), ([(2, 3)], True), ([], True)])
+def test_colours_may_come_one_after_another_but_must_all_come(scans, lacks):
+    frame = bytes.fromhex('ffc00011080008000803 011100 021100 031100')
+    parts = [b'\xff\xda' + struct.pack('>HB', 6 + 2 * len(scan), len(scan))
+             + b''.join(bytes([one, 0]) for one in scan) + bytes([0, 63, 0]) + b'pixels\xff\x00pixels\xff\xd0'
+             for scan in scans]
+    assert lacks_scans(b'\xff\xd8' + frame + b''.join(parts) + b'\xff\xd9') == lacks
+
+
+def test_codecs_leave_nothing_on_the_terminal(tmp_path, capfd):
+    for suffix in ('.tif', '.ppm', '.jp2', '.png', '.jpg', '.webp', '.bmp'):
+        data = encoded(suffix, np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
+        with pytest.raises(PictureError):
+            decode_picture(data[:len(data) // 2])
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize('name', GIGAPIXELS)

@@ -45,7 +45,8 @@ ROW = {'video_id': 7, 'score': 0.5, 'category_id': 3, 'segmentations': [None] * 
 
 
 @pytest.mark.parametrize(('row', 'words'), [
-    ({'video_id': 8}, 'video 8 is not in the data'), ({'category_id': 1}, 'category 1 is not in the data, only 3, 12'),
+    ({'video_id': 8}, 'video 8 is not in the data'), ({'category_id': 1}, 'category 1 is not in the data, only 12, 3'),
+    ({'video_id': [7]}, r'video \[7\] is not in the data'), ({'category_id': None}, 'category None is not in the data'),
     ({'score': float('nan')}, 'score is nan'), ({'score': '1'}, "score is '1'"), ({'score': None}, 'score is None'),
     ({'segmentations': [None] * 2}, 'a list of 3, one for each frame of video 7, got 2'),
     ({'segmentations': None}, 'got NoneType'),
@@ -57,6 +58,14 @@ def test_a_faulty_prediction_is_named(tmp_path, row, words):
     path.write_text(json.dumps([ROW, {**ROW, **row}]))
     with pytest.raises(DataError, match=rf'results\.json: prediction 1: .*{words}'):
         read_results(path, RECORDS, CATEGORIES)
+
+
+@pytest.mark.parametrize('form', [str, float])
+def test_ids_as_text_are_the_numbers_that_they_say(tmp_path, form):
+    path = tmp_path / 'results.json'
+    path.write_text(json.dumps([{**ROW, 'video_id': form(7), 'category_id': form(12)}]))
+    tube, = read_results(path, RECORDS, CATEGORIES)
+    assert (tube.video_id, tube.category) == (7, 'dog')
 
 
 def test_a_faulty_file_is_named(tmp_path):
