@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tar_vis_core.detection import detect
+from tar_vis_core.detection import Detection, detect
 from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError, unknown_name
-from tar_vis_core.instances import FrameResult, StageTimes, TrackStatus
+from tar_vis_core.instances import FrameResult, Instance, StageTimes, TrackStatus
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.cuda_graphs import is_static, recorded_parts
 from tar_vis_core.models.deformable import head_widths
@@ -103,18 +103,21 @@ class VideoSegmenter:
 
     @options.setter
     def options(self, options: SegmenterOptions) -> None:
-        if options.routing == 'adaptive' and not self.model.config.routing:
-            raise ValueError("routing is 'adaptive', but these weights hold no routers; expected 'auto', 'full' or "
-                             "'fixed', or an adapter")
+        routing = self._routing(options)
         for name in options.class_filter:
             if name not in self.class_names:
                 raise ValueError('class_filter: ' + unknown_name('class', name, self.class_names))
-        self._options = options
-        self.routing = options.routing
-        if options.routing == 'auto':
-            self.routing = 'adaptive' if self.model.config.routing else 'full'
+        self._options, self.routing = options, routing
         self._allowed = np.array([not options.class_filter or name in options.class_filter
                                   for name in self.class_names])
+
+    def _routing(self, options: SegmenterOptions) -> str:
+        """Return which layers run with these options. Raise ValueError if the model cannot do what they ask."""
+        routers = self.model.config.routing
+        if options.routing == 'adaptive' and not routers:
+            raise ValueError("routing is 'adaptive', but these weights hold no routers; expected 'auto', 'full' or "
+                             "'fixed', or an adapter")
+        return options.routing if options.routing != 'auto' else 'adaptive' if routers else 'full'
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -194,14 +197,9 @@ class VideoSegmenter:
         except NotFiniteError as error:
             detections, broken = [], str(error)
         clock.lap('masks')
-        identities = state.identities
-        identities.grace_frames, identities.by_slot = options.grace_frames, self.tracker_name != 'motion'
         if tracked.hidden is not None:
-            identities.end_all_but(tracked.slots[0])
-        tracks = identities.update(
-            detections, tracked.slots[0], options.score_threshold, options.max_instances, elapsed_s, *size)
-        instances = [identities.instance(track, status, self.class_names) for track, status in tracks
-                     if self._allowed[track.class_id] or status != TrackStatus.LOST]
+            state.identities.end_all_but(tracked.slots[0])
+        instances = self._follow(state, detections, tracked.slots[0], elapsed_s, size)
         state.previous_queries, state.previous_features = out.past
         state.encoded = self._kept(encoded) if options.encoder_reuse else None
         mse, index, epoch = state.frame_mse(small), state.frame_index, state.epoch
@@ -213,6 +211,15 @@ class VideoSegmenter:
         if budget and self.recordings == recordings:    # a step that records takes seconds, once
             budget.update(times.total, out.trace.executed_layers, self.num_layers, out.trace.routed)
         return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason, encoded.reused > 0)
+
+    def _follow(self, state: TemporalState, detections: list[Detection], slots: np.ndarray, elapsed_s: float,
+                size: tuple[int, int]) -> list[Instance]:
+        """Return the tracked instances of a frame of ``size``; see :meth:`IdentityTracker.update`."""
+        options, identities = self._options, state.identities
+        identities.grace_frames, identities.by_slot = options.grace_frames, self.tracker_name != 'motion'
+        tracks = identities.update(detections, slots, options.score_threshold, options.max_instances, elapsed_s, *size)
+        return [identities.instance(track, status, self.class_names) for track, status in tracks
+                if self._allowed[track.class_id] or status != TrackStatus.LOST]
 
     def _encode(self, image: np.ndarray, before: EncodedFrame | None, clock: StageClock
                 ) -> tuple[EncodedFrame, np.ndarray]:

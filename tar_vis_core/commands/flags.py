@@ -10,9 +10,13 @@ from tar_vis_core.models.presets import PRESETS, TRACKERS
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose a model and how it runs; the words are those of the node's parameters."""
-    parser.add_argument('--preset', default='nano', help=f'{", ".join(PRESETS)} (default: nano)')
+def add_model_options(parser: argparse.ArgumentParser, foreign: Mapping[str, str] | None = None) -> None:
+    """Add the flags that choose a model and how it runs; the words are those of the node's parameters.
+
+    ``foreign`` says what ``--weights`` is for foreign models, where they are taken.
+    """
+    also = ''.join(f'; {name}: your own, --weights is {what}' for name, what in (foreign or {}).items())
+    parser.add_argument('--preset', default='nano', help=f'{", ".join(PRESETS)} (default: nano){also}')
     parser.add_argument('--weights', type=user_path, help="safetensors file (default: the preset's packaged weights)")
     parser.add_argument('--adapter', type=user_path, help='safetensors file with TAR for weights without it')
     parser.add_argument('--tracker', default='auto', help=f"auto (the model's own), {', '.join(TRACKERS)}")

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from tar_vis_core.commands.flags import add_flags, add_model_options, segmenter_options
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.foreign.foreign_segmenter import open_segmenter
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_core.media.recording import JsonLines, OverlayVideo, result_line
-from tar_vis_core.segmenter import VideoSegmenter
+from tar_vis_core.models.presets import FOREIGN
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--out', type=user_path, default=Path('results'),
                       help='folder for the results (default: results)')
     made.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
-    add_model_options(made.add_argument_group('model'))
+    add_model_options(made.add_argument_group('model'), FOREIGN)
     add_flags(made.add_argument_group('segmenter'))
     return made
 
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Segment a source of frames, and write the results to a folder."""
     args = parser().parse_args(argv)
-    segmenter = VideoSegmenter(args.preset, args.weights, args.device, args.precision, segmenter_options(args),
+    segmenter = open_segmenter(args.preset, args.weights, args.device, args.precision, segmenter_options(args),
                                args.threads, args.tracker, args.adapter)
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
     trails = Trails()
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print('interrupted; what was done so far is kept', file=sys.stderr)
     if not spent:
         raise TarVisError(f'{args.source}: no frame was read')
-    print(f'{len(spent)} frames, {len(tracks)} tracks, {np.mean(executed):.2f} of {segmenter.num_layers} layers, '
+    layers = f'{np.mean(executed):.2f} of {segmenter.num_layers} layers, ' if segmenter.num_layers else ''
+    print(f'{len(spent)} frames, {len(tracks)} tracks, {layers}'
           f'{1e3 * np.median(spent):.0f} ms a frame (median)\n{video.path}\n{args.out / "instances.jsonl"}')
     return 0

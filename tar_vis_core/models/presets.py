@@ -87,6 +87,12 @@ PRESETS = {
         'dvis_daq', 'vit_adapter_l', queries=200, reid=True, tracker_layers=6, tracker='dynamic_anchors'),
 }
 
+# Models of other people, which find objects in single images, and what ``weights`` is for them.
+FOREIGN = {
+    'onnx': 'an ONNX file with an instance segmenter',
+    'python': "module:factory, such as 'my_models.seg:make'",
+}
+
 # Models for studies of routing alone: no node offers them, no package holds their weights.
 STUDIED = {
     # nano's size, for the made-up videos of data/synth.py
@@ -124,8 +130,10 @@ def find_preset(name: str) -> ModelConfig:
 def preset_of(family: str, backbone: str = '') -> str:
     """Return the preset's name of a model family on a backbone; '' takes the family's first.
 
-    Raise ValueError that lists the combinations.
+    A foreign model is its own preset. Raise ValueError that lists the combinations.
     """
+    if family in FOREIGN and not backbone:
+        return family
     for name, config in PRESETS.items():
         if config.family == family and backbone in ('', config.backbone):
             return name

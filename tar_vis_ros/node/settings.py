@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tar_vis_core.models.presets import PRESETS, TRACKERS, preset_of
+from tar_vis_core.models.presets import FOREIGN, PRESETS, TRACKERS, preset_of
 from tar_vis_core.options import OPTIONS, SegmenterOptions, option
 from tar_vis_ros.conversions.label_images import Moving
 from tar_vis_ros.process.parameters import Table
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 class Settings(SegmenterOptions):
     """All parameters of the node: its own, and the options of the segmenter."""
 
-    model: str = option('nano', 'model family to run', choices=tuple(dict.fromkeys(p.family for p in PRESETS.values())))
+    model: str = option('nano', 'model family to run; onnx, python: one of your own',
+                        choices=tuple(dict.fromkeys([*(p.family for p in PRESETS.values()), *FOREIGN])))
     backbone: str = option('', "the model's image backbone; empty: its first",
                            choices=('', *dict.fromkeys(p.backbone for p in PRESETS.values())))
-    weights: str = option('', 'safetensors file of that model; empty: the weights in this package')
+    weights: str = option('', 'safetensors file of that model; empty: the weights in this package; for onnx '
+                          'the .onnx file, for python module:factory')
     adapter: str = option('', 'safetensors file with Synchronizer and Routers for weights without them; empty: none')
     tracker: str = option('auto', "how objects keep their ids; auto: the model's own way", choices=('auto', *TRACKERS))
     device: str = option('auto', 'where the model runs; auto: the first GPU, else the CPU',
@@ -56,10 +58,10 @@ TABLE = Table(Settings, at_start=frozenset({'autostart'}), at_configure=frozense
 
 def load_segmenter(settings: Settings) -> VideoSegmenter:
     """Return the segmenter that the settings ask for, warm. Raise TarVisError or ValueError, each of one line."""
-    from tar_vis_core.segmenter import VideoSegmenter  # takes torch along: only a configure waits for it
+    from tar_vis_core.foreign.foreign_segmenter import open_segmenter  # takes torch along: only a configure waits
 
     sizes = warm_up_sizes(settings)
-    segmenter = VideoSegmenter(
+    segmenter = open_segmenter(
         preset=preset_of(settings.model, settings.backbone), weights=settings.weights or None,
         adapter=settings.adapter or None, tracker=settings.tracker, device=settings.device,
         precision=settings.precision, threads=settings.threads)

@@ -25,7 +25,7 @@ from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.models.class_sets import plain_name
-from tar_vis_core.models.presets import PRESETS, preset_of
+from tar_vis_core.models.presets import FOREIGN, PRESETS, preset_of
 from tar_vis_core.weights.manifest import sha256_of
 from tar_vis_ros.bags.reader import BagError, ImageBag, RecordedMessage
 from tar_vis_ros.bags.writer import BagWriter
@@ -84,7 +84,7 @@ def check_classes(parameters: dict, truth: Truth | None) -> None:
         name = preset_of(str(parameters.get('model', '')), str(parameters.get('backbone', '')))
     except ValueError:      # a node of another version
         return
-    if truth is None:
+    if truth is None or name in FOREIGN:    # its classes are known to the node alone
         return
     known = {plain_name(label) for label in PRESETS[name].class_names}
     if not any(plain_name(label) in known for label in truth.categories.values()):

@@ -10,7 +10,7 @@ from building import ROOT
 FLOORS = [
     {'errors', 'instances', 'io'}, {'runtime'}, {'media'}, {'models'}, {'options', 'masks', 'weights', 'data'},
     {'preprocess', 'encoder_reuse', 'detection', 'latency_budget', 'stamp_watch'}, {'tracking'},
-    {'state'}, {'segmenter'}, {'training', 'evaluation', 'benchmark'}, {'studies'}, {'commands'}]
+    {'state'}, {'segmenter'}, {'foreign'}, {'training', 'evaluation', 'benchmark'}, {'studies'}, {'commands'}]
 ROS_FLOORS = [{'conversions', 'process'}, {'node', 'depth', 'bags', 'client', 'video_source'},
               {'replay', 'demo', 'examples'}]
 # A kernel compares itself with its plain form when it is first asked for.

@@ -131,7 +131,8 @@ def test_wheel_holds_messages_config_launch_files_and_weights(source_copy, ros_e
 # what an import needs: its key in package.xml, its name in pyproject.toml; '' where rosdep has none, or pip has none
 LIBRARIES = {
     'cv2': ('python3-opencv', 'opencv-python-headless'), 'matplotlib': ('python3-matplotlib', 'matplotlib'),
-    'numpy': ('python3-numpy', 'numpy'), 'pycocotools': ('', 'pycocotools'), 'rosbags': ('', 'rosbags'),
+    'numpy': ('python3-numpy', 'numpy'), 'onnxruntime': ('', 'onnxruntime'),
+    'pycocotools': ('', 'pycocotools'), 'rosbags': ('', 'rosbags'),
     'PIL': ('python3-pil', 'pillow'), 'lz4': ('', ''), 'backports': ('', ''),    # the last two come with rosbags
     'safetensors': ('', 'safetensors'), 'scipy': ('python3-scipy', 'scipy'),
     'skimage': ('python3-skimage', 'scikit-image'),
