@@ -53,11 +53,15 @@ class MaskBranch(nn.Module):
 
     def forward(self, stem: Tensor, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return mask features ``(N, mask_dim, h, w)`` at stride 4 and the levels of strides 32, 16, 8."""
+        x, levels = self.joined(stem, *maps)
+        return self.mask_features(self.output(x), self.places(stem)), levels
+
+    def joined(self, stem: Tensor, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return all maps in one at stride 4, ``(N, mask_dim, h, w)``, and the levels of strides 32, 16, 8."""
         levels = [project(x) for project, x in zip(self.levels, reversed(maps), strict=True)]
         size = levels[-1].shape[-2:]
         x = self.blocks(levels[2] + bilinear(levels[1], size) + bilinear(levels[0], size))
-        x = self.lateral(stem, bilinear(self.reduce(x), stem.shape[-2:]))
-        return self.mask_features(self.output(x), self.places(stem)), levels
+        return self.lateral(stem, bilinear(self.reduce(x), stem.shape[-2:])), levels
 
     def places(self, stem: Tensor) -> Tensor:
         """Return what the place of each pixel adds to its mask features, ``(1, mask_dim, h, w)``."""

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tar_vis_core.models.backbones.nanodet import GhostBlock, Separable, ShuffleUnit
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.cuda_graphs import CudaRecorder, record_parts
 from tar_vis_core.models.layers import Attention, Linear
+from tar_vis_core.models.mask_branch import MaskBranch, Refine
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import use_full_float32
@@ -22,6 +24,11 @@ from tar_vis_core.runtime.device import use_full_float32
 ONEDNN_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
     'none': ('none', [], ''), 'relu': ('relu', [], ''), 'relu6': ('hardtanh', [0.0, 6.0], ''),
     'gelu': ('gelu', [], 'none'), 'leaky_relu': ('leaky_relu', [0.1], '')}
+
+# by what the compiled kernel multiplies what is negative
+SLOPES = {'none': 1.0, 'relu': 0.0, 'leaky_relu': 0.1}
+
+KEPT_SIZES = 8      # of images, whose constants are kept
 
 # what may follow a residual sum
 IN_PLACE = {'none': lambda x: x, 'relu': F.relu_}
@@ -90,6 +97,105 @@ class PackedPointwise(nn.Module):
         return self.linear(x, None if added is None else added.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class PackedChain(nn.Module):
+    """Convolutions one after the other by the compiled kernel in float32: a depthwise one if it is first, then 1x1."""
+
+    def __init__(self, *convolutions: nn.Conv2d) -> None:
+        super().__init__()
+        filters, first, products = None, convolutions[0], []
+        for conv in convolutions:
+            bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
+            slope, weight = SLOPES[conv.activation], conv.weight.detach().float()
+            if conv.groups > 1:
+                filters = weight[:, 0].permute(1, 2, 0).contiguous(), bias, slope
+            else:
+                products.append((kernels.panels(weight[:, :, 0, 0]), bias, slope))
+        self.how = kernels.Convolution(first.in_channels, filters, tuple(products), first.stride[0])
+
+    @staticmethod
+    def does(unit: nn.Module) -> bool:
+        """Return whether all convolutions of a unit can be computed so."""
+        return kernels.compiled() is not None and all(
+            min(conv.in_channels, conv.out_channels) >= kernels.PANEL and conv.activation in SLOPES and not conv.same
+            and (conv.groups == conv.in_channels == conv.out_channels or (
+                conv.groups == 1 and conv.kernel_size == (1, 1) and conv.stride == (1, 1)))
+            for conv in unit.modules() if isinstance(conv, nn.Conv2d))
+
+    def forward(self, x: Tensor, *added: Tensor | None, passed: Tensor | None = None, out: Tensor | None = None,
+                ) -> Tensor:
+        return kernels.convolve(x, self.how, added, passed, out)
+
+
+class PackedShuffleUnit(nn.Module):
+    """``ShuffleUnit``, whose last product puts its channels between those that pass."""
+
+    def __init__(self, unit: ShuffleUnit) -> None:
+        super().__init__()
+        self.shortcut = None if unit.shortcut is None else PackedChain(*unit.shortcut)
+        self.expand, self.convolve = PackedChain(unit.expand), PackedChain(*unit.convolve)
+
+    def forward(self, x: Tensor) -> Tensor:
+        passed, own = (self.shortcut(x), x) if self.shortcut is not None else x.chunk(2, 1)
+        return self.convolve(self.expand(own), passed=passed)
+
+
+class PackedGhostBlock(nn.Module):
+    """``GhostBlock``, whose halves write into one map."""
+
+    def __init__(self, block: GhostBlock) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(PackedChain(conv) for conv in (
+            block.primary1, block.cheap1, block.primary2, block.cheap2))
+        self.shortcut = PackedChain(*block.shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for primary, cheap in (self.halves[:2], self.halves[2:]):
+            both = kernels.empty_map(y, 2 * primary.how.outputs)
+            halves = both.chunk(2, 1)
+            cheap(primary(y, out=halves[0]), out=halves[1])
+            y = both
+        return self.shortcut(x, y)
+
+
+class PackedRefine(nn.Module):
+    """``Refine`` in one call."""
+
+    def __init__(self, block: Refine, *more: nn.Conv2d) -> None:
+        super().__init__()
+        self.chain = PackedChain(block.depthwise, block.expand, block.project, *more)
+
+    def forward(self, x: Tensor, *added: Tensor) -> Tensor:
+        return self.chain(x, None, x, *added)
+
+
+class PackedMaskBranch(MaskBranch):
+    """``MaskBranch`` whose refined map becomes mask features before it leaves the cache."""
+
+    def __init__(self, branch: MaskBranch) -> None:
+        nn.Module.__init__(self)
+        self.mask_dim, self.place = branch.mask_dim, PackedLinear(branch.place.weight, None, 'none', torch.float32)
+        self.levels = nn.ModuleList(map(PackedChain, branch.levels))
+        self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks))
+        self.reduce, self.lateral = PackedChain(branch.reduce), PackedChain(branch.lateral)
+        self.output = PackedRefine(branch.output, branch.mask_features)
+        self.kept: dict[tuple[int, int, int], Tensor] = {}      # what places add to the maps of some sizes
+
+    def forward(self, stem: Tensor, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, levels = self.joined(stem, *maps)
+        size = len(stem), *stem.shape[-2:]
+        if size not in self.kept:
+            if len(self.kept) >= KEPT_SIZES:
+                self.kept.clear()
+            self.kept[size] = self.places(stem).expand_as(x).contiguous(memory_format=torch.channels_last)
+        return self.output(x, self.kept[size]), levels
+
+
+# units and their packed form, if the compiled kernel can compute their convolutions
+UNITS = {MaskBranch: PackedMaskBranch, ShuffleUnit: PackedShuffleUnit, GhostBlock: PackedGhostBlock,
+         Refine: PackedRefine, Separable: lambda pair: PackedChain(*pair)}
+
+
 class PackedGroupNorm(nn.Module):
     """Group norm of a map with its channels last, without PyTorch's loss of digits there."""
 
@@ -128,6 +234,8 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         return PackedLinear(module.weight, module.bias, getattr(module, 'activation', 'none'), dtype)
     if isinstance(module, nn.Conv2d):
         return (PackedPointwise if module.kernel_size == (1, 1) else PackedConv)(module, dtype)
+    if type(module) in UNITS and dtype == torch.float32 and PackedChain.does(module):
+        return UNITS[type(module)](module)
     if isinstance(module, nn.GroupNorm):
         return PackedGroupNorm(module)
     if type(module) is Attention:

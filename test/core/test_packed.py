@@ -16,6 +16,7 @@ from tar_vis_core.models import deformable
 from tar_vis_core.models import packed as packed_form
 from tar_vis_core.models.layers import Attention, Conv, Linear
 from tar_vis_core.models.packed import (
+    PackedChain,
     PackedConv,
     PackedLinear,
     PackedPointwise,
@@ -106,7 +107,7 @@ def test_no_plain_layer_is_left_on_a_cpu():
     plain = [type(m).__name__ for m in fast.modules() if type(m) in (Linear, Conv, Attention, torch.nn.Linear,
                                                                    torch.nn.Conv2d)]
     assert not plain
-    assert sum(isinstance(m, (PackedLinear, PackedConv)) for m in fast.modules()) > 100
+    assert sum(isinstance(m, (PackedLinear, PackedConv, PackedChain)) for m in fast.modules()) > 100
     assert not any(p.requires_grad for p in fast.parameters())
 
 

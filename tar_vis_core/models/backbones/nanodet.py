@@ -34,10 +34,12 @@ class DetectorMaps(NamedTuple):
     predictions: list[Tensor]  # (N, classes + 4 * BINS, h, w) class logits, then distances left, top, right, bottom
 
 
-def separable(inputs: int, outputs: int, kernel: int, stride: int = 1, inner: str = LEAKY, outer: str = LEAKY
-              ) -> nn.Sequential:
-    """Return a depthwise and a pointwise convolution, each with its activation."""
-    return nn.Sequential(Conv(inputs, inputs, kernel, stride, groups=inputs, activation=inner),
+class Separable(nn.Sequential):
+    """A depthwise and a pointwise convolution, each with its activation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, inner: str = LEAKY, outer: str = LEAKY,
+                 ) -> None:
+        super().__init__(Conv(inputs, inputs, kernel, stride, groups=inputs, activation=inner),
                          Conv(inputs, outputs, 1, activation=outer))
 
 
@@ -52,9 +54,9 @@ class ShuffleUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         half = outputs // 2
-        self.shortcut = separable(inputs, half, 3, 2, inner='none') if stride == 2 else None
+        self.shortcut = Separable(inputs, half, 3, 2, inner='none') if stride == 2 else None
         self.expand = Conv(inputs if stride == 2 else half, half, 1, activation=LEAKY)
-        self.convolve = separable(half, half, 3, stride, inner='none')
+        self.convolve = Separable(half, half, 3, stride, inner='none')
 
     def forward(self, x: Tensor) -> Tensor:
         passed, own = (self.shortcut(x), x) if self.shortcut is not None else x.chunk(2, 1)
@@ -78,7 +80,7 @@ class GhostBlock(nn.Module):
         self.cheap1 = Conv(half, half, 3, groups=half, activation=LEAKY)
         self.primary2 = Conv(outputs, half, 1)
         self.cheap2 = Conv(half, half, 3, groups=half)
-        self.shortcut = separable(inputs, outputs, 5, inner='none', outer='none')
+        self.shortcut = Separable(inputs, outputs, 5, inner='none', outer='none')
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.primary1(x)
@@ -109,9 +111,9 @@ class NanoDet(nn.Module):
         self.reduce = nn.ModuleList(Conv(channels, NECK, 1, activation=LEAKY) for channels, _ in STAGES)
         self.top_down = nn.ModuleList(GhostBlock(2 * NECK, NECK) for _ in range(2))     # to strides 8, 16
         self.bottom_up = nn.ModuleList(GhostBlock(2 * NECK, NECK) for _ in range(2))    # to strides 16, 32
-        self.down = nn.ModuleList(separable(NECK, NECK, 5, 2) for _ in range(2))
-        self.extra = nn.ModuleList(separable(NECK, NECK, 5, 2) for _ in range(2))       # to stride 64
-        self.towers = nn.ModuleList(nn.Sequential(separable(NECK, NECK, 5), separable(NECK, NECK, 5)) for _ in STRIDES)
+        self.down = nn.ModuleList(Separable(NECK, NECK, 5, 2) for _ in range(2))
+        self.extra = nn.ModuleList(Separable(NECK, NECK, 5, 2) for _ in range(2))       # to stride 64
+        self.towers = nn.ModuleList(nn.Sequential(Separable(NECK, NECK, 5), Separable(NECK, NECK, 5)) for _ in STRIDES)
         self.heads = nn.ModuleList(Conv(NECK, classes + 4 * BINS, 1) for _ in STRIDES)
 
     def forward(self, x: Tensor) -> DetectorMaps:

@@ -18,10 +18,12 @@
 namespace {
 
 const int64_t kLanes = 16;                 // floats of the widest vector
+const int64_t kPanel = 16;                 // outputs of a convolution whose weights lie together
 const int64_t kWidest = 64;                // channels of a head whose number is known when compiling
 const int64_t kSamples = 64;               // of a query and head of deformable attention at most
 const int64_t kTile = 256, kQueries = 128;  // keys and queries that attention takes at once
 const int64_t kScratch = kQueries * kTile + kTile * kWidest;
+const int64_t kPixels = 96;                // of a convolution's result that are computed at once, about
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
 // these become several smaller vectors where there are none so wide
@@ -45,9 +47,28 @@ struct DeformableTask {
   int64_t queries, heads, levels, points, width;
 };
 
+struct Product {
+  const float *weights, *bias;  // (outputs / 16, inputs, 16) with the last sixteen whole, (outputs)
+  const float *added;           // a map as the result that is added to it, or null
+  int64_t outputs, added_step;
+  float slope;                  // what negative values are multiplied by at last
+};
+
+// Maps are (frames, height, width, channels), their `step` the floats from a pixel to the next.
+struct ConvolutionTask {
+  const float *x, *filter, *filter_bias;  // a depthwise (kernel, kernel, channels), or null: only products
+  const Product *product;                 // one after the other
+  const float *passed;                    // a map whose channels come in turn with those of the result, or null
+  float *out;
+  int64_t height, width, channels, step, kernel, stride, out_height, out_width, products, passed_step, out_step;
+  float filter_slope;
+};
+
 namespace portable {
+const int64_t kRegister = 4, kBlockRows = 4, kBlockPanels = 1;  // of a product, held in registers
 #include "lanes.h"
 #include "attention.h"
+#include "convolution.h"
 #include "deformable.h"
 #include "group_norm.h"
 }  // namespace portable
@@ -56,8 +77,10 @@ namespace portable {
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 namespace avx2 {
+const int64_t kRegister = 8, kBlockRows = 6, kBlockPanels = 1;
 #include "lanes.h"
 #include "attention.h"
+#include "convolution.h"
 #include "deformable.h"
 #include "group_norm.h"
 }  // namespace avx2
@@ -65,8 +88,10 @@ namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 namespace avx512 {
+const int64_t kRegister = 16, kBlockRows = 7, kBlockPanels = 4;
 #include "lanes.h"
 #include "attention.h"
+#include "convolution.h"
 #include "deformable.h"
 #include "group_norm.h"
 }  // namespace avx512
@@ -128,6 +153,31 @@ void tar_vis_attention(const float *query, const float *key, const float *value,
       const int64_t chunk = part % chunks, head = part / chunks % heads, frame = part / chunks / heads;
       run({query, key, value, keep, out, queries, keys, heads}, frame, head, chunk * size,
           std::min(queries, (chunk + 1) * size), scratch.data(), width);
+    }
+  }
+}
+
+// See ConvolutionTask.
+void tar_vis_convolution(const float *x, const float *filter, const float *filter_bias, const Product *product,
+                         const float *passed, float *out, int64_t frames, int64_t height, int64_t width,
+                         int64_t channels, int64_t step, int64_t kernel, int64_t stride, int64_t out_height,
+                         int64_t out_width, int64_t products, int64_t passed_step, int64_t out_step,
+                         float filter_slope) {
+  const auto run = CHOSEN(convolution);
+  const ConvolutionTask task = {x, filter, filter_bias, product, passed, out, height, width, channels, step, kernel,
+                                stride, out_height, out_width, products, passed_step, out_step, filter_slope};
+  // parts of about kPixels pixels, as many for each thread
+  const int64_t round = kPixels * threads(), rounds = (frames * out_height * out_width + round - 1) / round;
+  const int64_t parts = std::max<int64_t>(1, std::min(out_height, rounds * threads() / frames));
+  int64_t between = filter && products ? channels : 0;
+  for (int64_t i = 0; i + 1 < products; ++i) between += product[i].outputs;
+#pragma omp parallel
+  {
+    std::vector<float> scratch((out_height + parts - 1) / parts * out_width * between);
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < frames * parts; ++part) {
+      const int64_t own = part % parts;
+      run(task, part / parts, own * out_height / parts, (own + 1) * out_height / parts, scratch.data());
     }
   }
 }

@@ -1,0 +1,188 @@
+// A depthwise convolution and products over channels, one after the other, on maps whose channels lie side by side. What
+// lies between them never leaves the cache.
+//
+// Channels come a register at a time. The last ones may overlap those before: they are computed twice, and nothing is
+// read or written beyond the end. So there are as many channels as a register holds at least, kPanel for all.
+
+// Included once for each kind of processor (kernels.cpp), with kRegister floats, and kBlockRows of kBlockPanels as fit
+// into its registers.
+
+typedef float Register __attribute__((vector_size(4 * kRegister)));
+typedef int32_t Indices __attribute__((vector_size(4 * kRegister)));
+
+ALWAYS_INLINE Register from_memory(const float *from) {
+  Register found;
+  std::memcpy(&found, from, sizeof found);
+  return found;
+}
+
+ALWAYS_INLINE void to_memory(float *to, Register x) { std::memcpy(to, &x, sizeof x); }
+
+ALWAYS_INLINE Register activated(Register x, float slope) {
+  const Register low = x * slope;
+  return x > low ? x : low;  // slope 1: x itself; 0: the positive part
+}
+
+// a0 b0 a1 b1 ..
+ALWAYS_INLINE void to_memory_in_turn(float *to, Register a, Register b) {
+  Indices low, high;
+  for (int32_t i = 0; i < kRegister; ++i) {
+    low[i] = i / 2 + i % 2 * kRegister;
+    high[i] = low[i] + kRegister / 2;
+  }
+  to_memory(to, __builtin_shuffle(a, b, low));
+  to_memory(to + kRegister, __builtin_shuffle(a, b, high));
+}
+
+// The depthwise sums of kCount neighbours of a row. Of taps left..right-1 and top..bottom-1 none is beyond the edge.
+template <int64_t kCount>
+ALWAYS_INLINE void depthwise_pixels(const ConvolutionTask &task, const float *in, int64_t y, int64_t x, int64_t top,
+                                    int64_t bottom, int64_t left, int64_t right, const int64_t kernel,
+                                    const int64_t stride, float *out, int64_t out_step) {
+  const int64_t channels = task.channels, step = task.step, pad = kernel / 2;
+  for (int64_t c = 0; c < channels; c += kRegister) {
+    const int64_t first = std::min(c, channels - kRegister);
+    Register sum[kCount];
+    for (int64_t p = 0; p < kCount; ++p) sum[p] = from_memory(task.filter_bias + first);
+    for (int64_t i = top; i < bottom; ++i) {
+      const float *from = in + ((y * stride + i - pad) * task.width + x * stride - pad) * step + first;
+      const float *filter = task.filter + i * kernel * channels + first;
+      for (int64_t j = left; j < right; ++j) {
+        const Register weight = from_memory(filter + j * channels);
+        for (int64_t p = 0; p < kCount; ++p) sum[p] += weight * from_memory(from + (j + p * stride) * step);
+      }
+    }
+    for (int64_t p = 0; p < kCount; ++p) {
+      to_memory(out + p * out_step + first, activated(sum[p], task.filter_slope));
+    }
+  }
+}
+
+// Row y of the depthwise convolution of the map `in`. Kernel and stride are known where this is inlined, so that
+// neighbours share what they read.
+ALWAYS_INLINE void depthwise_row(const ConvolutionTask &task, const float *in, int64_t y, float *out, int64_t out_step,
+                                 const int64_t kernel, const int64_t stride) {
+  const int64_t kCount = 6, pad = kernel / 2, top = std::max<int64_t>(0, pad - y * stride);
+  const int64_t bottom = std::min(kernel, task.height + pad - y * stride);
+  for (int64_t x = 0; x < task.out_width;) {
+    const int64_t left = pad - x * stride, right = task.width + pad - x * stride;
+    if (left <= 0 && (kCount - 1) * stride + kernel <= right && x + kCount <= task.out_width) {
+      depthwise_pixels<kCount>(task, in, y, x, top, bottom, 0, kernel, kernel, stride, out + x * out_step, out_step);
+      x += kCount;
+    } else {
+      depthwise_pixels<1>(task, in, y, x, top, bottom, std::max<int64_t>(0, left), std::min(kernel, right), kernel,
+                          stride, out + x * out_step, out_step);
+      ++x;
+    }
+  }
+}
+
+void depthwise(const ConvolutionTask &task, const float *in, int64_t y, float *out, int64_t out_step) {
+  if (task.kernel == 3 && task.stride == 1) return depthwise_row(task, in, y, out, out_step, 3, 1);
+  if (task.kernel == 5 && task.stride == 1) return depthwise_row(task, in, y, out, out_step, 5, 1);
+  depthwise_row(task, in, y, out, out_step, task.kernel, task.stride);
+}
+
+// What a product reads and writes, from the first of its pixels on.
+struct Operands {
+  const float *x, *added, *passed;
+  float *out;
+  int64_t inputs, step, added_step, passed_step, out_step;
+};
+
+// kPanels panels of weights times kBlockRows pixels; a panel makes the channels from `first` on.
+template <int64_t kPanels>
+ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, const int64_t *pixel,
+                                     const float *weights, const int64_t *first) {
+  const int64_t parts = kPanel / kRegister, inputs = at.inputs;
+  const float *x[kBlockRows];
+  Register sum[kBlockRows][kPanels][parts];
+  for (int64_t r = 0; r < kBlockRows; ++r) x[r] = at.x + pixel[r] * at.step;
+  for (int64_t v = 0; v < kPanels; ++v) {
+    for (int64_t i = 0; i < parts; ++i) {
+      const Register bias = from_memory(task.bias + first[v] + i * kRegister);
+      for (int64_t r = 0; r < kBlockRows; ++r) sum[r][v][i] = bias;
+    }
+  }
+  for (int64_t k = 0; k < inputs; ++k) {
+    Register weight[kPanels][parts];
+    for (int64_t v = 0; v < kPanels; ++v) {
+      for (int64_t i = 0; i < parts; ++i) {
+        weight[v][i] = from_memory(weights + (v * inputs + k) * kPanel + i * kRegister);
+      }
+    }
+    for (int64_t r = 0; r < kBlockRows; ++r) {
+      for (int64_t v = 0; v < kPanels; ++v) {
+        for (int64_t i = 0; i < parts; ++i) sum[r][v][i] += x[r][k] * weight[v][i];
+      }
+    }
+  }
+  for (int64_t r = 0; r < kBlockRows; ++r) {
+    for (int64_t v = 0; v < kPanels; ++v) {
+      for (int64_t i = 0; i < parts; ++i) {
+        const int64_t channel = first[v] + i * kRegister;
+        Register found = sum[r][v][i];
+        if (at.added) found += from_memory(at.added + pixel[r] * at.added_step + channel);
+        found = activated(found, task.slope);
+        if (at.passed) {
+          to_memory_in_turn(at.out + pixel[r] * at.out_step + 2 * channel,
+                            from_memory(at.passed + pixel[r] * at.passed_step + channel), found);
+        } else {
+          to_memory(at.out + pixel[r] * at.out_step + channel, found);
+        }
+      }
+    }
+  }
+}
+
+// kPanels panels for `count` pixels. The last block of pixels may overlap the one before.
+template <int64_t kPanels>
+ALWAYS_INLINE void column_of_products(const Product &task, const Operands &at, int64_t count, int64_t panel) {
+  int64_t first[kPanels], pixel[kBlockRows];
+  for (int64_t v = 0; v < kPanels; ++v) first[v] = std::min((panel + v) * kPanel, task.outputs - kPanel);
+  for (int64_t block = 0; block < count; block += kBlockRows) {
+    const int64_t start = std::min(block, std::max<int64_t>(0, count - kBlockRows));
+    for (int64_t r = 0; r < kBlockRows; ++r) pixel[r] = std::min(start + r, count - 1);
+    block_of_products<kPanels>(task, at, pixel, task.weights + panel * at.inputs * kPanel, first);
+  }
+}
+
+void product(const Product &task, const Operands &at, int64_t count) {
+  const int64_t panels = (task.outputs + kPanel - 1) / kPanel, two = std::min<int64_t>(2, kBlockPanels);
+  int64_t panel = 0;
+  for (; panel + kBlockPanels <= panels; panel += kBlockPanels) {
+    column_of_products<kBlockPanels>(task, at, count, panel);
+  }
+  for (; panel + two <= panels; panel += two) column_of_products<two>(task, at, count, panel);
+  for (; panel < panels; ++panel) column_of_products<1>(task, at, count, panel);
+}
+
+// Rows begin..end-1 of the result of a map. What lies between is at `scratch`.
+void convolution(const ConvolutionTask &task, int64_t frame, int64_t begin, int64_t end, float *scratch) {
+  const int64_t first = (frame * task.out_height + begin) * task.out_width, count = (end - begin) * task.out_width;
+  const float *in = task.x + frame * task.height * task.width * task.step;
+  float *out = task.out + first * task.out_step;
+  Operands at = {task.x + first * task.step, nullptr, nullptr, nullptr, task.channels, task.step, 0, 0, 0};
+  if (task.filter) {
+    at.x = at.out = task.products ? scratch : out;
+    at.step = task.products ? task.channels : task.out_step;
+    for (int64_t y = begin; y < end; ++y) {
+      depthwise(task, in, y, at.out + (y - begin) * task.out_width * at.step, at.step);
+    }
+    scratch += count * task.channels;
+  }
+  for (int64_t i = 0; i < task.products; ++i) {
+    const Product &own = task.product[i];
+    const bool last = i == task.products - 1;
+    at.added = own.added ? own.added + first * own.added_step : nullptr;
+    at.added_step = own.added_step;
+    at.passed = last && task.passed ? task.passed + first * task.passed_step : nullptr;
+    at.passed_step = task.passed_step;
+    at.out = last ? out : scratch;
+    at.out_step = last ? task.out_step : own.outputs;
+    product(own, at, count);
+    at.x = at.out;
+    at.inputs = at.step = own.outputs;
+    scratch += count * own.outputs;
+  }
+}

@@ -1,0 +1,107 @@
+"""Units of convolutions by the compiled kernel give what their layers give one by one."""
+
+import copy
+
+import pytest
+import torch
+
+from tar_vis_core.models.backbones.nanodet import GhostBlock, Separable, ShuffleUnit
+from tar_vis_core.models.layers import Conv
+from tar_vis_core.models.mask_branch import MaskBranch, Refine
+from tar_vis_core.models.packed import PackedChain, PackedConv, PackedMaskBranch, inference_form, packed
+from tar_vis_core.models.video_model import build_model
+from tar_vis_core.runtime import kernels
+
+pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason='the kernels are not built')
+
+# odd numbers of channels that no register divides, fewer pixels than a block has, and one pixel alone
+UNITS = {
+    'unit': (lambda: ShuffleUnit(58, 58, 1), 58), 'unit of a stage that begins': (lambda: ShuffleUnit(24, 116, 2), 24),
+    'ghost block': (lambda: GhostBlock(192, 96), 192), 'pair': (lambda: Separable(96, 40, 5), 96),
+    'strided pair': (lambda: Separable(17, 23, 5, 2), 17), 'strided pair of 3': (lambda: Separable(16, 130, 3, 2), 16),
+    'refine': (lambda: Refine(33, 70), 33)}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (7, 1), (5, 6), (19, 26), (40, 56)])
+@pytest.mark.parametrize('name', UNITS)
+def test_a_unit_equals_its_layers(name, size):
+    torch.manual_seed(0)
+    make, channels = UNITS[name]
+    plain = make()
+    fast = packed(copy.deepcopy(plain), torch.float32)
+    assert type(fast) is not type(plain)
+    for frames in (1, 3):
+        x = 2 * torch.randn(frames, channels, *size)
+        for laid in (x, x.contiguous(memory_format=torch.channels_last)):
+            before = laid.clone()
+            torch.testing.assert_close(fast(laid), plain(laid), atol=1e-5, rtol=1e-5)
+            assert torch.equal(laid, before)
+
+
+@torch.inference_mode()
+def test_a_mask_branch_equals_its_layers_at_every_size():
+    torch.manual_seed(0)
+    plain = MaskBranch((24, 96, 96, 96), 64, 32)
+    fast = packed(copy.deepcopy(plain), torch.float32)
+    assert type(fast) is PackedMaskBranch
+    for frames, h, w in [(1, 8, 12), (2, 8, 12), (1, 12, 8), *((1, 8 * n, 8) for n in range(1, 12)), (1, 8, 12)]:
+        maps = [torch.randn(frames, c, h * k // 8, w * k // 8) for c, k in ((24, 16), (96, 8), (96, 4), (96, 2))]
+        (expected, levels), (found, others) = plain(*maps), fast(*maps)
+        for a, b in zip([expected, *levels], [found, *others], strict=True):
+            torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_parts_of_maps_are_read_and_written_and_nothing_beside_them():
+    torch.manual_seed(0)
+    x = torch.randn(2, 96, 9, 11).contiguous(memory_format=torch.channels_last)
+    plain = Conv(40, 24, 1, activation='relu')
+    room = torch.full((2, 9, 11, 80), 7.0).permute(0, 3, 1, 2)
+    found = PackedChain(plain)(x[:, 30:70], out=room[:, 31:55])
+    torch.testing.assert_close(found, plain(x[:, 30:70]), atol=1e-5, rtol=1e-5)
+    assert found.data_ptr() == room[:, 31:55].data_ptr()
+    assert (room[:, :31] == 7).all() and (room[:, 55:] == 7).all()
+
+
+@torch.inference_mode()
+def test_what_is_added_and_what_passes():
+    torch.manual_seed(0)
+    first, second = Conv(20, 40, 1, activation='leaky_relu'), Conv(40, 18, 1, activation='relu')
+    x, a, b, passed = (torch.randn(1, c, 6, 7) for c in (20, 40, 18, 18))
+    expected = second(first(x, a), b)
+    chain = PackedChain(first, second)
+    torch.testing.assert_close(chain(x, a, b), expected, atol=1e-5, rtol=1e-5)
+    both = chain(x, a, b, passed=passed)
+    torch.testing.assert_close(both[:, 1::2], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(both[:, ::2], passed)
+
+
+def test_wrong_shapes_are_refused_and_named():
+    chain, x = PackedChain(Conv(20, 40, 1)), torch.randn(1, 20, 6, 7)
+    for wrong in (lambda: chain(x[:, 1:]), lambda: chain(x, x), lambda: chain(x, None, x), lambda: chain(x, passed=x),
+                  lambda: chain(x, out=x)):
+        with pytest.raises(ValueError, match=r'shapes do not fit|more maps'):
+            wrong()
+    with pytest.raises(ValueError, match='side by side'):
+        chain(x, out=torch.empty(1, 40, 6, 7))
+
+
+@pytest.mark.parametrize('why', ['no kernels', 'few channels', 'another activation'])
+def test_what_the_kernel_cannot_do_is_left_to_pytorch(why, monkeypatch):
+    unit = {'no kernels': Separable(24, 24, 3), 'few channels': Separable(24, 8, 3),
+            'another activation': Separable(24, 24, 3, outer='relu6')}[why]
+    if why == 'no kernels':
+        monkeypatch.setattr(kernels, 'compiled', lambda: None)
+    x = torch.randn(1, 24, 9, 8)
+    with torch.inference_mode():
+        expected = unit(x)
+        fast = packed(unit, torch.float32)
+        assert type(fast) is Separable
+        torch.testing.assert_close(fast(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_default_model_is_made_of_units():
+    fast = inference_form(build_model('nano'), torch.device('cpu'))
+    assert sum(isinstance(m, PackedChain) for m in fast.backbone.modules()) > 60
+    assert [name for name, m in fast.backbone.named_modules() if isinstance(m, PackedConv)] == ['stem']
