@@ -73,7 +73,9 @@ class ImageBag:
         for recorded_ns, cdr in self._stored.messages(self.topic, self._kind, self.count):
             try:
                 stamp_ns = header_stamp_ns(cdr)
-            except (struct.error, IndexError):      # too short for a header: missing
+            except (struct.error, IndexError, TypeError):       # too short for a header, or a text: missing
+                continue
+            if not isinstance(recorded_ns, int):    # a column of sqlite may hold anything
                 continue
             yield RecordedMessage(index, stamp_ns, recorded_ns, bytes(cdr))
             index += 1

@@ -190,13 +190,14 @@ class SqliteScan:
         # beside a database may lie a journal with its last messages: only a database without one is for itself
         self._database = sqlite3.connect(address if has_journal(path) else f'{address}&immutable=1', uri=True)
         self._open_files.callback(self._database.close)
-        self._channels = {number: Channel(topic, kind) for number, topic, kind in
+        self._channels = {number: Channel(str(topic), str(kind)) for number, topic, kind in
                           self._database.execute('SELECT id, name, type FROM topics')}
         try:
             for row, channel, time_ns in self._database.execute('SELECT id, topic_id, timestamp FROM messages'):
                 if channel in self._channels:
                     self._channels[channel].msgcount += 1
-                    self._places.append(_Place(time_ns, channel, -1, row, 0))
+                    if isinstance(time_ns, int):    # a column may hold anything: missing
+                        self._places.append(_Place(time_ns, channel, -1, row, 0))
         except sqlite3.DatabaseError as error:
             self.broken = self.broken or f'{path.name} breaks off after {len(self._places)} messages: {error}'
 
@@ -232,6 +233,14 @@ def has_journal(path: Path) -> bool:
     """Return whether a killed recorder left messages beside its database."""
     journal = path.with_name(f'{path.name}-wal')
     return journal.is_file() and journal.stat().st_size > 0
+
+
+def has_views(path: Path) -> bool:
+    """Return whether a database has views: no recorder makes them, and a query of theirs may have no end."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(
+            sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro&immutable=1', uri=True)) as database:
+        return database.execute("SELECT 1 FROM sqlite_master WHERE type = 'view'").fetchone() is not None
+    return False
 
 
 def storage_of(path: Path) -> str:

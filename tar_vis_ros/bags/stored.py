@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 
 import yaml
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.io.input_files import what_it_is
-from tar_vis_ros.bags.scan import Channel, McapScan, SqliteScan, has_journal, storage_of
+from tar_vis_core.io.input_files import problem_of, what_it_is
+from tar_vis_ros.bags.scan import Channel, McapScan, SqliteScan, has_journal, has_views, storage_of
 
 SUFFIXES = ('.db3', '.mcap')
 EXPECTED = 'expected a rosbag2 folder, a .db3 or a .mcap file'
@@ -81,7 +81,9 @@ class StoredBag:
             except BagError as error:
                 self.broken = failed or str(error)
                 return
-        passed = 0
+        passed, held = 0, {channel.topic for scan in self._scans for channel in scan.connections}
+        if topic not in held:
+            failed = f'the files have no {topic}, but {", ".join(sorted(held)) or "no topic"}'
         for scan in self._scans:
             try:
                 for _, time_ns, cdr in scan.messages(_of(scan.connections, topic, kind)):
@@ -120,46 +122,61 @@ def open_bag(path: Path) -> StoredBag:
     if path.suffix not in SUFFIXES:
         raise BagError(f'{path}: not a rosbag2 bag; expected a folder, a .db3 or a .mcap file'
                        + (', which rosbags-convert makes of a ROS 1 bag' if path.suffix == '.bag' else ''))
+    if problem := problem_of(path):
+        raise BagError(f'{path}: {problem}')
     return StoredBag([path], _indexed(path, [path])[0], {}, [])
 
 
 def _open_folder(path: Path) -> StoredBag:
-    present = sorted((file for file in path.iterdir() if file.suffix in SUFFIXES), key=_number)
+    # not the companion files that a Mac puts beside them, ._NAME
+    present = sorted((file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()
+                      and not file.name.startswith('.')), key=_number)
     metadata, problem = _metadata(path)
-    if not metadata:
-        if not present:
-            raise BagError(f'{path}: {problem}, and no data; {EXPECTED}')
-        return StoredBag(present, None, {}, _gaps(path, present, problem))
-    names = [PurePath(str(name)).name for name in metadata.get('relative_file_paths') or ()]
+    names = _named_files(metadata)
     files = [path / name for name in names if (path / name).is_file()]
-    if not files:
-        raise BagError(f'{path}: its files are missing: metadata.yaml names {", ".join(names) or "none"}')
-    reader, reason = _indexed(path, files)
-    if reader is None and str(metadata.get('compression_mode') or 'none').lower() != 'none':
+    if metadata and not files:
+        problem = f'its files are missing: metadata.yaml names {", ".join(names) or "none"}'
+    if not files:   # no metadata, or the files were renamed
+        if not present:
+            packed = next((file.name for file in path.iterdir() if file.suffix == '.zstd'), None)
+            raise BagError(f'{path}: {problem}, and no data; ' + (
+                f'{packed} can be read once it is unpacked (zstd -d)' if packed else EXPECTED))
+        return StoredBag(present, None, _counts(metadata), _gaps(path, present, problem))
+    counts = _counts(metadata)
+    reader, reason = _indexed(path, files) if counts else (None, '')
+    compressed = str(metadata.get('compression_mode') or 'none').lower()
+    if reader is None and compressed != 'none' and (compressed == 'message' or not all(map(storage_of, files))):
         raise BagError(f'{path}: cannot be read: {reason}')     # scans know nothing of rosbag2's own compression
-    return StoredBag(files, reader, _counts(metadata),
-                     [f'{name} is missing' for name in names if path / name not in files])
+    return StoredBag(files, reader, counts, [f'{name} is missing' for name in names if path / name not in files])
+
+
+def _named_files(metadata: Mapping) -> list[str]:
+    """Return the names of a bag's files. Its folder may have been moved, from Windows too."""
+    named = metadata.get('relative_file_paths') or ()
+    return [PureWindowsPath(str(name)).name for name in ([named] if isinstance(named, str) else named)
+            ] if isinstance(named, str | Sequence) else []
 
 
 def _counts(metadata: Mapping) -> dict[str, int]:
     """Return the messages by topic; {} if the metadata, which others write too, does not tell."""
     try:
-        return {topic['topic_metadata']['name']: int(topic['message_count'])
-                for topic in metadata['topics_with_message_count']}
-    except (AttributeError, KeyError, TypeError, ValueError):
+        counts = {str(topic['topic_metadata']['name']): int(topic['message_count'])
+                  for topic in metadata['topics_with_message_count']}
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return {}
+    return counts if min(counts.values(), default=0) >= 0 else {}
 
 
-def _metadata(path: Path) -> tuple[Mapping | None, str]:
-    """Return what metadata.yaml says, or None and what is wrong with it."""
+def _metadata(path: Path) -> tuple[Mapping, str]:
+    """Return what metadata.yaml says, or {} and what is wrong with it."""
     file = path / 'metadata.yaml'
     if not file.is_file():
-        return None, 'no metadata.yaml in this folder'
+        return {}, 'no metadata.yaml in this folder'
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))['rosbag2_bagfile_information']
-        return (content, '') if isinstance(content, Mapping) else (None, 'metadata.yaml says nothing')
+        return (content, '') if isinstance(content, Mapping) else ({}, 'metadata.yaml says nothing')
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
-        return None, 'metadata.yaml cannot be read'
+        return {}, 'metadata.yaml cannot be read'
 
 
 def _gaps(path: Path, files: Sequence[Path], problem: str) -> list[str]:
@@ -186,6 +203,8 @@ def _indexed(path: Path, files: Sequence[Path]) -> tuple[Reader | None, str]:
     """Return a reader by index and metadata; None and the reason if those do not serve."""
     if any(file.suffix == '.db3' and has_journal(file) for file in files):
         return None, 'a journal lies beside the database'
+    if any(map(has_views, files)):
+        return None, 'the database has views'
     try:
         reader = Reader(path)
         reader.open()
@@ -196,6 +215,8 @@ def _indexed(path: Path, files: Sequence[Path]) -> tuple[Reader | None, str]:
 
 def _scan(file: Path) -> McapScan | SqliteScan:
     storage = storage_of(file)
+    if storage == 'sqlite3' and has_views(file):
+        raise BagError(f'{file}: cannot be read: the database has views, which no recorder makes')
     try:
         if storage:
             return (McapScan if storage == 'mcap' else SqliteScan)(file)

@@ -25,6 +25,7 @@ from tar_vis_ros.replay.outcome import ImageOutcome
 
 KINDS = {'instances': InstanceMaskArray, 'skip_diagnostics': SkipDiagnostics}
 GIVE_UP = 3          # images in a row without an answer
+LONGEST_GAP_S = 3600.0    # in real time, between two images; more is a clock that was set while the bag was recorded
 QUIET_S = 3.0        # in real time, after the last image, without an answer for so long: no more will come
 
 
@@ -71,14 +72,19 @@ class Player:
                   rate: float) -> None:
         """Publish every image at its recorded time, ``rate`` times as fast, answered or not.
 
-        Raise BagError for a stamp that comes twice, because answers are matched by stamp.
+        Raise BagError for a stamp that comes twice, because answers are matched by stamp, and for a time that nobody
+        would wait for.
         """
         self._writer = writer
-        began = first_ns = None
+        began = first_ns = last_ns = None
         for image in images:
             if began is None:
-                began, first_ns = time.monotonic(), image.recorded_ns
+                began, first_ns, last_ns = time.monotonic(), image.recorded_ns, image.recorded_ns
             due = began + (image.recorded_ns - first_ns) * 1e-9 / rate
+            if (gap_s := (image.recorded_ns - last_ns) * 1e-9 / rate) > LONGEST_GAP_S:
+                raise BagError(f'image {image.index} comes {gap_s:.0f} s after the one before; was a clock set while '
+                               'the bag was recorded? use --mode lossless, or a higher --rate')
+            last_ns = image.recorded_ns
             self._spin(caller, None, due)
             if (before := self._published.get(image.stamp_ns)) is not None:
                 raise BagError(f'images {before[0]} and {image.index} have one stamp, {image.stamp_ns * 1e-9:.9f}: '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
@@ -233,3 +234,80 @@ def test_topics_without_messages_are_no_choice(tmp_path):
         assert bag.topic == '/rear/image'
     with pytest.raises(BagError, match='no message on /front/image'):
         ImageBag(tmp_path / 'bag', '/front/image')
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+@pytest.mark.parametrize('names', [
+    ['C:\\bags\\{}'], '{}', ['of_another_time_{}'], None, 5, ['../../etc/passwd'], [None, {}]])
+def test_files_are_found_whatever_the_metadata_calls_them(good, tmp_path, storage, names):
+    bag = shutil.copytree(good / storage, tmp_path / 'bag')
+    file = next(path.name for path in bag.iterdir() if path.suffix != '.yaml')
+    given = [n.format(file) if isinstance(n, str) else n for n in names] if isinstance(names, list) else \
+        names.format(file) if isinstance(names, str) else names
+    change_metadata(bag, lambda info: info.update(relative_file_paths=given))
+    (bag / f'._{file}').write_bytes(b'\0\5\x16\7')     # of a Mac
+    assert read(bag) == ([*range(IMAGES)], '')
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+@pytest.mark.parametrize('count', [None, 'many', -3, float('inf'), float('nan'), [], {}])
+def test_a_count_that_is_none_does_not_matter(good, tmp_path, storage, count):
+    bag = shutil.copytree(good / storage, tmp_path / 'bag')
+    change_metadata(bag, lambda info: info['topics_with_message_count'][0].update(message_count=count))
+    assert read(bag) == ([*range(IMAGES)], '')
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+def test_a_compression_that_only_the_metadata_knows_of_is_none(good, tmp_path, storage):
+    bag = shutil.copytree(good / storage, tmp_path / 'bag')
+    change_metadata(bag, lambda info: info.update(compression_format='zstd', compression_mode='FILE'))
+    assert read(bag) == ([*range(IMAGES)], '')
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+def test_a_topic_that_only_the_metadata_has_is_told(good, tmp_path, storage):
+    bag = shutil.copytree(good / storage, tmp_path / 'bag')
+    change_metadata(bag, lambda info: info['topics_with_message_count'][0]['topic_metadata'].update(name='/other'))
+    stamps, said = read(bag)
+    assert not stamps and 'the files have no /other, but /camera/image_raw' in said
+
+
+@pytest.mark.parametrize('name', ['bag.mcap', 'bag.db3'])
+def test_a_pipe_in_place_of_a_bag_is_told_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert 'is a pipe' in read(tmp_path / name)[1]
+    assert 'no data' in read(tmp_path)[1]
+
+
+@pytest.mark.parametrize('metadata', [True, False])
+@pytest.mark.parametrize('change', [
+    "UPDATE messages SET data = 'text' WHERE id = 3", "UPDATE messages SET data = x'' WHERE id = 3",
+    "UPDATE messages SET timestamp = 'noon' WHERE id = 3"])
+def test_a_row_that_is_no_message_is_missing_and_the_others_are_read(good, tmp_path, metadata, change):
+    bag = shutil.copytree(good / 'sqlite3', tmp_path / 'bag')
+    if not metadata:
+        (bag / 'metadata.yaml').unlink()
+    database = sqlite3.connect(next(bag.glob('*.db3')))
+    database.execute(change)
+    database.commit()
+    database.close()
+    stamps, said = read(bag)
+    assert len(stamps) == IMAGES - 1 and f'1 of {IMAGES} images are missing' in said
+
+
+@pytest.mark.parametrize('metadata', [True, False])
+def test_a_database_whose_query_has_no_end_is_refused(good, tmp_path, metadata):
+    bag = shutil.copytree(good / 'sqlite3', tmp_path / 'bag')
+    if not metadata:
+        (bag / 'metadata.yaml').unlink()
+    database = sqlite3.connect(next(bag.glob('*.db3')))
+    database.executescript("""ALTER TABLE messages RENAME TO kept;
+        CREATE VIEW messages AS WITH RECURSIVE endless(id, topic_id, timestamp, data) AS
+            (SELECT 1, 1, 1, x'00' UNION ALL SELECT id + 1, 1, 1, x'00' FROM endless) SELECT * FROM endless""")
+    database.close()
+    assert 'views' in read(bag)[1]
+
+
+def test_a_packed_file_without_metadata_says_what_to_do(tmp_path):
+    (tmp_path / 'street_0.mcap.zstd').write_bytes(b'\x28\xb5\x2f\xfd')
+    assert 'street_0.mcap.zstd can be read once it is unpacked' in read(tmp_path)[1]

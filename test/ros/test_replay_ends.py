@@ -35,6 +35,7 @@ from tiny_model import picture
 from tar_vis_ros.bags.command import main as make_bags
 from tar_vis_ros.bags.maker import BagOptions, write_images
 from tar_vis_ros.bags.writer import BagWriter
+from tar_vis_ros.conversions.images import array_to_image
 from tar_vis_ros.replay.command import FILES, ReplayRun, command_line, main, plan
 
 
@@ -112,6 +113,18 @@ def test_bad_bags_cost_a_line_each_and_the_rest_is_kept(data, tmp_path):
     assert len(answers(tmp_path / 'out/half')) == kept
     assert report['total']['answered'] == kept + FRAMES
     assert report['total']['accuracy']['videos'] == 1
+
+
+def test_in_real_time_nobody_waits_for_a_clock_that_was_set(tmp_path):
+    """As on a robot without a clock of its own, which learns the time in the middle of a recording."""
+    with BagWriter(tmp_path / 'bag', 'mcap', {'/image': Image}) as bag:
+        for number, second in enumerate((5, 1_790_000_000)):
+            message = array_to_image(picture(number, 48, 64), 'rgb8')
+            message.header.stamp.sec = second
+            bag.write('/image', second * 10**9, serialize_message(message))
+    code, out, error = Command(environment(tmp_path), tmp_path / 'bag', '--mode', 'realtime', '--out', tmp_path / 'out',
+                               *PARAMETERS).wait()
+    assert code == 2 and 'image 1 comes 1789999995 s after the one before' in error and '1 published' in out
 
 
 def write_long_bag(folder: Path) -> Path:
