@@ -1,17 +1,18 @@
 // Scaled dot-product attention with a boolean mask on a CPU, float32: softmax(q k' / sqrt(width)) v for every head.
 //
-// Masked attention (Mask2Former) blocks most keys of most queries, and in runs, as masks are areas: keys come 16 at a
-// time, and 16 that are all blocked cost a query nothing. The softmax is taken as the keys come (Milakov and Gimelshein
+// Masked attention (Mask2Former) blocks most keys of most queries, and in runs, as masks are areas: keys come kLanes
+// at a time, and so many that are all blocked cost a query nothing. The softmax is taken as the keys come (Milakov and Gimelshein
 // 2018), so that no row of logits leaves the cache.
 
 // Included once for each kind of processor (kernels.cpp).
 
-// Whether any of 16 keys may be attended; those from `count` on are not there.
+// Whether any of kLanes keys may be attended; those from `count` on are not there.
 ALWAYS_INLINE bool any_kept(const uint8_t *keep, int64_t count) {
   if (count == kLanes) {
-    uint64_t halves[2];
-    std::memcpy(halves, keep, sizeof halves);
-    return halves[0] | halves[1];
+    uint32_t words[kLanes / 4], any = 0;
+    std::memcpy(words, keep, sizeof words);
+    for (uint32_t word : words) any |= word;
+    return any;
   }
   return std::any_of(keep, keep + count, [](uint8_t k) { return k != 0; });
 }
@@ -21,6 +22,7 @@ ALWAYS_INLINE bool any_kept(const uint8_t *keep, int64_t count) {
 ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head, int64_t begin, int64_t end,
                           float *scratch, const int64_t width) {
   const int64_t step = task.heads * width, parts = width / kLanes, count = end - begin;
+  const int64_t sums = parts > 4 ? 1 : parts > 2 ? 2 : 4;  // one alone would wait for itself
   const float blocked = -std::numeric_limits<float>::infinity(), scale = 1.0f / std::sqrt(float(width));
   const Lanes all_blocked = Lanes{} + blocked;
   const float *keys = task.key + frame * task.keys * step + head * width;
@@ -54,7 +56,7 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
             task.keep ? task.keep + (frame * task.queries + begin + q) * task.keys + first : nullptr;
         open[q][b] = !keep || any_kept(keep, there);
         if (!open[q][b]) continue;
-        Lanes dot[4] = {};  // four sums, as one would wait for itself
+        Lanes dot[4] = {};
         for (int64_t c = 0; c < width; c += 4) {
           for (int64_t i = 0; i < 4; ++i) dot[i] += query[q][c + i] * load(turned[c + i]);
         }
@@ -85,7 +87,7 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
         total[q] *= fade;
         most[q] = high;
       }
-      Lanes own[4][kWidest / kLanes] = {}, weight = {};
+      Lanes own[sums][kWidest / kLanes] = {}, weight = {};
       for (int64_t b = 0; b < blocks; ++b) {
         if (!open[q][b]) continue;
         const int64_t first = tile + b * kLanes, there = std::min(kLanes, tile_end - first);
@@ -93,8 +95,8 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
         const Lanes shares = exp_of(load(scratch + q * kTile + b * kLanes) - most[q]);
         weight += shares;
         if (there == kLanes) {
-          for (int64_t k = 0; k < kLanes; k += 4) {
-            for (int64_t j = 0; j < 4; ++j) {
+          for (int64_t k = 0; k < kLanes; k += sums) {
+            for (int64_t j = 0; j < sums; ++j) {
               for (int64_t i = 0; i < parts; ++i) {
                 own[j][i] += shares[k + j] * load(value + (k + j) * width + i * kLanes);
               }
@@ -106,7 +108,9 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
           }
         }
       }
-      for (int64_t i = 0; i < parts; ++i) sum[q][i] += (own[0][i] + own[1][i]) + (own[2][i] + own[3][i]);
+      for (int64_t j = 0; j < sums; ++j) {
+        for (int64_t i = 0; i < parts; ++i) sum[q][i] += own[j][i];
+      }
       total[q] += sum_of(weight);
     }
   }

@@ -1,37 +1,25 @@
 // A depthwise convolution and products over channels, one after the other, on maps whose channels lie side by side. What
 // lies between them never leaves the cache.
 //
-// Channels come a register at a time. The last ones may overlap those before: they are computed twice, and nothing is
-// read or written beyond the end. So there are as many channels as a register holds at least, kPanel for all.
+// Channels come kLanes at a time. The last ones may overlap those before: they are computed twice, and nothing is read
+// or written beyond the end. So there are kPanel channels at least.
 
-// Included once for each kind of processor (kernels.cpp), with kRegister floats, and kBlockRows of kBlockPanels as fit
-// into its registers.
+// Included once for each kind of processor (kernels.cpp), with kBlockRows and kBlockPanels that fit into its registers.
 
-typedef float Register __attribute__((vector_size(4 * kRegister)));
-typedef int32_t Indices __attribute__((vector_size(4 * kRegister)));
-
-ALWAYS_INLINE Register from_memory(const float *from) {
-  Register found;
-  std::memcpy(&found, from, sizeof found);
-  return found;
-}
-
-ALWAYS_INLINE void to_memory(float *to, Register x) { std::memcpy(to, &x, sizeof x); }
-
-ALWAYS_INLINE Register activated(Register x, float slope) {
-  const Register low = x * slope;
+ALWAYS_INLINE Lanes activated(Lanes x, float slope) {
+  const Lanes low = x * slope;
   return x > low ? x : low;  // slope 1: x itself; 0: the positive part
 }
 
 // a0 b0 a1 b1 ..
-ALWAYS_INLINE void to_memory_in_turn(float *to, Register a, Register b) {
-  Indices low, high;
-  for (int32_t i = 0; i < kRegister; ++i) {
-    low[i] = i / 2 + i % 2 * kRegister;
-    high[i] = low[i] + kRegister / 2;
+ALWAYS_INLINE void store_in_turn(float *to, Lanes a, Lanes b) {
+  Whole low, high;
+  for (int32_t i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
   }
-  to_memory(to, __builtin_shuffle(a, b, low));
-  to_memory(to + kRegister, __builtin_shuffle(a, b, high));
+  store(to, __builtin_shuffle(a, b, low));
+  store(to + kLanes, __builtin_shuffle(a, b, high));
 }
 
 // The depthwise sums of kCount neighbours of a row. Of taps left..right-1 and top..bottom-1 none is beyond the edge.
@@ -40,20 +28,20 @@ ALWAYS_INLINE void depthwise_pixels(const ConvolutionTask &task, const float *in
                                     int64_t bottom, int64_t left, int64_t right, const int64_t kernel,
                                     const int64_t stride, float *out, int64_t out_step) {
   const int64_t channels = task.channels, step = task.step, pad = kernel / 2;
-  for (int64_t c = 0; c < channels; c += kRegister) {
-    const int64_t first = std::min(c, channels - kRegister);
-    Register sum[kCount];
-    for (int64_t p = 0; p < kCount; ++p) sum[p] = from_memory(task.filter_bias + first);
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t first = std::min(c, channels - kLanes);
+    Lanes sum[kCount];
+    for (int64_t p = 0; p < kCount; ++p) sum[p] = load(task.filter_bias + first);
     for (int64_t i = top; i < bottom; ++i) {
       const float *from = in + ((y * stride + i - pad) * task.width + x * stride - pad) * step + first;
       const float *filter = task.filter + i * kernel * channels + first;
       for (int64_t j = left; j < right; ++j) {
-        const Register weight = from_memory(filter + j * channels);
-        for (int64_t p = 0; p < kCount; ++p) sum[p] += weight * from_memory(from + (j + p * stride) * step);
+        const Lanes weight = load(filter + j * channels);
+        for (int64_t p = 0; p < kCount; ++p) sum[p] += weight * load(from + (j + p * stride) * step);
       }
     }
     for (int64_t p = 0; p < kCount; ++p) {
-      to_memory(out + p * out_step + first, activated(sum[p], task.filter_slope));
+      store(out + p * out_step + first, activated(sum[p], task.filter_slope));
     }
   }
 }
@@ -94,21 +82,21 @@ struct Operands {
 template <int64_t kPanels>
 ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, const int64_t *pixel,
                                      const float *weights, const int64_t *first) {
-  const int64_t parts = kPanel / kRegister, inputs = at.inputs;
+  const int64_t parts = kPanel / kLanes, inputs = at.inputs;
   const float *x[kBlockRows];
-  Register sum[kBlockRows][kPanels][parts];
+  Lanes sum[kBlockRows][kPanels][parts];
   for (int64_t r = 0; r < kBlockRows; ++r) x[r] = at.x + pixel[r] * at.step;
   for (int64_t v = 0; v < kPanels; ++v) {
     for (int64_t i = 0; i < parts; ++i) {
-      const Register bias = from_memory(task.bias + first[v] + i * kRegister);
+      const Lanes bias = load(task.bias + first[v] + i * kLanes);
       for (int64_t r = 0; r < kBlockRows; ++r) sum[r][v][i] = bias;
     }
   }
   for (int64_t k = 0; k < inputs; ++k) {
-    Register weight[kPanels][parts];
+    Lanes weight[kPanels][parts];
     for (int64_t v = 0; v < kPanels; ++v) {
       for (int64_t i = 0; i < parts; ++i) {
-        weight[v][i] = from_memory(weights + (v * inputs + k) * kPanel + i * kRegister);
+        weight[v][i] = load(weights + (v * inputs + k) * kPanel + i * kLanes);
       }
     }
     for (int64_t r = 0; r < kBlockRows; ++r) {
@@ -120,15 +108,15 @@ ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, co
   for (int64_t r = 0; r < kBlockRows; ++r) {
     for (int64_t v = 0; v < kPanels; ++v) {
       for (int64_t i = 0; i < parts; ++i) {
-        const int64_t channel = first[v] + i * kRegister;
-        Register found = sum[r][v][i];
-        if (at.added) found += from_memory(at.added + pixel[r] * at.added_step + channel);
+        const int64_t channel = first[v] + i * kLanes;
+        Lanes found = sum[r][v][i];
+        if (at.added) found += load(at.added + pixel[r] * at.added_step + channel);
         found = activated(found, task.slope);
         if (at.passed) {
-          to_memory_in_turn(at.out + pixel[r] * at.out_step + 2 * channel,
-                            from_memory(at.passed + pixel[r] * at.passed_step + channel), found);
+          store_in_turn(at.out + pixel[r] * at.out_step + 2 * channel,
+                            load(at.passed + pixel[r] * at.passed_step + channel), found);
         } else {
-          to_memory(at.out + pixel[r] * at.out_step + channel, found);
+          store(at.out + pixel[r] * at.out_step + channel, found);
         }
       }
     }

@@ -30,7 +30,7 @@ ALWAYS_INLINE Whole bounded(Whole x, Whole most) {
   return x > most ? most : x;
 }
 
-// Sixteen samples at positions x, y of maps of height by width that begin at `start`; `share` is what each weighs.
+// Samples at positions x, y of maps of height by width that begin at `start`; `share` is what each weighs.
 ALWAYS_INLINE void place(Lanes x, Lanes y, Lanes share, Whole height, Whole width, Whole start, int64_t first,
                          Corners &corners) {
   const Lanes h = __builtin_convertvector(height, Lanes), w = __builtin_convertvector(width, Lanes);

@@ -17,7 +17,6 @@
 
 namespace {
 
-const int64_t kLanes = 16;                 // floats of the widest vector
 const int64_t kPanel = 16;                 // outputs of a convolution whose weights lie together
 const int64_t kWidest = 64;                // channels of a head whose number is known when compiling
 const int64_t kSamples = 64;               // of a query and head of deformable attention at most
@@ -25,11 +24,6 @@ const int64_t kTile = 256, kQueries = 128;  // keys and queries that attention t
 const int64_t kScratch = kQueries * kTile + kTile * kWidest;
 const int64_t kPixels = 96;                // of a convolution's result that are computed at once, about
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
-
-// these become several smaller vectors where there are none so wide
-typedef float Lanes __attribute__((vector_size(64)));
-typedef int32_t Whole __attribute__((vector_size(64)));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 struct AttentionTask {
   const float *query, *key, *value;  // (frames, queries or keys, heads, width)
@@ -65,7 +59,8 @@ struct ConvolutionTask {
 };
 
 namespace portable {
-const int64_t kRegister = 4, kBlockRows = 4, kBlockPanels = 1;  // of a product, held in registers
+const int64_t kLanes = 4;                       // floats of a register: wider vectors would be split badly
+const int64_t kBlockRows = 4, kBlockPanels = 1;  // of a product, held in registers
 #include "lanes.h"
 #include "attention.h"
 #include "convolution.h"
@@ -77,7 +72,7 @@ const int64_t kRegister = 4, kBlockRows = 4, kBlockPanels = 1;  // of a product,
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 namespace avx2 {
-const int64_t kRegister = 8, kBlockRows = 6, kBlockPanels = 1;
+const int64_t kLanes = 8, kBlockRows = 6, kBlockPanels = 1;
 #include "lanes.h"
 #include "attention.h"
 #include "convolution.h"
@@ -88,7 +83,7 @@ const int64_t kRegister = 8, kBlockRows = 6, kBlockPanels = 1;
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 namespace avx512 {
-const int64_t kRegister = 16, kBlockRows = 7, kBlockPanels = 4;
+const int64_t kLanes = 16, kBlockRows = 7, kBlockPanels = 4;
 #include "lanes.h"
 #include "attention.h"
 #include "convolution.h"

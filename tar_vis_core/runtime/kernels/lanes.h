@@ -1,4 +1,8 @@
-// Sixteen floats at a time. Included once for each kind of processor (kernels.cpp).
+// kLanes floats at a time. Included once for each kind of processor (kernels.cpp).
+
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 ALWAYS_INLINE Lanes load(const float *from) {
   Lanes lanes;
