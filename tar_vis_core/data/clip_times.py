@@ -1,4 +1,4 @@
-"""The moments of a video that a clip shows."""
+"""The moments of a video that a clip shows, and the least size of its frames."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ def check_gaps(gaps: Sequence[int]) -> tuple[int, ...]:
     if not gaps or min(gaps) < 0 or not max(gaps):
         raise ValueError(f'gaps are {list(gaps)}, expected whole numbers from 0, not all 0')
     return tuple(gaps)
+
+
+def check_canvas(size: tuple[int, int], frames: int = 1) -> None:
+    """Raise ValueError for a canvas ``size`` (height, width) too small for a network, or a clip without frames."""
+    if min(size) < 16:
+        raise ValueError(f'a canvas of {size[0]}x{size[1]} is too small, expected at least 16x16')
+    if frames < 1:
+        raise ValueError(f'a clip of {frames} frames, expected at least 1')
 
 
 def draw_times(rng: np.random.Generator, frames: int, gaps: Sequence[int]) -> list[int]:

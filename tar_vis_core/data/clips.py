@@ -23,8 +23,8 @@ class VideoClips(Dataset):
     """Clips of ``frames`` samples from YouTube-VIS files; item i is a random clip of video i.
 
     Instances keep their index through a clip, with an empty mask where they are not seen; instances that no
-    frame shows are left out. The same (seed, epoch, index) gives the same clip. A video shorter than a clip is played
-    to and fro. A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`).
+    frame shows are left out. The same (seed, ``epoch``, index) gives the same clip. A video shorter than a clip is
+    played to and fro. A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`).
 
     ``labels`` gives the label of a class name. The shorter edge of a clip becomes one of ``short_sides``, the longer
     at most ``max_side``. With ``crop`` (from, to) half of the clips are first cut to a box with sides in that range
@@ -48,10 +48,6 @@ class VideoClips(Dataset):
             self.records += records
         if not self.records:
             raise DataError(f'no labelled video in {", ".join(map(str, json_paths))}')
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next clips; each has clips of its own."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.records)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
+from tar_vis_core.data.clip_times import check_canvas
 from tar_vis_core.data.folders import check_pictures, find_pictures
 from tar_vis_core.data.label_fields import Id, LeftOut, by_id, category_names, entries, read_labels
 from tar_vis_core.data.mosaic import random_mosaic
@@ -131,13 +131,12 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
 class CocoDataset(Dataset):
     """Augmented samples of a fixed size from one or more COCO files.
 
-    The same (seed, epoch, index) gives the same sample. ``set_epoch`` and ``set_size`` reach the workers of a running
-    DataLoader as well. With ``augment=False`` a sample is the whole image at the canvas's top left.
+    The same (seed, ``epoch``, index) gives the same sample. Epoch and ``size``, the canvas (height, width), may change
+    between samples.
     """
 
     def __init__(self, json_paths: Sequence[str | Path] | str | Path, size: tuple[int, int] = (256, 384), *,
-                 augment: bool = True, seed: int = 0, copy_paste: float = 0.4, lookalikes: float = 0.03,
-                 mosaic: float = 0.0,
+                 seed: int = 0, copy_paste: float = 0.4, lookalikes: float = 0.03, mosaic: float = 0.0,
                  min_pixels: int = 40, max_instances: int = 40, skip_image_ids: Container[int] = (),
                  labels: Mapping[str, int] | None = None, boxes: bool = False) -> None:
         if isinstance(json_paths, (str, Path)):
@@ -149,11 +148,10 @@ class CocoDataset(Dataset):
         small = sum(record.path.stat().st_size for record in self.records) < PRELOAD_BYTES
         for record in self.records if small else ():
             record.encoded = record.path.read_bytes()
-        self.augment, self.seed, self.copy_paste = augment, seed, copy_paste
+        check_canvas(size)
+        self.size, self.epoch, self.seed, self.copy_paste = size, 0, seed, copy_paste
         self.lookalikes, self.mosaic = lookalikes, mosaic
         self.min_pixels, self.max_instances = min_pixels, max_instances
-        self._shared = torch.tensor([0, *size]).share_memory_()      # epoch, height, width
-        self.set_size(*size)
         self._donors, self._donor_cdf = self._find_donors()
 
     def _find_donors(self) -> tuple[list[tuple[int, int]], np.ndarray]:
@@ -175,45 +173,27 @@ class CocoDataset(Dataset):
             odds[group] *= share / max(odds[group].sum(), 1e-9)
         return donors, np.cumsum(odds) / max(odds.sum(), 1e-9)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose augmentations the next items show."""
-        self._shared[0] = epoch
-
-    def set_size(self, height: int, width: int) -> None:
-        """Choose the canvas of the next items, in pixels."""
-        if height < 16 or width < 16:
-            raise ValueError(f'a training canvas of {height}x{width} is too small, expected at least 16x16')
-        self._shared[1], self._shared[2] = height, width
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return int(self._shared[1]), int(self._shared[2])
-
     def rng(self, index: int) -> np.random.Generator:
         """Return the random generator of item ``index`` in the present epoch."""
-        return np.random.default_rng([self.seed, int(self._shared[0]), index])
+        return np.random.default_rng([self.seed, self.epoch, index])
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        scene, size = self.records[index].scene(), self.size
-        if self.augment:
-            rng = self.rng(index)
-            # without mosaics nothing is drawn for them: the samples of earlier runs stay what they were
-            if self.mosaic and rng.random() < self.mosaic:
-                others = [self.records[i].scene() for i in rng.integers(len(self.records), size=3)]
-                scene = random_mosaic(rng, [scene, *others], size)
-            else:
-                scene = tf.warp_scene(scene, tf.random_view(rng, scene, size), size)
-            if rng.random() < self.copy_paste:
-                scene = self.paste_random(rng, scene)
-            image = scene.image
-            if rng.random() < 0.8:
-                image = cv2.transform(image, tf.random_colours(rng))
-            scene.image = tf.Degradation.draw(rng).apply(rng, image)
+        rng, scene, size = self.rng(index), self.records[index].scene(), self.size
+        # without mosaics nothing is drawn for them: the samples of earlier runs stay what they were
+        if self.mosaic and rng.random() < self.mosaic:
+            others = [self.records[i].scene() for i in rng.integers(len(self.records), size=3)]
+            scene = random_mosaic(rng, [scene, *others], size)
         else:
-            scene = tf.warp_scene(scene, tf.fit_view(scene.size, size), size)
+            scene = tf.warp_scene(scene, tf.random_view(rng, scene, size), size)
+        if rng.random() < self.copy_paste:
+            scene = self.paste_random(rng, scene)
+        image = scene.image
+        if rng.random() < 0.8:
+            image = cv2.transform(image, tf.random_colours(rng))
+        scene.image = tf.Degradation.draw(rng).apply(rng, image)
         return tf.to_sample(tf.drop_small(scene, self.min_pixels, self.max_instances))
 
     def paste_random(self, rng: np.random.Generator, scene: Scene) -> Scene:

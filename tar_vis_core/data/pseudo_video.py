@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
-from tar_vis_core.data.clip_times import check_gaps, draw_times
+from tar_vis_core.data.clip_times import check_canvas, check_gaps, draw_times
 from tar_vis_core.data.coco import CocoDataset
 from tar_vis_core.data.transforms import Sample, Scene
 
@@ -104,32 +103,24 @@ def align_clip(frames: list[Scene], min_pixels: int, max_instances: int) -> list
 class PseudoVideoDataset(Dataset):
     """Clips of ``frames`` samples whose masks, labels and trust stand at the same index in every frame.
 
-    A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`). Seed, epoch, canvas,
-    instance limits and the stills themselves are those of ``stills``. The same (seed, epoch, index) gives the same
-    clip.
+    A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`). Seed, epoch, canvas, instance limits
+    and the stills themselves are those of ``stills``. The same (seed, epoch, index) gives the same clip.
     """
 
     def __init__(self, stills: CocoDataset, frames: int = 2, *, movers: float = 0.6,
                  still_camera: float = 0.25, gaps: Sequence[int] = (1,)) -> None:
-        self.gaps = check_gaps(gaps)
-        self.stills, self.movers, self.still_camera = stills, movers, still_camera
-        self._frames = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self.set_frames(frames)
-
-    def set_frames(self, frames: int) -> None:
-        """Choose the length of the next clips."""
-        if frames < 1:
-            raise ValueError(f'a clip of {frames} frames, expected at least 1')
-        self._frames[0] = frames
+        check_canvas(stills.size, frames)
+        self.stills, self.frames, self.gaps = stills, frames, check_gaps(gaps)
+        self.movers, self.still_camera = movers, still_camera
 
     def __len__(self) -> int:
         return len(self.stills)
 
     def __getitem__(self, index: int) -> list[Sample]:
-        rng, size, frames = self.stills.rng(index), self.stills.size, int(self._frames[0])
+        rng, size = self.stills.rng(index), self.stills.size
         scene = self.stills.records[index].scene()
         view = tf.random_view(rng, scene, size, fill=rng.random() < 0.7)
-        times = draw_times(rng, frames, self.gaps)
+        times = draw_times(rng, self.frames, self.gaps)
         camera = draw_path(rng, times, size, draw_amplitude(rng, size, self.still_camera), rng.random() < 0.3)
         movers = self.draw_movers(rng, times, size) if rng.random() < self.movers else []
         clip = render_clip(scene, view, camera, movers, size)

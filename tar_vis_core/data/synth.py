@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from tar_vis_core.data import transforms as tf
-from tar_vis_core.data.clip_times import check_gaps, draw_times
+from tar_vis_core.data.clip_times import check_canvas, check_gaps, draw_times
 from tar_vis_core.data.pseudo_video import align_clip, draw_amplitude
 from tar_vis_core.data.shapes import TILE, Shape, draw_tile
 from tar_vis_core.data.transforms import Degradation, Sample, Scene
@@ -224,44 +223,26 @@ def render(crowd: Crowd, frame: int, size: tuple[int, int]) -> Scene:
 class SynthVideos(Dataset):
     """Clips of ``frames`` samples of class set 'crowd', whose instances stand at the same index in every frame.
 
-    The same (seed, epoch, index) gives the same clip; ``length`` only says when an epoch ends. From frame
-    to frame the world advances by one of ``gaps`` (:func:`draw_times`). ``set_epoch``,
-    ``set_size`` and ``set_frames`` reach the workers of a running DataLoader as well.
+    The same (seed, ``epoch``, index) gives the same clip; ``length`` only says when an epoch ends. From frame to frame
+    the world advances by one of ``gaps`` (:func:`draw_times`). Epoch and ``size``, the canvas (height, width), may
+    change between clips.
     """
 
     def __init__(self, size: tuple[int, int] = (192, 288), frames: int = 2, *, length: int = 10_000, seed: int = 0,
                  gaps: Sequence[int] = (1,), min_pixels: int = 40, max_instances: int = 14) -> None:
-        self.gaps = check_gaps(gaps)
-        self.length, self.seed, self.min_pixels, self.max_instances = length, seed, min_pixels, max_instances
-        self._shared = torch.zeros(4, dtype=torch.int64).share_memory_()   # epoch, height, width, frames
-        self.set_size(*size)
-        self.set_frames(frames)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next clips; each has clips of its own."""
-        self._shared[0] = epoch
-
-    def set_size(self, height: int, width: int) -> None:
-        """Choose the canvas of the next clips, in pixels."""
-        if height < 16 or width < 16:
-            raise ValueError(f'a canvas of {height}x{width} is too small, expected at least 16x16')
-        self._shared[1], self._shared[2] = height, width
-
-    def set_frames(self, frames: int) -> None:
-        """Choose the length of the next clips."""
-        if frames < 1:
-            raise ValueError(f'a clip of {frames} frames, expected at least 1')
-        self._shared[3] = frames
+        check_canvas(size, frames)
+        self.size, self.frames, self.gaps = size, frames, check_gaps(gaps)
+        self.length, self.seed, self.epoch = length, seed, 0
+        self.min_pixels, self.max_instances = min_pixels, max_instances
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> list[Sample]:
-        epoch, height, width, frames = self._shared.tolist()
-        rng = np.random.default_rng([self.seed, epoch, index])
-        times = draw_times(rng, frames, self.gaps)
-        crowd = draw_crowd(rng, times[-1] + 1, (height, width))
-        clip = [render(crowd, time, (height, width)) for time in times]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        times = draw_times(rng, self.frames, self.gaps)
+        crowd = draw_crowd(rng, times[-1] + 1, self.size)
+        clip = [render(crowd, time, self.size) for time in times]
         fault, flicker = Degradation.draw(rng), rng.choice((0.0, 0.02, 0.1))
         fault = Degradation(fault.defocus, (1, 1), max(fault.noise, int(rng.choice((0, 2, 4, 8)))), fault.quality)
         for frame in clip:

@@ -130,12 +130,6 @@ def flipping(width: int) -> np.ndarray:
     return np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]], np.float64)
 
 
-def fit_view(source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Return the matrix that shows the whole source image, as large as fits, at the canvas's top left."""
-    scale = min(size[0] / source[0], size[1] / source[1])
-    return scaling(scale, scale)
-
-
 def random_view(rng: np.random.Generator, scene: Scene, size: tuple[int, int], fill: bool = False) -> np.ndarray:
     """Return a random crop, scale, mirror and mild turn from ``scene`` to a canvas ``size``.
 

@@ -147,6 +147,8 @@ def _check(recipe: Recipe, where: str) -> None:
     if recipe.trains(PARTS['tracker']) and find_preset(recipe.preset).tracker == 'dynamic_anchors':
         raise RecipeError(f'{where}: the tracker of DVIS-DAQ (preset {recipe.preset}) cannot be trained yet, what is '
                           "missing is in docs/reference/models.md; expected 'clip: 1' or other parts in train")
+    if any(min(size[1:]) < 16 for size in recipe.sizes):
+        raise RecipeError(f'{where}: sizes is {recipe.sizes}, expected canvases of at least 16x16')
     if not recipe.gaps or min(recipe.gaps) < 0 or not max(recipe.gaps):
         raise RecipeError(f'{where}: gaps is {recipe.gaps}, expected whole numbers from 0, not all 0')
     if recipe.crop and (len(recipe.crop) != 2 or not 0 < recipe.crop[0] <= recipe.crop[1]):

@@ -5,14 +5,13 @@ They do not depend on how many processes share an iteration, which process makes
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from tar_vis_core.data.category_maps import FROM_COCO
 from tar_vis_core.data.clips import VideoClips
@@ -30,7 +29,7 @@ TRIES = 20      # draws in place of an unreadable sample
 
 @dataclass
 class Source:
-    """One data set: its clips, and the function that sets the epoch (and the canvas, if any) of the next clips."""
+    """One data set: its clips, and the object that holds the epoch (and the canvas, if any) of the next clips."""
 
     clips: Dataset
     control: CocoDataset | SynthVideos | VideoClips
@@ -69,9 +68,9 @@ class Draws(Dataset):
         source = self.sources[number % len(self.sources)]
         done = number // recipe.batch / recipe.iterations
         height, width = next((int(h), int(w)) for start, h, w in reversed(recipe.sizes) if done >= start)
-        source.control.set_epoch(number)
+        source.control.epoch = number
         if not isinstance(source.control, VideoClips):
-            source.control.set_size(height, width)
+            source.control.size = height, width
         for attempt in range(TRIES):
             try:
                 item = source.clips[int(rng.integers(len(source.clips)))]
@@ -92,11 +91,4 @@ def batches(draws: Draws, world: World, start: int, end: int) -> Iterator[list[l
         raise RecipeError(f'a batch of {recipe.batch} cannot be shared by {world.size} processes alike; --set batch=N')
     numbers = [range(i * recipe.batch + world.rank * own, i * recipe.batch + (world.rank + 1) * own)
                for i in range(start, end)]
-    return iter(DataLoader(draws, batch_sampler=numbers, num_workers=recipe.workers, collate_fn=list,
-                           worker_init_fn=_own_controls))
-
-
-def _own_controls(_: int) -> None:
-    """Give each worker its own epoch and canvas: they lie in shared memory, and workers run ahead of each other."""
-    draws = get_worker_info().dataset
-    draws.sources = copy.deepcopy(draws.sources)
+    return iter(DataLoader(draws, batch_sampler=numbers, num_workers=recipe.workers, collate_fn=list))

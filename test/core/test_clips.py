@@ -66,7 +66,7 @@ def frame_number(sample):
 
 def drawn(dataset, epochs=30):
     for epoch in range(epochs):
-        dataset.set_epoch(epoch)
+        dataset.epoch = epoch
         yield dataset[0]
 
 

@@ -119,14 +119,14 @@ def test_a_sample_is_deterministic_and_changes_with_epoch_and_seed(tmp_path):
     a, b = first[1], second[1]
     assert torch.equal(a.image, b.image) and torch.equal(a.masks, b.masks)
     assert not torch.equal(a.image, other[1].image)
-    second.set_epoch(1)
+    second.epoch = 1
     assert not torch.equal(a.image, second[1].image)
 
 
 def test_a_sample_has_the_fixed_size_and_fitting_types(tmp_path):
     dataset = CocoDataset(write_coco(tmp_path), (64, 96), copy_paste=0.8, lookalikes=0.5)
     for epoch in range(15):
-        dataset.set_epoch(epoch)
+        dataset.epoch = epoch
         for index in range(len(dataset)):
             s = dataset[index]
             assert s.image.shape == (3, 64, 96) and s.image.dtype == torch.uint8
@@ -139,12 +139,15 @@ def test_a_sample_has_the_fixed_size_and_fitting_types(tmp_path):
                 assert not (s.masks.any(0) & s.ignore).any()
 
 
-def test_without_augmentation_the_whole_image_is_at_the_top_left(tmp_path):
-    s = CocoDataset(write_coco(tmp_path), (HEIGHT, WIDTH + 32), augment=False)[0]
-    image = s.image.permute(1, 2, 0).numpy()
-    assert (image[:, WIDTH:] == tf.PAD_VALUE).all()
+def as_sample(path) -> tf.Sample:
+    """The first image of a COCO file as it is."""
+    return tf.to_sample(load_coco(path)[0].scene())
+
+
+def test_a_labelled_image_is_a_sample(tmp_path):
+    s = as_sample(write_coco(tmp_path))
     assert s.labels.tolist() == [0, 1] and s.exhaustive
-    assert_painted(image, s.masks.numpy())
+    assert_painted(s.image.permute(1, 2, 0).numpy(), s.masks.numpy())
 
 
 def test_a_crowd_becomes_ignored(tmp_path):
@@ -153,16 +156,16 @@ def test_a_crowd_becomes_ignored(tmp_path):
     runs = np.diff(np.flatnonzero(np.diff(np.concatenate(([2], box.T.ravel().astype(int), [2]))))).tolist()
     crowd = {'id': 99, 'image_id': 1, 'category_id': 1, 'iscrowd': 1,
              'segmentation': {'size': [HEIGHT, WIDTH], 'counts': runs}}     # uncompressed, as COCO writes crowds
-    s = CocoDataset(write_coco(tmp_path, extra=(crowd,)), (HEIGHT, WIDTH), augment=False)[0]
+    s = as_sample(write_coco(tmp_path, extra=(crowd,)))
     assert s.labels.tolist() == [0, 1], 'a crowd is not an instance'
     expected = torch.from_numpy(box) & ~s.masks.any(0)
     assert torch.equal(s.ignore, expected)
 
 
 def test_where_only_persons_are_labelled_the_sample_says_so(tmp_path):
-    s = CocoDataset(write_coco(tmp_path, annotated='person', pseudo=True), (HEIGHT, WIDTH), augment=False)[0]
+    s = as_sample(write_coco(tmp_path, annotated='person', pseudo=True))
     assert not s.exhaustive and not s.trusted.any()
-    assert CocoDataset(write_coco(tmp_path / 'b', annotated=None), (HEIGHT, WIDTH), augment=False)[0].exhaustive
+    assert as_sample(write_coco(tmp_path / 'b', annotated=None)).exhaustive
 
 
 def test_machine_made_masks_are_never_pasted(tmp_path):
@@ -171,14 +174,13 @@ def test_machine_made_masks_are_never_pasted(tmp_path):
     assert len(dataset[0].masks) <= 2
 
 
-def test_epoch_and_size_reach_a_running_worker(tmp_path):
+def test_epoch_and_size_may_change_between_samples(tmp_path):
     dataset = CocoDataset(write_coco(tmp_path), (64, 96))
-    loader = torch.utils.data.DataLoader(dataset, 1, collate_fn=list, num_workers=1, persistent_workers=True)
-    first = [batch[0].image for batch in loader]
-    dataset.set_epoch(3)
-    assert not all(torch.equal(a, b[0].image) for a, b in zip(first, loader, strict=True))
-    dataset.set_size(48, 64)
-    assert {tuple(batch[0].image.shape) for batch in loader} == {(3, 48, 64)}
+    first = [sample.image for sample in map(dataset.__getitem__, range(len(dataset)))]
+    dataset.epoch = 3
+    assert not all(torch.equal(image, dataset[index].image) for index, image in enumerate(first))
+    dataset.size = 48, 64
+    assert {tuple(dataset[index].image.shape) for index in range(len(dataset))} == {(3, 48, 64)}
 
 
 # clips
@@ -226,7 +228,7 @@ def test_clips_hold_identities_and_say_where_one_is_out_of_view(tmp_path):
     clips = PseudoVideoDataset(CocoDataset(write_coco(tmp_path), (64, 96)), frames=4, movers=1.0)
     lost = 0
     for epoch in range(25):
-        clips.stills.set_epoch(epoch)
+        clips.stills.epoch = epoch
         clip = clips[epoch % 3]
         assert len(clip) == 4
         for sample in clip:
@@ -240,13 +242,11 @@ def test_clips_hold_identities_and_say_where_one_is_out_of_view(tmp_path):
                for a, b in zip(clip, again, strict=True))
 
 
-def test_clips_change_their_length(tmp_path):
-    clips = PseudoVideoDataset(CocoDataset(write_coco(tmp_path), (64, 96)), frames=3)
-    assert len(clips[0]) == 3
-    clips.set_frames(2)
-    assert len(clips[0]) == 2
+def test_clips_have_the_length_that_is_asked_for(tmp_path):
+    stills = CocoDataset(write_coco(tmp_path), (64, 96))
+    assert [len(PseudoVideoDataset(stills, frames)[0]) for frames in (3, 1)] == [3, 1]
     with pytest.raises(ValueError, match='0 frames'):
-        clips.set_frames(0)
+        PseudoVideoDataset(stills, 0)
 
 
 # faulty data

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from coco_files import write_coco
-from torch.utils.data import DataLoader
 
 from tar_vis_core.commands.main import main
 from tar_vis_core.data.clip_times import draw_times
@@ -42,22 +41,18 @@ def test_the_same_seed_epoch_and_index_give_the_same_clip():
     assert equal(first[2], second[2])
     assert not torch.equal(first[2][0].image, first[3][0].image)
     assert not torch.equal(first[2][0].image, SynthVideos(SIZE, 3, seed=6)[2][0].image)
-    second.set_epoch(1)
+    second.epoch = 1
     assert not torch.equal(first[2][0].image, second[2][0].image)
-    second.set_epoch(0)
+    second.epoch = 0
     assert equal(first[2], second[2])
 
 
-def test_size_frames_and_epoch_reach_running_workers():
-    made = SynthVideos(SIZE, 1, length=3)
-    loader = DataLoader(made, batch_size=None, num_workers=1, persistent_workers=True)
-    assert {len(clip) for clip in loader} == {1}
-    made.set_frames(2)
-    made.set_size(64, 80)
-    made.set_epoch(4)
-    clips = list(loader)
-    assert {len(clip) for clip in clips} == {2} and clips[0][0].image.shape == (3, 64, 80)
-    assert equal(clips[1], made[1])
+def test_size_and_epoch_may_change_between_clips():
+    made, other = SynthVideos(SIZE, 2), SynthVideos((64, 80), 2)
+    assert made[1][0].image.shape == (3, *SIZE)
+    made.size, made.epoch, other.epoch = (64, 80), 4, 4
+    assert made[1][0].image.shape == (3, 64, 80)
+    assert equal(made[1], other[1])
 
 
 def test_masks_are_disjoint_and_identities_keep_their_index():
