@@ -52,6 +52,11 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
     return f'unknown {what} {name!r}{near(name, known)}; expected one of {", ".join(known)}'
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's message without line breaks, or the name of its type if it has none."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -38,9 +38,9 @@ def prepare(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> tu
                                 source)
 
 
-def small_grey(image: np.ndarray, width: int = 64) -> np.ndarray:
-    """Return the image area-averaged to about ``width`` pixels across, as grey levels 0..255 in float32 ``(h, w)``."""
+def small_grey(image: np.ndarray) -> np.ndarray:
+    """Return the image area-averaged to at most 64 pixels across, as grey levels 0..255 in float32 ``(h, w)``."""
     h, w = image.shape[:2]
-    width = min(width, w)
+    width = min(64, w)
     size = width, min(h, max(1, round(h * width / w)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) @ GREY

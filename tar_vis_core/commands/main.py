@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.io.terminal import one_line, say_anything
+from tar_vis_core.io.terminal import line_about, say_anything
 
 # A command: the module with its ``main(argv)``, one line of help.
 COMMANDS = {
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return import_module(COMMANDS[words[0]][0]).main(words[1:])
     except (TarVisError, ValueError, OSError, MemoryError) as error:
-        print(f'tar-vis: {one_line(error)}', file=sys.stderr)
+        print(f'tar-vis: {line_about(error)}', file=sys.stderr)
         return 1
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tqdm import tqdm
 
-from tar_vis_core.data.coco import ImageRecord, load_coco
+from tar_vis_core.data.coco import ImageRecord
 from tar_vis_core.models.class_sets import VOC, plain_name
 
 Prediction = tuple[float, str, np.ndarray]     # score, category name, mask (h, w) bool at the image's size
@@ -53,16 +51,6 @@ class CocoResult:
     images: int
     categories: list[CategoryAP] = field(default_factory=list)
 
-    def __getitem__(self, name: str) -> CategoryAP:
-        for category in self.categories:
-            if category.name == name:
-                return category
-        raise KeyError(f'{name!r} was not evaluated, only {", ".join(c.name for c in self.categories)}')
-
-    @property
-    def person(self) -> CategoryAP:
-        return self['person']
-
     def __str__(self) -> str:
         columns = ('ap', 'ap50', 'ap75', 'small', 'medium', 'large', 'recall')
         titles = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large', 'AR100')
@@ -74,24 +62,18 @@ class CocoResult:
         return '\n'.join(lines)
 
 
-def evaluate(predict: Callable[[np.ndarray], Iterable[Prediction]], json_path: str | Path | Sequence[ImageRecord], *,
-             categories: Sequence[str] = ('person',), image_ids: Container[int] | None = None,
-             progress: bool = True) -> CocoResult:
-    """Run ``predict`` on every image of a COCO file and score the masks.
+def evaluate(records: Sequence[ImageRecord], predictions: Sequence[Iterable[Prediction]],
+             categories: Sequence[str] = ('person',)) -> CocoResult:
+    """Score the predictions of each image of a COCO file, ``records`` of :func:`tar_vis_core.data.coco.load_coco`.
 
-    ``predict`` takes an image ``(h, w, 3)`` uint8 RGB and returns (score, category name, mask ``(h, w)`` bool) of each
-    instance. Names are COCO's or Pascal VOC's; names that are not evaluated are left out. ``json_path`` is the COCO
-    file or records of :func:`tar_vis_core.data.coco.load_coco`. ``'voc'`` among the ``categories`` stands for the 20
-    Pascal VOC classes that occur in the file. ``image_ids`` limits the images.
-
-    Raise DataError for a faulty data set and ValueError for a prediction that does not fit its image.
+    A prediction is (score, category name, mask ``(h, w)`` bool). Names are COCO's or Pascal VOC's; names that are not
+    evaluated are left out. ``'voc'`` among the ``categories`` stands for the 20 Pascal VOC classes that occur in the
+    file. Raise ValueError for a prediction that does not fit its image.
     """
-    records = load_coco(json_path, preload=False) if isinstance(json_path, (str, Path)) else list(json_path)
-    records = [r for r in records if image_ids is None or r.id in image_ids]
     names = expand_categories(categories, records)
     found: dict[str, list[dict]] = {name: [] for name in names}
-    for number, record in enumerate(tqdm(records, desc='evaluating', unit='image', disable=not progress)):
-        for score, name, mask in predict(record.image()):
+    for number, (record, own) in enumerate(zip(records, predictions, strict=True)):
+        for score, name, mask in own:
             name = plain_name(name)
             if name not in found:
                 continue

@@ -82,12 +82,8 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
             out = way(both[1], previous)
             executed[name] += out.trace.executed_layers
             answers[name].append(to_predictions(model, image, both[1], out, geometry))
-    rows = []
-    for name, predictions in answers.items():
-        queue = iter(predictions)
-        result = evaluate(lambda image, queue=queue: next(queue), records, categories=categories, progress=False)
-        rows.append(Row(name, executed[name] / max(1, len(records)), result))
-    return rows
+    return [Row(name, executed[name] / max(1, len(records)), evaluate(records, predictions, categories))
+            for name, predictions in answers.items()]
 
 
 def labelled_categories(path: Path, records: Sequence[ImageRecord], asked: Sequence[str]) -> tuple[str, ...]:

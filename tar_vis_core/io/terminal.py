@@ -6,6 +6,8 @@ import errno
 import re
 import sys
 
+from tar_vis_core.errors import one_line
+
 
 def say_anything() -> None:
     """Let print write names in any alphabet. A character that the terminal cannot show comes out as ``\\xdf``."""
@@ -14,12 +16,12 @@ def say_anything() -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's message on one line."""
-    text = ' '.join(str(error).split())
+def line_about(error: BaseException) -> str:
+    """Return the line that a program ends with after an error."""
+    text = one_line(error)
     if out_of_memory(error):
-        return f'memory ran out{text and f" ({text[:200]})"}: close other programs, or take a smaller model or input'
-    return text or type(error).__name__
+        return f'memory ran out ({text[:200]}): close other programs, or take a smaller model or input'
+    return text
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -39,15 +39,15 @@ class TimedImage:
     pass_position_s: float   # seconds since the first frame of this pass; 0 again after a loop
 
 
-def open_frames(source: str, rate: float = 0.0, width: int = 0, seed: int = 0) -> FrameReader:
+def open_frames(source: str, rate: float = 0.0, width: int = 0) -> FrameReader:
     """Return the reader that fits ``source``.
 
     ``source`` is a video file, an image, a folder of images, a camera (``0`` or ``/dev/video0``), or ``photographs``
-    (also when empty). ``rate`` and ``width`` are asked of a camera and of nothing else; ``seed`` varies
-    the photographs' camera motion. Raise SourceError with one line that says what to do.
+    (also when empty). ``rate`` and ``width`` are asked of a camera and of nothing else. Raise SourceError with one line
+    that says what to do.
     """
     if source in ('', PHOTOGRAPHS):
-        return PhotographReader(seed=seed)
+        return PhotographReader()
     if source.isdigit() or source.startswith('/dev/video'):
         return CameraReader(source, rate, width)
     path = user_path(source)

@@ -12,6 +12,7 @@ import numpy as np
 from tar_vis_core.instances import FrameResult, Instance, TrackStatus
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+OPACITY = 0.45      # of masks
 Polyline = list[tuple[float, float]]    # mask centres x, y in pixels, frame after frame
 
 
@@ -81,43 +82,33 @@ def mask_centre(instance: Instance) -> tuple[float, float]:
     return x + across, y + down
 
 
-def draw_overlay(rgb: np.ndarray, instances: Sequence[Instance], *, opacity: float = 0.45,
-                 labels: bool = True, lost: bool = False, trails: Mapping[int, Sequence[Polyline]] | None = None
-                 ) -> np.ndarray:
-    """Return a copy of the image with the instances on it, the best score on top.
+def draw_overlay(rgb: np.ndarray, instances: Sequence[Instance],
+                 trails: Mapping[int, Sequence[Polyline]] | None = None) -> np.ndarray:
+    """Return a copy of the image with the instances in sight on it, the best score on top.
 
-    ``rgb`` is ``(H, W, 3)`` uint8, the image that the instances were found in. ``lost`` adds the
-    last box of LOST tracks, ``trails`` the paths that :meth:`Trails.follow` returns. Line and letter sizes follow the
-    image's size.
+    ``rgb`` is ``(H, W, 3)`` uint8, the image that the instances were found in. ``trails`` adds the paths that
+    :meth:`Trails.follow` returns. Line and letter sizes follow the image's size.
     """
     picture = np.array(rgb, order='C')
     unit = min(picture.shape[:2]) / 480
     line = max(1, round(2 * unit))
     visible = sorted((i for i in instances if i.status != TrackStatus.LOST), key=lambda i: i.score)
     for instance in visible:
-        _draw_mask(picture, instance, opacity, line)
+        _draw_mask(picture, instance, line)
     for track_id, paths in (trails or {}).items():
         _draw_trail(picture, paths, track_colour(track_id), line)
-    drawn = visible
-    if lost:
-        gone = [i for i in instances if i.status == TrackStatus.LOST]
-        for instance in gone:
-            x, y, w, h = instance.box
-            cv2.rectangle(picture, (x, y), (x + w - 1, y + h - 1), track_colour(instance.track_id), 1)
-        drawn = gone + visible
-    if labels:
-        taken: list[tuple[int, int, int, int]] = []
-        for instance in reversed(drawn):   # the best score chooses its place first
-            _draw_label(picture, instance, unit, taken)
+    taken: list[tuple[int, int, int, int]] = []
+    for instance in reversed(visible):   # the best score chooses its place first
+        _draw_label(picture, instance, unit, taken)
     return picture
 
 
-def _draw_mask(picture: np.ndarray, instance: Instance, opacity: float, line: int) -> None:
+def _draw_mask(picture: np.ndarray, instance: Instance, line: int) -> None:
     x, y, w, h = instance.box
     colour = track_colour(instance.track_id)
     crop = instance.crop()
     region = picture[y:y + h, x:x + w]
-    region[crop] = (region[crop] * (1 - opacity) + np.array(colour) * opacity + 0.5).astype(np.uint8)
+    region[crop] = (region[crop] * (1 - OPACITY) + np.array(colour) * OPACITY + 0.5).astype(np.uint8)
     outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y))
     cv2.drawContours(picture, outlines, -1, colour, line, cv2.LINE_AA)
 
@@ -129,8 +120,7 @@ def _draw_trail(picture: np.ndarray, paths: Sequence[Polyline], colour: tuple[in
 
 
 def _draw_label(picture: np.ndarray, instance: Instance, unit: float, taken: list[tuple[int, int, int, int]]) -> None:
-    gone = instance.status == TrackStatus.LOST
-    text = f'{instance.class_name} #{instance.track_id} ' + ('lost' if gone else f'{instance.score:.2f}')
+    text = f'{instance.class_name} #{instance.track_id} {instance.score:.2f}'
     scale, weight = max(0.35, 0.55 * unit), max(1, round(1.2 * unit))
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, weight)
     margin = max(2, round(3 * unit))

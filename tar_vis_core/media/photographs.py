@@ -15,6 +15,7 @@ import numpy as np
 
 from tar_vis_core.media.readers import FrameReader, SourceError, read_image
 
+SIZE = 640, 480          # width, height of the views
 FPS = 10.0
 SECONDS = 6.0            # per photograph
 REST_S = (2.2, 3.9)      # the camera rests between these seconds of each photograph
@@ -40,18 +41,16 @@ SCENES = (
 
 
 class PhotographReader(FrameReader):
-    """640x480 views of the photographs, 6 s each at 10 frames per second; the same seed gives the same frames."""
+    """640x480 views of the photographs, 6 s each at 10 frames per second; the frames are always the same."""
 
     name = 'photographs'
     fps = FPS
 
-    def __init__(self, seed: int = 0, width: int = 640, height: int = 480):
-        self.size = (width, height)
-        self._seed = seed
+    def __init__(self) -> None:
         scenes = available_scenes()
         self._photographs = [read_image(path) for _, path in scenes]
-        self._hand_held = [HandHeldCamera(scene, seed + 1000 * i) for i, (scene, _) in enumerate(scenes)]
-        noise = np.random.default_rng(seed).normal(0.0, NOISE_SIGMA, (height + 64, width + 64, 3))
+        self._hand_held = [HandHeldCamera(scene, 1000 * i) for i, (scene, _) in enumerate(scenes)]
+        noise = np.random.default_rng(0).normal(0.0, NOISE_SIGMA, (SIZE[1] + 64, SIZE[0] + 64, 3))
         self._noise = np.rint(noise).astype(np.int16)
         self._per_photograph = round(SECONDS * FPS)
         self.count = self._per_photograph * len(self._photographs)
@@ -71,15 +70,15 @@ class PhotographReader(FrameReader):
         if number % 2 and t < BLEND_S:
             share = (t + 1 / FPS) / (BLEND_S + 1 / FPS)
             view = share * view + (1 - share) * self._view(number - 1, SECONDS + t)
-        top, left = np.random.default_rng((self._seed, index)).integers(0, 64, 2)
-        view = view + self._noise[top:top + self.size[1], left:left + self.size[0]]
+        top, left = np.random.default_rng((0, index)).integers(0, 64, 2)
+        view = view + self._noise[top:top + SIZE[1], left:left + SIZE[0]]
         return np.clip(np.rint(view), 0, 255).astype(np.uint8)
 
     def _view(self, number: int, t: float) -> np.ndarray:
         """Return the view of a photograph at ``t`` seconds, float32 ``(H, W, 3)``."""
         camera = self._hand_held[number]
         photograph = self._photographs[number]
-        view = cv2.warpAffine(photograph, camera.matrix(t, photograph.shape[:2], self.size), self.size,
+        view = cv2.warpAffine(photograph, camera.matrix(t, photograph.shape[:2], SIZE), SIZE,
                               flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         return view.astype(np.float32) * camera.brightness(t)
 

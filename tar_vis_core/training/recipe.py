@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tar_vis_core.errors import DataError, TarVisError, near
+from tar_vis_core.errors import DataError, TarVisError, near, one_line
 from tar_vis_core.io.json_files import read_text
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.presets import find_preset
@@ -98,7 +98,7 @@ def load_recipe(name: str, changes: Iterable[str] | None = None) -> Recipe:
     try:
         values = yaml.safe_load(read_text(path)) or {}
     except (DataError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f'{path}: no YAML: {" ".join(str(error).split())[:200]}') from error
+        raise RecipeError(f'{path}: no YAML: {one_line(error)[:200]}') from error
     if not isinstance(values, dict):
         raise RecipeError(f'{path}: expected options and their values, found {type(values).__name__}')
     for change in changes or ():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tar_vis_core.errors import one_line
 from tar_vis_core.io.whole_files import WriteError, replacing, write_text
 from tar_vis_core.models.presets import ModelConfig
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -46,7 +47,7 @@ class Run:
             self.iteration = saved['iteration']
             return saved['recipe']
         except (RuntimeError, ValueError, KeyError) as error:
-            raise RecipeError(f'{path} does not fit this recipe: {" ".join(str(error).split())[:200]}') from error
+            raise RecipeError(f'{path} does not fit this recipe: {one_line(error)[:200]}') from error
 
 
 def save_whole(content: Any, path: Path) -> None:
@@ -55,7 +56,7 @@ def save_whole(content: Any, path: Path) -> None:
         try:
             torch.save(content, half)
         except RuntimeError as error:       # torch's own writer tells of a full disk like this
-            raise WriteError(f'cannot write {path}: {" ".join(str(error).split())[:100]}; is the disk full?') from error
+            raise WriteError(f'cannot write {path}: {one_line(error)[:100]}; is the disk full?') from error
 
 
 def export(state: Mapping[str, Tensor], config: ModelConfig, preset: str, path: Path) -> None:

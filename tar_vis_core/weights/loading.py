@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tar_vis_core.errors import WeightsError
+from tar_vis_core.errors import WeightsError, one_line
 from tar_vis_core.io.input_files import is_text, problem_of, what_it_is
 from tar_vis_core.io.terminal import out_of_memory
 from tar_vis_core.io.whole_files import WriteError, replacing
@@ -157,7 +157,7 @@ def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappin
             save_file(tensors, half, dict(metadata or {}))
     except (WriteError, SafetensorError) as error:
         raise WeightsError(str(error) if isinstance(error, WriteError)
-                           else f'cannot write {path}: {_one_line(error)}') from error
+                           else f'cannot write {path}: {one_line(error)[:200]}') from error
 
 
 def split_adapter(full: str | Path, base: str | Path, adapter: str | Path) -> None:
@@ -236,16 +236,13 @@ def reading(path: str | Path) -> Iterator[None]:
         if isinstance(error, OSError):
             raise WeightsError(f'cannot read {path}: {error.strerror or error}') from error
         text = f' but a text of {path.stat().st_size} bytes' if is_text(_head(path)) else ''
-        raise WeightsError(f'{path} is damaged, truncated, or no weights file{text}: {_one_line(error)}') from error
+        raise WeightsError(f'{path} is damaged, truncated, or no weights file{text}: '
+                           f'{one_line(error)[:200]}') from error
 
 
 def _head(path: Path) -> bytes:
     with path.open('rb') as file:
         return file.read(512)
-
-
-def _one_line(error: Exception) -> str:
-    return (' '.join(str(error).split()) or type(error).__name__)[:200]
 
 
 def first_names(names: Collection[str]) -> str:

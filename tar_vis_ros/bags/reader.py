@@ -15,6 +15,7 @@ from pathlib import Path
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
+from tar_vis_core.errors import one_line
 from tar_vis_ros.bags.stored import BagError, open_bag
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
@@ -102,7 +103,7 @@ def read_topics(path: Path) -> Iterator[tuple[str, bytes]]:
             for connection, _, cdr in reader.messages():
                 yield connection.topic, bytes(cdr)
     except Exception as error:      # whatever rosbags raises
-        raise BagError(f'{path}: cannot be read: {" ".join(str(error).split())}') from error
+        raise BagError(f'{path}: cannot be read: {one_line(error)}') from error
 
 
 def header_stamp_ns(cdr: bytes) -> int:

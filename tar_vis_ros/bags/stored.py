@@ -11,7 +11,7 @@ import yaml
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import TarVisError, one_line
 from tar_vis_core.io.input_files import problem_of, what_it_is
 from tar_vis_ros.bags.scan import Channel, McapScan, SqliteScan, has_journal, has_views, storage_of
 
@@ -73,7 +73,7 @@ class StoredBag:
                     seen += 1
                     yield time_ns, cdr
             except Exception as error:      # whatever rosbags raises for a damaged bag
-                failed = _words(error)
+                failed = one_line(error)
             if not failed and seen >= count:
                 return
             try:    # as before and further, for both go by time
@@ -91,7 +91,7 @@ class StoredBag:
                     if passed > seen:
                         yield time_ns, cdr
             except Exception as error:
-                failed = _words(error)
+                failed = one_line(error)
         if passed < count or not count or not self._counts:
             self.broken = '; '.join(filter(None, [self.damage, failed]))
 
@@ -210,7 +210,7 @@ def _indexed(path: Path, files: Sequence[Path]) -> tuple[Reader | None, str]:
         reader.open()
         return reader, ''
     except Exception as error:      # whatever rosbags raises
-        return None, _words(error)
+        return None, one_line(error)
 
 
 def _scan(file: Path) -> McapScan | SqliteScan:
@@ -221,7 +221,8 @@ def _scan(file: Path) -> McapScan | SqliteScan:
         if storage:
             return (McapScan if storage == 'mcap' else SqliteScan)(file)
     except Exception as error:
-        raise BagError(f'{file}: cannot be read: {_words(error)}; it may be cut off or damaged') from error
+        reason = one_line(error).removesuffix('.')
+        raise BagError(f'{file}: cannot be read: {reason}; it may be cut off or damaged') from error
     with file.open('rb') as start:
         known = what_it_is(start.read(512))
     raise BagError(f'{file}: cannot be read: ' + (f'it is {known}' if known else 'neither MCAP nor sqlite3 data'))
@@ -229,7 +230,3 @@ def _scan(file: Path) -> McapScan | SqliteScan:
 
 def _of(connections: Sequence[Connection | Channel], topic: str, kind: str) -> list:
     return [c for c in connections if (c.topic, c.msgtype) == (topic, kind)]
-
-
-def _words(error: Exception) -> str:
-    return ' '.join(str(error).split()).removesuffix('.') or type(error).__name__

@@ -10,6 +10,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from tar_vis_core.errors import one_line
 from tar_vis_ros.bags.reader import BagError
 from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
 from tar_vis_ros.process.publishers import type_name
@@ -54,7 +55,7 @@ class BagWriter:
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> BagError:
-        return BagError(f'{self.path}: cannot be written: {" ".join(str(error).split())}')
+        return BagError(f'{self.path}: cannot be written: {one_line(error)}')
 
 
 def definition(fields: Mapping[str, str]) -> str:

@@ -12,17 +12,13 @@ from rclpy.lifecycle import Node, State, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.parameter import Parameter
 
+from tar_vis_core.errors import one_line
 from tar_vis_ros.node.settings import TABLE, Settings
 from tar_vis_ros.process.parameters import ParameterError, TableParameters
 
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ('SUCCESS', 'FAILURE', 'ERROR'))
 TRANSITIONS = {value: name.removeprefix('TRANSITION_').lower()
                for name, value in sorted(vars(Transition).items()) if name.startswith('TRANSITION_')}
-
-
-def one_line(error: BaseException) -> str:
-    """Return the error's message without line breaks."""
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def logged(transition: Callable) -> Callable:

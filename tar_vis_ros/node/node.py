@@ -15,7 +15,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from tar_vis_core.errors import DeviceLostError, TarVisError
+from tar_vis_core.errors import DeviceLostError, TarVisError, one_line
 from tar_vis_core.models.presets import preset_of
 from tar_vis_core.runtime.allocator import give_back_free_memory
 from tar_vis_ros.conversions import detections
@@ -24,7 +24,7 @@ from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
 from tar_vis_ros.node.cameras import Camera, Outputs, camera_topics
 from tar_vis_ros.node.health import Health
 from tar_vis_ros.node.image_input import ImageInput
-from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logged, one_line
+from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logged
 from tar_vis_ros.node.pipeline import Pipeline
 from tar_vis_ros.node.settings import Settings, live_options, load_segmenter, moving
 from tar_vis_ros.process.namesakes import Namesakes

@@ -15,7 +15,7 @@ from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from tar_vis_core.errors import DeviceLostError
+from tar_vis_core.errors import DeviceLostError, one_line
 from tar_vis_core.instances import FrameResult
 from tar_vis_ros.conversions.detections import encode_detections, label_info
 from tar_vis_ros.conversions.images import UNNAMED, ImageError, array_to_image, to_rgb
@@ -23,7 +23,6 @@ from tar_vis_ros.conversions.label_images import IMAGES, Moving
 from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instances
 from tar_vis_ros.conversions.stamps import seconds_of
 from tar_vis_ros.node.cameras import Camera
-from tar_vis_ros.node.lifecycle import one_line
 from tar_vis_ros.node.mailbox import Worker
 from tar_vis_ros.node.pictures import AnsweredImage, Pictures
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import TarVisError, one_line
 
 PARAMETERS = 'ros__parameters'
 SHOWN = 5
@@ -23,7 +23,7 @@ def sections(path: Path) -> dict[str, Mapping]:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise TarVisError(f'{path}: cannot be read as YAML: {" ".join(str(error).split())}') from error
+        raise TarVisError(f'{path}: cannot be read as YAML: {one_line(error)}') from error
     found = dict(_walk('', content)) if isinstance(content, Mapping) else {}
     if not found:
         raise TarVisError(f'{path}: no parameters in it; expected NODE: {PARAMETERS}: NAME: VALUE')

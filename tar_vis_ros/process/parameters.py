@@ -15,7 +15,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from tar_vis_core.errors import TarVisError, near
+from tar_vis_core.errors import TarVisError, near, one_line
 from tar_vis_core.options import Option, Value, options_of
 
 AT_CONFIGURE, AT_START = 'needs a configure', 'read at start'
@@ -188,7 +188,7 @@ class TableParameters(ABC):
         try:
             self.accept(changed, self.settings(changed))
         except ValueError as error:   # ParameterError is one
-            return SetParametersResult(successful=False, reason=' '.join(str(error).split()))
+            return SetParametersResult(successful=False, reason=one_line(error))
         return SetParametersResult(successful=True)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from tar_vis_core.errors import DeviceLostError, TarVisError
+from tar_vis_core.errors import DeviceLostError, TarVisError, one_line
 
 GPU_LOST = os.EX_TEMPFAIL   # exit code 75: what failed may go in a new process
 TURN_S = 0.2    # a signal is answered at the end of a turn
@@ -101,7 +101,7 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
             raise TarVisError(f'ROS arguments: {" ".join(text.split())}') from error
         run(node)
     except TarVisError as error:
-        print(f'{command}: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f'{command}: {one_line(error)}', file=sys.stderr)
         lost = isinstance(error, DeviceLostError)
         return bad_input
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import TarVisError, one_line
 from tar_vis_ros.see.sight import Sight, sight
 
 DESCRIPTION = """Say who is where, since when, and how sure.
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TarVisError, ValueError, OSError) as error:
         if not args.json:
             raise
-        print(json.dumps({'error': ' '.join(str(error).split())}))
+        print(json.dumps({'error': one_line(error)}))
         return 1
     except (KeyboardInterrupt, BrokenPipeError):
         sys.stderr.close()      # what a closed pipe would have Python say at its end

@@ -22,10 +22,11 @@ def grey(height=480, width=640) -> np.ndarray:
 
 def test_only_the_instance_changes_and_the_input_stays():
     picture, before = grey(), grey()
-    out = draw_overlay(picture, [disc(3, 200, 150, 120)], labels=False)
+    out = draw_overlay(picture, [disc(3, 200, 150, 120)])
     np.testing.assert_array_equal(picture, before)
-    changed = np.argwhere((out != before).any(2))
-    assert changed.min(0).tolist() >= [147, 197] and changed.max(0).tolist() <= [273, 323]
+    changed = (out != before).any(2)
+    changed[147:274, 197:324] = False
+    assert {row for row, _ in np.argwhere(changed)} <= set(range(120, 151)), 'else only the label above'
     inside = out[210, 260].astype(int) - 90
     towards = np.array(track_colour(3)) - 90
     np.testing.assert_allclose(inside, 0.45 * towards, atol=1)
@@ -39,8 +40,9 @@ def test_colours_are_stable_and_neighbours_differ():
 
 
 def test_the_better_score_is_on_top():
-    out = draw_overlay(grey(), [disc(1, 100, 100, 80, 0.9), disc(2, 100, 100, 80, 0.4)], opacity=1.0, labels=False)
-    assert tuple(out[140, 140]) == track_colour(1)
+    out = draw_overlay(grey(), [disc(1, 100, 100, 80, 0.9), disc(2, 100, 100, 80, 0.4)])
+    below = 0.55 * 90 + 0.45 * np.array(track_colour(2))
+    np.testing.assert_allclose(out[140, 140], 0.55 * below + 0.45 * np.array(track_colour(1)), atol=1)
 
 
 @pytest.mark.parametrize('shape', [(480, 640), (48, 64), (1, 1), (1080, 1920), (7, 900)])
@@ -59,10 +61,9 @@ def test_labels_do_not_hide_each_other():
         assert (out == track_colour(instance.track_id)).all(2).sum() > 0.6 * pixels
 
 
-def test_lost_tracks_are_drawn_only_when_asked():
+def test_lost_tracks_are_not_drawn():
     gone = disc(5, 100, 100, 60, status=TrackStatus.LOST)
     np.testing.assert_array_equal(draw_overlay(grey(), [gone]), grey())
-    assert (draw_overlay(grey(), [gone], lost=True) != grey()).any()
 
 
 def frame(index: int, *instances: Instance, epoch: int = 0) -> FrameResult:
