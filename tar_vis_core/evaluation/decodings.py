@@ -54,8 +54,10 @@ def decodings_of(model: VideoInstanceModel, layers: list[int], routing: bool) ->
         drawn.append(share_of(out))
         return out
 
-    def biased(bias: float) -> Decoding:
-        return lambda features, previous: model.decode(features, previous, 'adaptive', skip_bias=bias)
+    return {**found, 'TAR': adaptive, 'TAR, all executed': biased(model, -math.inf),
+            'TAR, all skipped': biased(model, math.inf), 'TAR, random gates': random_gates}
 
-    return {**found, 'TAR': adaptive, 'TAR, all executed': biased(-math.inf), 'TAR, all skipped': biased(math.inf),
-            'TAR, random gates': random_gates}
+
+def biased(model: VideoInstanceModel, skip_bias: float) -> Decoding:
+    """Return TAR with a bias on the routers' skip score."""
+    return lambda features, previous: model.decode(features, previous, 'adaptive', skip_bias=skip_bias)

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
-from tar_vis_core.evaluation.decodings import Decoding, decodings_of
+from tar_vis_core.evaluation.decodings import Decoding, biased, decodings_of
 from tar_vis_core.instances import RoutingTrace
 from tar_vis_core.models.frame_memory import FrameMemory
 from tar_vis_core.models.masked_decoder import DecoderOutput
@@ -86,18 +85,13 @@ def decodings_to_compare(model: VideoInstanceModel, layers: Sequence[int], pairs
     def both_ends(m: int, n: int) -> Decoding:
         return lambda features, previous: decode_layers(model, features, [*range(m), *range(count - n, count)])
 
-    def biased(bias: float) -> Decoding:
-        def decoding(features: Features, previous: Tensor | None) -> DecoderOutput:
-            return model.decode(features, previous, 'adaptive', skip_bias=bias)
-        return decoding
-
     decodings = decodings_of(model, sorted(set(layers)), routing)
     decodings |= {f'{m}+{n}': both_ends(m, n) for m, n in pairs}
     if routing:
         # one gate and all gates open are 'all skipped' and 'all executed'
         between = [k for k in sorted(set(layers)) if model.config.warmup_layers < k < count]
         decodings |= {f'TAR, fixed gates {k}': with_gates(model, k) for k in between}
-        decodings |= {f'TAR, bias {b:+g}': biased(b) for b in sorted(biases)}
+        decodings |= {f'TAR, bias {b:+g}': biased(model, b) for b in sorted(biases)}
     return decodings
 
 

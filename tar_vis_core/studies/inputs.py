@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,28 +107,3 @@ def pictures(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:
                     return
                 count -= 1
                 yield image
-
-
-class Stopwatch:
-    """Milliseconds of each call of the wrapped function, with the device synchronised."""
-
-    def __init__(self, call: Callable, device: torch.device):
-        self._call, self._device = call, device
-        self.spent: list[float] = []
-
-    def __call__(self, *args, **kwargs):
-        self._wait()
-        began = time.perf_counter()
-        result = self._call(*args, **kwargs)
-        self._wait()
-        self.spent.append(1e3 * (time.perf_counter() - began))
-        return result
-
-    def _wait(self) -> None:
-        if self._device.type == 'cuda':
-            torch.cuda.synchronize(self._device)
-
-    @property
-    def median(self) -> float:
-        """Return the median, NaN before the first call."""
-        return float(np.median(self.spent)) if self.spent else float('nan')

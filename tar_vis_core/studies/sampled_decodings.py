@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from tar_vis_core.benchmark.cost import metered_parts
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.evaluation.decodings import Decoding
 from tar_vis_core.evaluation.videos import VideoRow, evaluate_videos
-from tar_vis_core.models.video_model import VideoInstanceModel
+from tar_vis_core.models.masked_decoder import DecoderOutput
+from tar_vis_core.models.seeing_routers import Past
+from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.runtime.device import elapsed_ms, mark
 from tar_vis_core.studies.bootstrap import Precision
-from tar_vis_core.studies.inputs import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,24 @@ class Sampled:
     executed: np.ndarray     # (1 + samples,) layers a frame
 
 
+def timed(decoding: Decoding, device: torch.device, marks: list[tuple]) -> Decoding:
+    """Return the decoding, which from now on leaves marks of the time before and after each call in ``marks``."""
+    def run(features: Features, previous: Past | None) -> DecoderOutput:
+        before = mark(device)
+        out = decoding(features, previous)
+        marks.append((before, mark(device)))
+        return out
+    return run
+
+
 def sample(model: VideoInstanceModel, records: list[VideoRecord], decodings: Mapping[str, Decoding],
            samples: np.ndarray, tracker: str = 'auto') -> list[Sampled]:
     """Evaluate the decodings, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
     device = model.pixel_mean.device
-    watches = {name: Stopwatch(decoding, device) for name, decoding in decodings.items()}
+    decoded: dict[str, list[tuple]] = {name: [] for name in decodings}
+    watched = {name: timed(decoding, device, decoded[name]) for name, decoding in decodings.items()}
     with metered_parts(model, lambda: mark(device)) as marks:
-        rows = evaluate_videos(model, records, watches, tracker=tracker)
+        rows = evaluate_videos(model, records, watched, tracker=tracker)
     encoder_ms = float(np.median([elapsed_ms(*backbone) + elapsed_ms(*pixels) for backbone, pixels in zip(
         marks['backbone'], marks['pixel_decoder'], strict=True)]))
     chosen = [np.arange(len(records)), *samples]
@@ -42,7 +55,8 @@ def sample(model: VideoInstanceModel, records: list[VideoRecord], decodings: Map
     for row in tqdm(rows, desc='bootstrap', unit='decoding'):
         precision = Precision(records, row.predictions)
         layers, frames = np.array([(e.sum(), len(e)) for e in row.executed]).T
-        made.append(Sampled(row, encoder_ms + watches[row.name].median,
+        decoder_ms = float(np.median([elapsed_ms(*pair) for pair in decoded[row.name]]))
+        made.append(Sampled(row, encoder_ms + decoder_ms,
                             np.array([100 * precision(c) for c in chosen]),
                             np.array([layers[c].sum() / frames[c].sum() for c in chosen])))
     return made

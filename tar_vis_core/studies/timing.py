@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from tqdm import tqdm
 
 from tar_vis_core.benchmark.contenders import Contender, take_turns
 from tar_vis_core.benchmark.cost import STAGES
@@ -114,16 +113,8 @@ def run_operations(asked: TimingStudy) -> None:
     """Run ``tar-vis study operations``."""
     model, records = open_model(asked), open_videos(asked)
     lines = lines_of(model, asked.device, asked.precision)
-    variants, states = list(lines), {variant: line.segmenter.new_state() for variant, line in lines.items()}
-    results: dict[Saving, list[FrameResult]] = {variant: [] for variant in lines}
-    images = pictures(records, asked.timed + asked.warm_up)
-    for index, image in enumerate(tqdm(images, total=asked.timed + asked.warm_up, unit='frame')):
-        # they take turns, and none always comes first
-        for variant in np.roll(np.array(variants, object), index):
-            result = lines[variant].step(image, states[variant])
-            if index >= asked.warm_up:
-                results[variant].append(result)
-    rows = [row_of(variant, found) for variant, found in results.items()]
+    measured = take_turns(lines, list(pictures(records, asked.timed + asked.warm_up)), 15, asked.warm_up)
+    rows = [row_of(variant, [frame.result for frame in frames]) for variant, frames in measured.items()]
 
     def draw(axes: Axes) -> None:
         names, value = [row['variant'] for row in rows], np.array([row['frames/s'] for row in rows])

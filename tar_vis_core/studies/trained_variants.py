@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.evaluation.decodings import Decoding
+from tar_vis_core.evaluation.decodings import Decoding, biased
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.presets import SYNCHRONIZERS
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -93,8 +93,7 @@ def router_decodings(model: VideoInstanceModel) -> dict[str, Decoding]:
     """Return the decodings by router: on; off with all layers executed (behind the Synchronizer, if there is one)."""
     if not model.config.routing:
         return {'off': lambda features, previous: model.decode(features)}
-    return {'on': lambda features, previous: model.decode(features, previous, 'adaptive'),
-            'off': lambda features, previous: model.decode(features, previous, 'adaptive', skip_bias=-math.inf)}
+    return {'on': biased(model, 0.0), 'off': biased(model, -math.inf)}
 
 
 def compare(asked: TrainingStudy, variants: Sequence[Variant]) -> list[Row]:

@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +56,40 @@ class _Place:
     length: int
 
 
-class McapScan:
-    """The messages of an MCAP file in the order of their time. Raise ValueError if it is none."""
+class Scan(ABC):
+    """The messages of a data file in the order of their time."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.broken = path, ''       # why it cannot be read to its end
         self._channels: dict[int, Channel] = {}
-        self._schemas: dict[int, str] = {}
         self._places: list[_Place] = []
+
+    @property
+    def connections(self) -> list[Channel]:
+        return list(self._channels.values())
+
+    def messages(self, connections: Sequence[Channel]) -> Iterator[tuple[Channel, int, bytes]]:
+        """Yield channel, time and data of the messages of these channels."""
+        for place in self._places:
+            channel = self._channels[place.channel]
+            if any(channel is wanted for wanted in connections):
+                yield channel, place.time_ns, self._read(place)
+
+    @abstractmethod
+    def _read(self, place: _Place) -> bytes:
+        """Return the data of a message."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file."""
+
+
+class McapScan(Scan):
+    """The messages of an MCAP file. Raise ValueError if it is none."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._schemas: dict[int, str] = {}
         self._unpacked: tuple[int, bytes] = (-1, b'')
         self._file = path.open('rb')
         if self._file.read(8) != MCAP_MAGIC:
@@ -71,23 +98,13 @@ class McapScan:
         self._walk()
         self._places.sort(key=lambda place: place.time_ns)
 
-    @property
-    def connections(self) -> list[Channel]:
-        return list(self._channels.values())
-
-    def messages(self, connections: Sequence[Channel]) -> Iterator[tuple[Channel, int, bytes]]:
-        """Yield channel, log time and data of the messages of these channels."""
-        for place in self._places:
-            channel = self._channels[place.channel]
-            if not any(channel is wanted for wanted in connections):
-                continue
-            if place.chunk < 0:
-                self._file.seek(place.start)
-                yield channel, place.time_ns, self._file.read(place.length)
-            else:
-                if self._unpacked[0] != place.chunk:
-                    self._unpacked = place.chunk, self._records(place.chunk)[0]
-                yield channel, place.time_ns, self._unpacked[1][place.start:place.start + place.length]
+    def _read(self, place: _Place) -> bytes:
+        if place.chunk < 0:
+            self._file.seek(place.start)
+            return self._file.read(place.length)
+        if self._unpacked[0] != place.chunk:
+            self._unpacked = place.chunk, self._records(place.chunk)[0]
+        return self._unpacked[1][place.start:place.start + place.length]
 
     def close(self) -> None:
         self._file.close()
@@ -164,12 +181,11 @@ class McapScan:
         return records, len(records) == size
 
 
-class SqliteScan:
-    """The messages of a rosbag2 database in the order of their time. Raises sqlite3.Error if it is none."""
+class SqliteScan(Scan):
+    """The messages of a rosbag2 database. Raise sqlite3.Error if it is none."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.broken = path, ''
-        self._places: list[_Place] = []
+        super().__init__(path)
         self._open_files = contextlib.ExitStack()
         try:
             self._open()
@@ -201,17 +217,9 @@ class SqliteScan:
         except sqlite3.DatabaseError as error:
             self.broken = self.broken or f'{path.name} breaks off after {len(self._places)} messages: {error}'
 
-    @property
-    def connections(self) -> list[Channel]:
-        return list(self._channels.values())
-
-    def messages(self, connections: Sequence[Channel]) -> Iterator[tuple[Channel, int, bytes]]:
-        """Yield channel, time and data of the messages of these channels."""
-        for place in self._places:
-            channel = self._channels[place.channel]
-            if any(channel is wanted for wanted in connections):
-                data, = self._database.execute('SELECT data FROM messages WHERE id = ?', (place.start,)).fetchone()
-                yield channel, place.time_ns, data
+    def _read(self, place: _Place) -> bytes:
+        data, = self._database.execute('SELECT data FROM messages WHERE id = ?', (place.start,)).fetchone()
+        return data
 
     def close(self) -> None:
         self._open_files.close()

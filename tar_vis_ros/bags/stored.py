@@ -13,7 +13,7 @@ from rosbags.rosbag2 import Reader
 
 from tar_vis_core.errors import TarVisError, one_line
 from tar_vis_core.io.input_files import problem_of, what_it_is
-from tar_vis_ros.bags.scan import Channel, McapScan, SqliteScan, has_journal, has_views, storage_of
+from tar_vis_ros.bags.scan import Channel, McapScan, Scan, SqliteScan, has_journal, has_views, storage_of
 
 SUFFIXES = ('.db3', '.mcap')
 EXPECTED = 'expected a rosbag2 folder, a .db3 or a .mcap file'
@@ -31,7 +31,7 @@ class StoredBag:
         """Take the messages by topic as the metadata ``counts`` them, and ``lost``, the files that are missing."""
         self.files, self.broken = list(files), ''   # the latter: why not all could be read
         self._reader, self._counts, self._lost = reader, counts, lost
-        self._scans: list[McapScan | SqliteScan] = []
+        self._scans: list[Scan] = []
         if reader is None:
             self.look_inside()
 
@@ -213,7 +213,7 @@ def _indexed(path: Path, files: Sequence[Path]) -> tuple[Reader | None, str]:
         return None, one_line(error)
 
 
-def _scan(file: Path) -> McapScan | SqliteScan:
+def _scan(file: Path) -> Scan:
     storage = storage_of(file)
     if storage == 'sqlite3' and has_views(file):
         raise BagError(f'{file}: cannot be read: the database has views, which no recorder makes')
