@@ -1,7 +1,7 @@
-"""The segmenter's options in one table, which declares, checks and documents them. Needs no torch.
+"""Options in tables, which declare, check and document them. Needs no torch.
 
-The table is the dataclass :class:`SegmenterOptions`. Flags of commands and parameters of nodes are made from it
-(``OPTIONS``), so no other place knows an option's default, meaning or limits.
+A table is a dataclass whose fields :func:`option` makes. Flags of commands and parameters of nodes are made from it, so
+no other place knows an option's default, meaning or limits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from tar_vis_core.errors import near
-from tar_vis_core.models.presets import PRESETS, ROUTINGS
+from tar_vis_core.models.presets import PRESETS, ROUTINGS, TRACKERS
 
 Value = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | tuple[float, ...]
 
@@ -89,14 +89,48 @@ def option(default: Value, description: str, **limits: Any) -> Any:
     return field(default=default, metadata={'option': Option(default, description, **limits)})
 
 
+def same_option(table: type, name: str) -> Any:
+    """Return the field of an option that another table has, too."""
+    known = options_of(table)[name]
+    return field(default=known.default, metadata={'option': known})
+
+
 def options_of(table: type) -> dict[str, Option]:
     """Return the options of a dataclass by name: those of its fields that :func:`option` made."""
     return {made.name: made.metadata['option'] for made in fields(table) if 'option' in made.metadata}
 
 
 @dataclass(frozen=True)
-class SegmenterOptions:
-    """Options that may change between frames. Raise ValueError that says which value is wrong and what is expected."""
+class Options:
+    """A table. Raise ValueError that says which value is wrong and what is expected."""
+
+    def __post_init__(self) -> None:
+        for name, known in options_of(type(self)).items():
+            object.__setattr__(self, name, known.check(name, getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """Options that a model is loaded with."""
+
+    weights: str = option('', 'safetensors file of that model; empty: the weights in this package')
+    adapter: str = option('', 'safetensors file with Synchronizer and Routers for weights without them; empty: none')
+    tracker: str = option('auto', "how objects keep their ids; auto: the model's own way", choices=('auto', *TRACKERS))
+    device: str = option('auto', 'where the model runs; auto: the first GPU, else the CPU',
+                         pattern=r'auto|cpu|cuda(:\d{1,3})?', example='auto, cpu, cuda or cuda:N')
+    threads: int = option(0, 'CPU threads of the model; 0: as many as torch takes', low=0, high=1024)
+
+
+@dataclass(frozen=True)
+class InferenceOptions(ModelOptions):
+    """The same, and the arithmetic."""
+
+    precision: str = option('float32', 'arithmetic of the model', choices=('float32', 'float16', 'bfloat16'))
+
+
+@dataclass(frozen=True)
+class SegmenterOptions(Options):
+    """Options that may change between frames."""
 
     routing: str = option(
         'auto', 'which decoder layers run; auto: adaptive where there are routers, else full',
@@ -120,10 +154,6 @@ class SegmenterOptions:
     reset_gap_s: float = option(2.0, 'seconds between two image stamps after which tracks start anew; 0: never',
                                 low=0, high=86400)
     grace_frames: int = option(15, 'images that a track may be out of sight and still keep its id', low=0, high=10000)
-
-    def __post_init__(self) -> None:
-        for name, known in OPTIONS.items():
-            object.__setattr__(self, name, known.check(name, getattr(self, name)))
 
 
 OPTIONS = options_of(SegmenterOptions)

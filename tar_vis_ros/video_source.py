@@ -20,6 +20,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from tar_vis_core.flags import add_flags
 from tar_vis_core.media.frames import PHOTOGRAPHS, TimedImage, open_frames, play
 from tar_vis_core.media.readers import FrameReader
 from tar_vis_core.options import option, options_of
@@ -157,21 +158,14 @@ class VideoSource(ParameterNode):
 def command_line(arguments: list[str]) -> dict[str, Any]:
     """Return the options that a command line sets, by parameter name."""
     parser = argparse.ArgumentParser(
-        prog='tar-vis-video', argument_default=argparse.SUPPRESS,
+        prog='tar-vis-video',
         description='Publish a video file, a folder of images, a camera or the built-in photographs on the ROS topic '
                     "'image'. What follows --ros-args goes to ROS (remaps, parameters).")
-    for name, known in TABLE.options.items():
-        text = known.description.replace('%', '%%')
-        flag = '--' + name.replace('_', '-')
-        if name == 'source':
-            parser.add_argument(name, nargs='?', metavar='SOURCE', help=text)
-        elif isinstance(known.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            parser.add_argument(flag, type=type(known.default), choices=known.choices or None,
-                                metavar=None if known.choices else name.rsplit('_', 1)[-1].upper(),
-                                help=f'{text} (default: {known.default})' if known.default != '' else text)
-    return {name: TABLE.check(name, value) for name, value in vars(parser.parse_args(arguments)).items()}
+    flags = dict(TABLE.options)
+    parser.add_argument('source', nargs='?', metavar='SOURCE', help=flags.pop('source').description)
+    add_flags(parser, flags)
+    given = vars(parser.parse_args(arguments))
+    return {name: TABLE.check(name, value) for name, value in given.items() if value is not None}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -13,12 +13,11 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from tar_vis_core.benchmark.measurement import BenchRun, measure
 from tar_vis_core.benchmark.report import TIMED, TOLERANCE, fallen, print_figures, ratios, read_figures
-from tar_vis_core.commands.flags import add_model_options
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.flags import add_model_flags
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import write_text
 
@@ -36,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
                       help="pixels of the network input's shorter edge (default: the preset's)")
     made.add_argument('--untrained', action='store_true',
                       help='fresh weights (seed 0) in place of a file, routers set: cost without a checkpoint')
-    add_model_options(made)
+    add_model_flags(made)
     made.add_argument('--json', type=user_path, metavar='FILE', help='write the figures here, too')
     made.add_argument('--guard', type=user_path, metavar='FILE',
                       help='run the configuration of this file of --json again; exit code 1 if a ratio has fallen')
@@ -48,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def asked(args: argparse.Namespace) -> BenchRun:
     """Return the measurement of the command line."""
     given = {field.name: getattr(args, field.name) for field in fields(BenchRun)}
-    return BenchRun(**{name: str(value) if isinstance(value, Path) else value for name, value in given.items()})
+    return BenchRun(**{name: value for name, value in given.items() if value is not None})
 
 
 def guarded(args: argparse.Namespace) -> tuple[BenchRun, dict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -14,68 +15,69 @@ from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.media.pictures import write_picture
 
 
-def synth(args: argparse.Namespace) -> None:
+def synth(out: Path, videos: int, frames: int, size: tuple[int, int], gaps: list[int], seed: int) -> None:
     """Write made-up videos of look-alike crowds."""
     from tar_vis_core.data.synth import SynthVideos
     from tar_vis_core.data.ytvis_writer import write_ytvis
     from tar_vis_core.models.class_sets import CROWD
 
-    made = SynthVideos(args.size, args.frames, length=args.videos, seed=args.seed, gaps=args.gaps)
+    made = SynthVideos(size, frames, length=videos, seed=seed, gaps=gaps)
     clips = (made[i] for i in tqdm(range(len(made)), unit='video'))
-    path = write_ytvis(args.out, clips, CROWD, f'tar-vis data synth --videos {args.videos} --frames {args.frames} '
-                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed} '
-                                               f'--gaps {" ".join(map(str, args.gaps))}')
-    print(f'{path}: {args.videos} videos of {args.frames} frames')
+    path = write_ytvis(out, clips, CROWD, f'tar-vis data synth --videos {videos} ' + words(frames, size, gaps, seed))
+    print(f'{path}: {videos} videos of {frames} frames')
 
 
-def move(args: argparse.Namespace) -> None:
+def move(stills: Path, out: Path, frames: int, size: tuple[int, int], gaps: list[int], seed: int) -> None:
     """Write videos made of stills: a camera moves over them, and objects move in them."""
     from tar_vis_core.data.coco import CocoDataset, load_coco
     from tar_vis_core.data.pseudo_video import PseudoVideoDataset
     from tar_vis_core.data.ytvis_writer import write_ytvis
 
-    records = load_coco(args.stills, False)
+    records = load_coco(stills, False)
     names = tuple(sorted({a.category for record in records for a in record.annotations}))
     crowded = {record.id for record in records if any(a.crowd for a in record.annotations)}
-    stills = CocoDataset(args.stills, args.size, seed=args.seed, skip_image_ids=crowded,
-                         labels={name: number for number, name in enumerate(names)})
-    videos = PseudoVideoDataset(stills, args.frames, gaps=args.gaps)
+    data = CocoDataset(stills, size, seed=seed, skip_image_ids=crowded,
+                       labels={name: number for number, name in enumerate(names)})
+    videos = PseudoVideoDataset(data, frames, gaps=gaps)
     clips = (videos[i] for i in tqdm(range(len(videos)), unit='video'))
-    path = write_ytvis(args.out, clips, names, f'tar-vis data move {args.stills.name} --frames {args.frames} '
-                                               f'--size {args.size[0]}x{args.size[1]} --seed {args.seed} '
-                                               f'--gaps {" ".join(map(str, args.gaps))}')
+    path = write_ytvis(out, clips, names, f'tar-vis data move {stills.name} ' + words(frames, size, gaps, seed))
     left_out = f'; {len(crowded)} with unlabelled crowds left out' if crowded else ''
-    print(f'{path}: {len(videos)} videos of {args.frames} frames{left_out}')
+    print(f'{path}: {len(videos)} videos of {frames} frames{left_out}')
 
 
-def split(args: argparse.Namespace) -> None:
+def words(frames: int, size: tuple[int, int], gaps: list[int], seed: int) -> str:
+    """Return the options that say what clips were made, for the file's description."""
+    return f'--frames {frames} --size {size[0]}x{size[1]} --seed {seed} --gaps {" ".join(map(str, gaps))}'
+
+
+def split(path: Path, every: int) -> None:
     """Write two files beside an annotation file: every N-th picture or video to choose by, the others to train on."""
-    content = read_labels(args.path)
+    content = read_labels(path)
     listed, noun = ('videos', 'video') if holds_videos(content) else ('images', 'image')
     kind = 'COCO or YouTube-VIS file that can be split'
-    listing = by_id(entries(args.path, content, listed, noun, kind), lambda entry: repr(entry.values.get('file_name')))
-    marks = entries(args.path, content | {'annotations': content.get('annotations') or []}, 'annotations', 'annotation',
+    listing = by_id(entries(path, content, listed, noun, kind), lambda entry: repr(entry.values.get('file_name')))
+    marks = entries(path, content | {'annotations': content.get('annotations') or []}, 'annotations', 'annotation',
                     kind)
-    held = set(list(listing)[::args.every])
+    held = set(list(listing)[::every])
     if unknown := next((mark for mark in marks if mark.id(f'{noun}_id') not in listing), None):
         raise unknown.error(f" names {noun} {unknown.values[f'{noun}_id']!r}, which the file does not list")
     for name, wanted in (('fit', False), ('held', True)):
         part = content | {listed: [entry.values for own, entry in listing.items() if (own in held) == wanted],
                           'annotations': [m.values for m in marks if (m.id(f'{noun}_id') in held) == wanted]}
-        path = args.path.with_name(f'{args.path.stem}_{name}.json')
-        write_text(path, json.dumps(part))
-        print(f'{path}: {len(part[listed])} {listed}, {len(part["annotations"])} annotations')
+        written = path.with_name(f'{path.stem}_{name}.json')
+        write_text(written, json.dumps(part))
+        print(f'{written}: {len(part[listed])} {listed}, {len(part["annotations"])} annotations')
 
 
-def check(args: argparse.Namespace) -> None:
+def check(path: Path, sheet: Path | None, seed: int) -> None:
     """Print what a file holds, and draw samples of it."""
     from tar_vis_core.data.inspection import contact_sheet, describe, open_set
 
-    data = open_set(args.path)
+    data = open_set(path)
     print('\n'.join(describe(data)))
-    if args.sheet:
-        write_picture(args.sheet, contact_sheet(data, args.seed))
-        print(f'\nsamples: {args.sheet}')
+    if sheet:
+        write_picture(sheet, contact_sheet(data, seed))
+        print(f'\nsamples: {sheet}')
 
 
 def size(text: str) -> tuple[int, int]:
@@ -117,8 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     splitting.add_argument('--every', type=int, default=15, metavar='N',
                            help='hold out every N-th picture or video, from the first (default: 15)')
     splitting.set_defaults(call=split)
-    args = parser.parse_args(argv)
-    if getattr(args, 'every', 2) < 2:
+    given = vars(parser.parse_args(argv))
+    if given.get('every', 2) < 2:
         parser.error('--every must be at least 2')
-    args.call(args)
+    del given['action']
+    given.pop('call')(**given)
     return 0

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tar_vis_core.commands.flags import add_flags, add_model_options, segmenter_options
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.flags import add_flags, add_model_flags, chosen
 from tar_vis_core.foreign.foreign_segmenter import open_segmenter
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_core.media.recording import JsonLines, OverlayVideo, result_line
 from tar_vis_core.models.presets import FOREIGN
+from tar_vis_core.options import OPTIONS, InferenceOptions, SegmenterOptions
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,16 +30,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--out', type=user_path, default=Path('results'),
                       help='folder for the results (default: results)')
     made.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
-    add_model_options(made.add_argument_group('model'), FOREIGN)
-    add_flags(made.add_argument_group('segmenter'))
+    add_model_flags(made.add_argument_group('model'), FOREIGN)
+    add_flags(made.add_argument_group('segmenter'), OPTIONS)
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Segment a source of frames, and write the results to a folder."""
     args = parser().parse_args(argv)
-    segmenter = open_segmenter(args.preset, args.weights, args.device, args.precision, segmenter_options(args),
-                               args.threads, args.tracker, args.adapter)
+    model = chosen(args, InferenceOptions)
+    segmenter = open_segmenter(args.preset, model.weights or None, model.device, model.precision,
+                               chosen(args, SegmenterOptions), model.threads, model.tracker, model.adapter or None)
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
     trails = Trails()
     args.out.mkdir(parents=True, exist_ok=True)

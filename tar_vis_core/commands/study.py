@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from tar_vis_core.commands.data import size
-from tar_vis_core.commands.flags import add_flags, given
+from tar_vis_core.flags import add_flags, chosen
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.options import options_of
 from tar_vis_core.studies import executed_layers, motion, reused_encodings, timing, trained_variants
@@ -30,10 +30,6 @@ def parser() -> argparse.ArgumentParser:
     for name, (table, _, text) in STUDIES.items():
         study = names.add_parser(name, help=text, description=table.__doc__)
         study.add_argument('--out', type=user_path, required=True, help='folder for table.csv, table.md and plot.png')
-        study.add_argument('--weights', type=user_path, nargs='+', default=(),
-                           help="safetensors file, for layers also several (default: the preset's packaged weights; "
-                                "those of crowd: docs/research/crowd.safetensors of the repository)")
-        study.add_argument('--adapter', type=user_path, help='safetensors file with TAR for weights without it')
         study.add_argument('--size', type=size, default=(192, 288), metavar='HxW', help='synth: pixels (default: '
                            '192x288)')
         add_flags(study, options_of(table))
@@ -44,6 +40,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study and return 0. Raise TarVisError or ValueError if something is wrong."""
     args = parser().parse_args(argv)
     table, run, _ = STUDIES[args.study]
-    run(table(out=args.out, weights=tuple(args.weights), adapter=args.adapter, size=args.size,
-              **given(args, options_of(table))))
+    run(chosen(args, table, out=args.out, size=args.size))
     return 0

@@ -12,7 +12,7 @@ from tar_vis_core.io.paths import user_path
 from tar_vis_core.weights.manifest import cache_folder, find_weights, manifest
 
 
-def list_weights(args: argparse.Namespace) -> None:
+def list_weights() -> None:
     """Print name, preset, licence and state of all known weights."""
     for entry in manifest():
         by_hand = '' if entry.path else ', by hand only'
@@ -20,9 +20,9 @@ def list_weights(args: argparse.Namespace) -> None:
     print(f"fetched files lie in {cache_folder()}; 'tar-vis weights get NAME' fetches one or says where it is")
 
 
-def get(args: argparse.Namespace) -> None:
+def get(name: str, to: Path | None, accept_licence: bool, convert: bool) -> None:
     """Fetch a file whose licence the user has seen."""
-    entry = find_weights(args.name)
+    entry = find_weights(name)
     if entry.file:
         print(f'{entry.name} comes with the package: {entry.path}')
         return
@@ -31,13 +31,13 @@ def get(args: argparse.Namespace) -> None:
                            "'tar-vis weights convert FILE -o OUT'")
     print(f'{entry.name}: {entry.source}\nlicence: {entry.licence}' + (
         ' (no commercial use)' if entry.non_commercial else ''))
-    accepted = args.accept_licence or not entry.non_commercial or (
+    accepted = accept_licence or not entry.non_commercial or (
         sys.stdin.isatty() and input('Do you accept this licence? [yes/no] ').strip().lower() == 'yes')
     if not accepted:
         raise WeightsError(f'{entry.name} is licensed {entry.licence}; give --accept-licence to accept that')
     from tar_vis_core.weights.download import download
 
-    path = (args.to or cache_folder()) / entry.path.name
+    path = (to or cache_folder()) / entry.path.name
     if path.exists():
         print(f'{path} is there already')
     else:
@@ -45,26 +45,22 @@ def get(args: argparse.Namespace) -> None:
         known = 'as expected' if entry.sha256 else 'nobody has published one to compare with'
         print(f'{path}: {path.stat().st_size} bytes, sha256 {digest} ({known})')
     out = path.with_suffix('.safetensors')
-    if args.convert:
-        _convert(path, out, entry.preset or None, entry.class_set or None)
+    if convert:
+        convert_weights(path, out, entry.preset or None, entry.class_set or None)
     else:
         classes = f' --classes {entry.class_set}' if entry.class_set else ''
         print(f'next: tar-vis weights convert {path} -o {out}{classes}')
 
 
-def verify_weights(args: argparse.Namespace) -> None:
+def verify_weights(target: str | None) -> None:
     """Check files against the manifest and against their presets."""
     from tar_vis_core.weights.verify import verify
 
-    print('\n'.join(verify(args.target)))
+    print('\n'.join(verify(target)))
 
 
-def convert(args: argparse.Namespace) -> None:
+def convert_weights(source: Path, out: Path, preset: str | None, classes: str | None) -> None:
     """Convert an official checkpoint to safetensors."""
-    _convert(args.source, args.out, args.preset, args.classes)
-
-
-def _convert(source: Path, out: Path, preset: str | None, classes: str | None) -> None:
     from tar_vis_core.weights.loading import first_names
     from tar_vis_core.weights.official import convert_official
 
@@ -80,12 +76,12 @@ def _convert(source: Path, out: Path, preset: str | None, classes: str | None) -
         print('  it holds no Synchronizer and Routers; TAR needs an adapter')
 
 
-def split(args: argparse.Namespace) -> None:
+def split(full: Path, base: Path, adapter: Path) -> None:
     """Split weights with TAR into base weights and an adapter."""
     from tar_vis_core.weights.loading import split_adapter
 
-    split_adapter(args.full, args.base, args.adapter)
-    print(f'{args.base}: {args.base.stat().st_size} bytes\n{args.adapter}: {args.adapter.stat().st_size} bytes')
+    split_adapter(full, base, adapter)
+    print(f'{base}: {base.stat().st_size} bytes\n{adapter}: {adapter.stat().st_size} bytes')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     converting.add_argument('-o', '--out', type=user_path, required=True, metavar='OUT')
     converting.add_argument('--preset', help='insist on it (default: told by the names of the tensors)')
     converting.add_argument('--classes', metavar='SET', help='a class set, or a text file with one name a line')
-    converting.set_defaults(call=convert)
+    converting.set_defaults(call=convert_weights)
     splitting = actions.add_parser('split', help='weights with TAR into base weights and a small adapter')
     splitting.add_argument('full', type=user_path, metavar='FULL')
     splitting.add_argument('--base', type=user_path, required=True, help='file to write: the model without TAR')
@@ -120,6 +116,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an action and return 0. The caller prints its errors."""
-    args = parser().parse_args(argv)
-    args.call(args)
+    given = vars(parser().parse_args(argv))
+    given.pop('call')(**given)
     return 0

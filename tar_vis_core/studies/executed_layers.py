@@ -21,10 +21,11 @@ from matplotlib.axes import Axes
 
 from tar_vis_core.evaluation.decodings import Decoding, biased, decodings_of
 from tar_vis_core.instances import RoutingTrace
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.frame_memory import FrameMemory
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
-from tar_vis_core.options import option
+from tar_vis_core.options import ModelOptions, option, same_option
 from tar_vis_core.studies.bootstrap import Row, interval, mean_rows, resamples, spread
 from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, open_model, open_videos
 from tar_vis_core.studies.report import write_report
@@ -45,7 +46,7 @@ class LayersStudy(StudyInputs):
     skip_bias: tuple[float, ...] = option((-2.0, -1.0, -0.5, 0.5, 1.0, 2.0),
                                           "added to the routers' skip score, beside 0")
     resamples: int = option(1000, 'bootstrap samples', low=1)
-    tracker: str = option('auto', "auto (the model's own) or another")
+    tracker: str = same_option(ModelOptions, 'tracker')
 
 
 def pair(text: str) -> tuple[int, int]:
@@ -154,7 +155,7 @@ def run(asked: LayersStudy) -> None:
     samples = resamples(len(records), asked.resamples)
     results: dict[str, list[Sampled]] = {}
     pairs = [pair(text) for text in asked.pairs]
-    for path in asked.weights or [None]:
+    for path in [*map(user_path, asked.weights)] or [None]:
         model = open_model(asked, path)
         decodings = decodings_to_compare(model, asked.layers, pairs, asked.skip_bias)
         name = 'packaged' if path is None else f'{path.parent.name}/{path.stem}'

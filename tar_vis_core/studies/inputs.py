@@ -14,10 +14,11 @@ from tar_vis_core.benchmark.machine import in_words, machine
 from tar_vis_core.data.synth import SynthVideos
 from tar_vis_core.data.ytvis import VideoRecord, load_ytvis
 from tar_vis_core.data.ytvis_writer import write_ytvis
+from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.class_sets import CROWD
 from tar_vis_core.models.presets import PRESETS, STUDIED
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.options import option, options_of
+from tar_vis_core.options import ModelOptions, Options, option, same_option
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.weights.loading import load_model
 from tar_vis_core.weights.manifest import packaged_weights
@@ -26,32 +27,30 @@ PAPER = 'The paper: MinVIS on ResNet-50, YouTube-VIS 2019, an RTX 3090; another 
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyInputs:
-    """The model and the labelled videos of a study. Raise ValueError for a value that is not allowed."""
+class StudyInputs(Options):
+    """The model and the labelled videos of a study."""
 
     out: Path                                   # folder of the results
-    weights: tuple[Path, ...] = ()              # none: the preset's packaged weights
-    adapter: Path | None = None
     size: tuple[int, int] = (192, 288)          # of made-up videos: height, width
     preset: str = option('crowd', f'one of {", ".join(PRESETS | STUDIED)}')
-    device: str = option('auto', 'auto, cpu or cuda:N')
-    threads: int = option(0, "CPU threads; 0: torch's own", low=0, high=1024)
+    weights: tuple[str, ...] = option((), 'safetensors file, for layers also several; none: the weights in this '
+                                          'package. Those of crowd are docs/research/crowd.safetensors',
+                                      example='safetensors files')
+    adapter: str = same_option(ModelOptions, 'adapter')
+    device: str = same_option(ModelOptions, 'device')
+    threads: int = same_option(ModelOptions, 'threads')
     data: str = option('synth', 'YouTube-VIS file, or synth: crowds of look-alikes, made under --out')
     categories: tuple[str, ...] = option((), 'of the file: those that count; none: all')
     videos: int = option(20, 'how many: made, or the first of the file', low=1)
     frames: int = option(24, 'synth: frames of each', low=1)
     data_seed: int = option(1000, 'synth: which videos')
 
-    def __post_init__(self) -> None:
-        for name, known in options_of(type(self)).items():
-            object.__setattr__(self, name, known.check(f'--{name.replace("_", "-")}', getattr(self, name)))
-
 
 def one_file(inputs: StudyInputs) -> Path:
     """Return the weights of a study that takes one file. Raise ValueError for several."""
     if len(inputs.weights) > 1:
         raise ValueError(f'--weights names {len(inputs.weights)} files, expected one')
-    return inputs.weights[0] if inputs.weights else packaged_weights(inputs.preset)
+    return user_path(inputs.weights[0]) if inputs.weights else packaged_weights(inputs.preset)
 
 
 def open_model(inputs: StudyInputs, weights: Path | None = None) -> VideoInstanceModel:
@@ -59,7 +58,8 @@ def open_model(inputs: StudyInputs, weights: Path | None = None) -> VideoInstanc
     if inputs.threads:
         torch.set_num_threads(inputs.threads)
     device = pick_device(inputs.device)
-    return load_model(inputs.preset, weights or one_file(inputs), inputs.adapter).to(device)
+    adapter = user_path(inputs.adapter) if inputs.adapter else None
+    return load_model(inputs.preset, weights or one_file(inputs), adapter).to(device)
 
 
 def open_videos(inputs: StudyInputs) -> list[VideoRecord]:
@@ -86,7 +86,7 @@ def open_videos(inputs: StudyInputs) -> list[VideoRecord]:
 
 def described(inputs: StudyInputs, records: list[VideoRecord]) -> str:
     """Return a paragraph for the report: model, data, machine."""
-    files = ', '.join(f'{path.parent.name}/{path.name}' for path in inputs.weights) or 'packaged'
+    files = ', '.join(f'{path.parent.name}/{path.name}' for path in map(Path, inputs.weights)) or 'packaged'
     data = f'made-up crowds of seed {inputs.data_seed}' if inputs.data == 'synth' else Path(inputs.data).name
     counted = f', {" and ".join(inputs.categories)} only' if inputs.categories else ''
     return (f'Ours: preset {inputs.preset}, weights {files}; {data}{counted}, {len(records)} videos, '

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tar_vis_core.models.presets import FOREIGN, PRESETS, TRACKERS, preset_of
-from tar_vis_core.options import OPTIONS, SegmenterOptions, option
+from tar_vis_core.models.presets import FOREIGN, PRESETS, preset_of
+from tar_vis_core.options import OPTIONS, InferenceOptions, SegmenterOptions, option
 from tar_vis_ros.conversions.label_images import Moving
 from tar_vis_ros.process.parameters import Table
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings(SegmenterOptions):
-    """All parameters of the node: its own, and the options of the segmenter."""
+class Settings(InferenceOptions, SegmenterOptions):
+    """All parameters of the node: its own, those of the model, and the options of the segmenter."""
 
     model: str = option('nano', 'model family to run; onnx, python: one of your own',
                         choices=tuple(dict.fromkeys([*(p.family for p in PRESETS.values()), *FOREIGN])))
@@ -25,15 +25,9 @@ class Settings(SegmenterOptions):
                            choices=('', *dict.fromkeys(p.backbone for p in PRESETS.values())))
     weights: str = option('', 'safetensors file of that model; empty: the weights in this package; for onnx '
                           'the .onnx file, for python module:factory')
-    adapter: str = option('', 'safetensors file with Synchronizer and Routers for weights without them; empty: none')
-    tracker: str = option('auto', "how objects keep their ids; auto: the model's own way", choices=('auto', *TRACKERS))
-    device: str = option('auto', 'where the model runs; auto: the first GPU, else the CPU',
-                         pattern=r'auto|cpu|cuda(:\d{1,3})?', example='auto, cpu, cuda or cuda:N')
-    precision: str = option('float32', 'arithmetic of the model', choices=('float32', 'float16', 'bfloat16'))
     warm_up_sizes: tuple[str, ...] = option(
         ('640x480',), 'sizes of the images to come; a GPU records its graphs for them at configure, for others at the '
         'first image', example="a list of WIDTHxHEIGHT such as ['1280x720']")
-    threads: int = option(0, 'CPU threads of the model; 0: as many as torch takes', low=0, high=1024)
     image_topics: tuple[str, ...] = option(
         (), 'topics of several cameras for the one model; empty: one camera, on topic image',
         example="a list of topics such as ['/front/image_raw', '/rear/image_raw']")

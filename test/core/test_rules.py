@@ -8,7 +8,7 @@ from building import ROOT
 
 # From the ground up: what stands in a line imports lines above it, and its own.
 FLOORS = [
-    {'errors', 'instances', 'io'}, {'runtime'}, {'media'}, {'models'}, {'options', 'masks', 'weights', 'data'},
+    {'errors', 'instances', 'io'}, {'runtime'}, {'media'}, {'models'}, {'options', 'flags', 'masks', 'weights', 'data'},
     {'preprocess', 'encoder_reuse', 'detection', 'latency_budget', 'stamp_watch'}, {'tracking'},
     {'state'}, {'segmenter'}, {'foreign'}, {'training', 'evaluation', 'benchmark'}, {'studies'}, {'commands'}]
 ROS_FLOORS = [{'conversions', 'process'}, {'node', 'depth', 'bags', 'client', 'video_source'},
@@ -17,7 +17,7 @@ ROS_FLOORS = [{'conversions', 'process'}, {'node', 'depth', 'bags', 'client', 'v
 UPWARD = {('tar_vis_core/runtime/kernels/__init__.py', 'tar_vis_core.models.deformable.sample_by_grid')}
 LONG = {'tar_vis_core/weights/unpickle.py': 350}      # a reader of a foreign format, with the types that it needs
 SAME_NAME = {'__init__', '__main__', 'command', 'node', 'pictures', 'report', 'run'}     # a room each says whose
-DOORS = ('commands/', 'command.py', 'training/train.py', 'video_source.py')
+DOORS = ('commands/', 'command.py', 'tar_vis_core/flags.py', 'training/train.py', 'video_source.py')
 
 
 def product() -> dict[str, ast.Module]:
