@@ -35,9 +35,10 @@ class Table:
 
     @cached_property
     def options(self) -> dict[str, Option]:
-        """Return the options by name: those of the dataclass itself, then the inherited ones."""
-        own = self.settings.__annotations__
-        return dict(sorted(options_of(self.settings).items(), key=lambda item: item[0] not in own))
+        """Return the options by name: those of the dataclass itself, then those of its bases in their order."""
+        known = options_of(self.settings)
+        return {name: known[name] for table in self.settings.__mro__
+                for name in vars(table).get('__annotations__', ()) if name in known}
 
     def check(self, name: str, value: Any) -> Value:
         """Return the value of a known parameter in its own type. Raise ParameterError if it is not allowed.

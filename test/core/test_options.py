@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from tar_vis_core.commands.flags import segmenter_options
+from tar_vis_core.flags import chosen
 from tar_vis_core.commands.run import parser
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 
@@ -48,11 +48,11 @@ def test_each_option_is_a_flag():
     words = {'routing': ['fixed'], 'class_filter': ['person', 'dog']}
     words |= {name: [str(known.high)] for name, known in OPTIONS.items() if name not in words}
     line = [word for name, given in words.items() for word in ('--' + name.replace('_', '-'), *given)]
-    options = segmenter_options(parser().parse_args(['photographs', *line]))
+    options = chosen(parser().parse_args(['photographs', *line]), SegmenterOptions)
     assert {field.name: getattr(options, field.name) for field in fields(options)} == {
         'routing': 'fixed', 'class_filter': ('person', 'dog')} | {
         name: known.high for name, known in OPTIONS.items() if name not in ('routing', 'class_filter')}
-    assert segmenter_options(parser().parse_args(['photographs'])) == SegmenterOptions()
+    assert chosen(parser().parse_args(['photographs']), SegmenterOptions) == SegmenterOptions()
 
 
 def test_the_table_needs_no_torch():
