@@ -105,7 +105,7 @@ def class_probabilities(tracked: Tracked) -> Tensor:
     return probabilities
 
 
-def likeliest(probabilities: Tensor, min_score: float) -> Tensor:
+def likeliest_queries(probabilities: Tensor, min_score: float) -> Tensor:
     """Return the queries ``(K,)`` that are surest to be something, or those of them that may reach ``min_score``."""
     # no score exceeds the probability of being anything at all, so this loses nothing
     something = 1 - probabilities[:, -1]
@@ -119,7 +119,7 @@ def candidates(tracked: Tracked, mask_features: Tensor, min_score: float) -> Can
     Raise NotFiniteError as :func:`detect` does.
     """
     probabilities = class_probabilities(tracked)
-    queries = likeliest(probabilities, min_score)
+    queries = likeliest_queries(probabilities, min_score)
     logits = masks_of(tracked, 0, queries, mask_features).float()
     scores = probabilities[queries, :-1] * mask_quality(logits)[:, None]
     finite = torch.isfinite(probabilities).all() & torch.isfinite(scores).all()
@@ -141,7 +141,7 @@ def large_enough(found: Candidates, class_scores: np.ndarray, geometry: MaskGeom
     return good[large], positive[large]
 
 
-def distinct(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[int]:
+def without_duplicates(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[int]:
     """Return the indices of the masks ``(K, h, w)`` that stay if every object keeps its best one, by falling score."""
     common = intersections(masks, masks)
     areas = common.diagonal()
@@ -156,8 +156,8 @@ def distinct(masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list
     return kept
 
 
-def described(found: Candidates, class_scores: np.ndarray, good: np.ndarray, positive: np.ndarray, image: np.ndarray,
-              geometry: MaskGeometry) -> list[Detection]:
+def to_detections(found: Candidates, class_scores: np.ndarray, good: np.ndarray, positive: np.ndarray,
+                  image: np.ndarray, geometry: MaskGeometry) -> list[Detection]:
     """Return the detections of the candidates ``good (k,)``, whose masks of cells are ``positive (k, h, w)``."""
     if not good.size:
         return []
@@ -187,5 +187,5 @@ def detect(tracked: Tracked, features: Features, image: np.ndarray, geometry: Ma
     class_scores = found.class_scores * allowed
     good, positive = large_enough(found, class_scores, geometry, min_score)
     rows, columns = geometry.content_cells
-    alone = distinct(positive[:, :rows, :columns], class_scores[good].max(1), class_scores[good].argmax(1))
-    return described(found, class_scores, good[alone], positive[alone], image, geometry)
+    alone = without_duplicates(positive[:, :rows, :columns], class_scores[good].max(1), class_scores[good].argmax(1))
+    return to_detections(found, class_scores, good[alone], positive[alone], image, geometry)

@@ -124,7 +124,7 @@ class InstanceClient:
         if answer is None or abs(self.age_s(answer.header)) > max_age_s:
             return None
         return next((found for found in answer.instances
-                     if class_name in ('', found.class_name) and placed(found)), None)
+                     if class_name in ('', found.class_name) and has_position(found)), None)
 
     def age_s(self, header: Header) -> float:
         """Return the seconds from a message's stamp to now, by the clock of the node (``use_sim_time`` holds).
@@ -180,7 +180,7 @@ class InstanceClient:
             self._on_frame_3d(message)
 
 
-def placed(instance: Instance3D) -> bool:
+def has_position(instance: Instance3D) -> bool:
     """Return whether an instance has a position before the camera: anything else must not move a robot."""
     position = instance.position
     return all(map(math.isfinite, (position.x, position.y, position.z))) and position.z > 0

@@ -66,11 +66,11 @@ class VideoClips(Dataset):
         """Return a 3x3 matrix from the video's pixels to those of the clip, and the clip's size (height, width)."""
         matrix = np.eye(3)
         if self.crop and rng.random() < 0.5:
-            matrix, size = resizing(size, int(rng.choice(BEFORE_CROP)), self.max_side)
+            matrix, size = resize_matrix(size, int(rng.choice(BEFORE_CROP)), self.max_side)
             sides = [int(rng.integers(min(self.crop[0], side), min(self.crop[1], side) + 1)) for side in size]
             top, left = (int(rng.integers(side - part + 1)) for side, part in zip(size, sides, strict=True))
             matrix, size = tf.translation(-left, -top) @ matrix, (sides[0], sides[1])
-        scale, size = resizing(size, int(rng.choice(self.short_sides)), self.max_side)
+        scale, size = resize_matrix(size, int(rng.choice(self.short_sides)), self.max_side)
         matrix = scale @ matrix
         return tf.flipping(size[1]) @ matrix if rng.random() < self.mirror else matrix, size
 
@@ -102,7 +102,7 @@ def labelled_scene(record: VideoRecord, frame: int, labels: Mapping[str, int]) -
                  exhaustive=record.annotated == 'all')
 
 
-def resizing(size: tuple[int, int], short_side: int, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+def resize_matrix(size: tuple[int, int], short_side: int, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the matrix to a shorter edge of ``short_side``, the longer at most ``max_side``, and the new size."""
     scale = min(short_side / min(size), max_side / max(size))
     height, width = (max(1, round(scale * side)) for side in size)

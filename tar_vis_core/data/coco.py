@@ -193,7 +193,7 @@ class CocoDataset(Dataset):
         image = scene.image
         if rng.random() < 0.8:
             image = cv2.transform(image, tf.random_colours(rng))
-        scene.image = tf.Degradation.draw(rng).apply(rng, image)
+        scene.image = tf.CameraFaults.draw(rng).apply(rng, image)
         return tf.to_sample(tf.drop_small(scene, self.min_pixels, self.max_instances))
 
     def paste_random(self, rng: np.random.Generator, scene: Scene) -> Scene:

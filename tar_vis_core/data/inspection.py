@@ -137,14 +137,15 @@ def contact_sheet(data: LabelledSet, seed: int = 0, rows: int = 5) -> np.ndarray
         for column, (record, frame) in enumerate(line):
             image = record.frame(frame)
             x = column * width
-            for y, picture in ((2 * row * height, image), ((2 * row + 1) * height, paint(record, frame, image))):
+            for half, picture in enumerate((image, painted_masks(record, frame, image))):
+                y = (2 * row + half) * height
                 scale = min(height / image.shape[0], width / image.shape[1])
                 small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:height, :width]
                 sheet[y:y + small.shape[0], x:x + small.shape[1]] = small
     return sheet
 
 
-def paint(record: VideoRecord, frame: int, image: np.ndarray) -> np.ndarray:
+def painted_masks(record: VideoRecord, frame: int, image: np.ndarray) -> np.ndarray:
     """Return a darkened copy of a frame with its masks. An object has the same colour throughout its video."""
     picture = image // 3
     for index, track in enumerate(record.tracks):

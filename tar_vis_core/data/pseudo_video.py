@@ -125,7 +125,7 @@ class PseudoVideoDataset(Dataset):
         movers = self.draw_movers(rng, times, size) if rng.random() < self.movers else []
         clip = render_clip(scene, view, camera, movers, size)
         colours = tf.random_colours(rng) if rng.random() < 0.8 else np.eye(3, 4)
-        flicker, camera_fault = rng.choice((0.0, 0.02, 0.1)), tf.Degradation.draw(rng)
+        flicker, camera_fault = rng.choice((0.0, 0.02, 0.1)), tf.CameraFaults.draw(rng)
         grain = int(rng.choice((0, 2, 4)))                   # a resting camera's frames still differ by its noise
         camera_fault = replace(camera_fault, noise=max(camera_fault.noise, grain))
         for frame in clip:

@@ -46,7 +46,7 @@ def _ribbon(x: np.ndarray, y: np.ndarray, half_width: np.ndarray) -> np.ndarray:
     return np.concatenate([spine + normal, (spine - normal)[::-1]])
 
 
-def disc(traits: np.ndarray, phase: float) -> np.ndarray:
+def disc_outline(traits: np.ndarray, phase: float) -> np.ndarray:
     """Return the outline of a pebble: a circle with dents that travel round it."""
     angle = np.linspace(0, 2 * math.pi, POINTS, endpoint=False)
     radius = np.full(POINTS, 0.9)
@@ -55,7 +55,7 @@ def disc(traits: np.ndarray, phase: float) -> np.ndarray:
     return _polar(radius, angle)
 
 
-def star(traits: np.ndarray, phase: float) -> np.ndarray:
+def star_outline(traits: np.ndarray, phase: float) -> np.ndarray:
     """Return the outline of a star: five to seven pointed arms of uneven length that stretch in turn."""
     arms, depth = 5 + int(3 * traits[0]), 0.42 + 0.16 * traits[1]
     angle = np.linspace(0, 2 * math.pi, 2 * arms, endpoint=False)
@@ -64,7 +64,7 @@ def star(traits: np.ndarray, phase: float) -> np.ndarray:
     return _polar(radius, angle + 0.2 * np.sin(angle + 2 * math.pi * traits[3] + phase))
 
 
-def leaf(traits: np.ndarray, phase: float) -> np.ndarray:
+def leaf_outline(traits: np.ndarray, phase: float) -> np.ndarray:
     """Return the outline of a leaf: a band pointed at both ends, broader on one side, that bends to and fro."""
     x = np.linspace(-1.15, 1.15, POINTS // 2)
     half_width = (0.38 + 0.12 * traits[0]) * (1 - (x / 1.15) ** 2) * (1 - 0.45 * traits[1] * x)
@@ -72,7 +72,7 @@ def leaf(traits: np.ndarray, phase: float) -> np.ndarray:
     return _ribbon(x, bend * (x ** 2 - 0.4), half_width)
 
 
-def worm(traits: np.ndarray, phase: float) -> np.ndarray:
+def worm_outline(traits: np.ndarray, phase: float) -> np.ndarray:
     """Return the outline of a worm: a long band with round ends along a travelling wave."""
     reach, thick = 1.35, 0.23 + 0.06 * traits[0]
     end = np.linspace(0, math.pi / 2, 8)
@@ -83,7 +83,7 @@ def worm(traits: np.ndarray, phase: float) -> np.ndarray:
     return _ribbon(x, wave, half_width)
 
 
-OUTLINES = dict(zip(CROWD, (disc, star, leaf, worm), strict=True))
+OUTLINES = dict(zip(CROWD, (disc_outline, star_outline, leaf_outline, worm_outline), strict=True))
 
 
 def smooth_noise(rng: np.random.Generator, feature: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from tar_vis_core.data import transforms as tf
 from tar_vis_core.data.clip_times import check_canvas, check_gaps, draw_times
 from tar_vis_core.data.pseudo_video import align_clip, draw_amplitude
 from tar_vis_core.data.shapes import TILE, Shape, draw_tile
-from tar_vis_core.data.transforms import Degradation, Sample, Scene
+from tar_vis_core.data.transforms import CameraFaults, Sample, Scene
 from tar_vis_core.models.class_sets import CROWD
 
 WORLD = 1.5                     # side of the background over that of the canvas
@@ -57,7 +57,7 @@ class Crowd:
     rim: float                  # how dark the edges are, 0..1
 
 
-def wander(rng: np.random.Generator, frames: int, speed: float, reach: float) -> np.ndarray:
+def smooth_offsets(rng: np.random.Generator, frames: int, speed: float, reach: float) -> np.ndarray:
     """Return smooth offsets ``(frames,)`` that change by at most ``speed`` per frame and are 0 in a random frame.
 
     They stay within ``2 reach`` however long the clip is, so a body that leaves comes back.
@@ -70,10 +70,10 @@ def draw_camera(rng: np.random.Generator, frames: int, size: tuple[int, int], am
     """Return a pan, zoom and turn about the canvas's centre with some shake; ``amplitude`` in pixels a frame."""
     centre, short, radius = ((size[1] - 1) / 2, (size[0] - 1) / 2), min(size), math.hypot(*size) / 2
     heading, shake = rng.uniform(0, 2 * math.pi), amplitude * rng.choice((0.0, 0.1, 0.25))
-    path = np.stack([wander(rng, frames, amplitude * abs(math.cos(heading)), 0.15 * short),
-                     wander(rng, frames, amplitude * abs(math.sin(heading)), 0.15 * short),
-                     wander(rng, frames, amplitude / radius * rng.uniform(0, 0.8), 0.12),
-                     wander(rng, frames, amplitude / radius * rng.uniform(0, 0.8), 0.12)], 1)
+    path = np.stack([smooth_offsets(rng, frames, amplitude * abs(math.cos(heading)), 0.15 * short),
+                     smooth_offsets(rng, frames, amplitude * abs(math.sin(heading)), 0.15 * short),
+                     smooth_offsets(rng, frames, amplitude / radius * rng.uniform(0, 0.8), 0.12),
+                     smooth_offsets(rng, frames, amplitude / radius * rng.uniform(0, 0.8), 0.12)], 1)
     path += shake * rng.normal(0, 1, path.shape) * (1, 1, 0.5 / radius, 0.5 / radius)
     about = tf.translation(*centre), tf.translation(-centre[0], -centre[1])
     return [about[0] @ np.diag([math.exp(zoom), math.exp(zoom), 1]) @ about[1]
@@ -117,10 +117,10 @@ def draw_crowd(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> 
     for kind, diameter, centre, depth in zip(kind_of, diameters, centres, rng.permutation(count), strict=True):
         speed, reach = amplitude * math.exp(rng.normal(0, 0.5)), short * rng.uniform(0.1, 0.4)
         heading = rng.uniform(0, 2 * math.pi)
-        places = np.stack([centre[0] + wander(rng, frames, speed * abs(math.cos(heading)), reach),
-                           centre[1] + wander(rng, frames, speed * abs(math.sin(heading)), reach),
-                           rng.uniform(0, 2 * math.pi) + wander(rng, frames, 2 * speed / short, 0.6)], 1)
-        depths = depth + wander(rng, frames, restless * 10 * amplitude / short, 3.0)
+        places = np.stack([centre[0] + smooth_offsets(rng, frames, speed * abs(math.cos(heading)), reach),
+                           centre[1] + smooth_offsets(rng, frames, speed * abs(math.sin(heading)), reach),
+                           rng.uniform(0, 2 * math.pi) + smooth_offsets(rng, frames, 2 * speed / short, 0.6)], 1)
+        depths = depth + smooth_offsets(rng, frames, restless * 10 * amplitude / short, 3.0)
         phases = min(8 * speed / short, 0.7) * np.arange(frames)
         bodies.append(Body(Shape.draw(rng, int(labels[kind])), int(look_of[kind]), diameter, places, phases, depths,
                            rng.uniform(0.2, 0.8, 2) * TILE))
@@ -144,7 +144,7 @@ def draw_background(rng: np.random.Generator, size: tuple[int, int], looks: list
         centre, radius = rng.random(2) * (width, height), short * rng.uniform(0.05, 0.14)
         points = centre + radius * np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(0.5, 1.2, (corners, 1))
         place = tf.translation(*centre) @ _texture(rng.uniform(0.2, 0.8, 2) * TILE, short / 192, angle[0])
-        stamp(ground, ids, 0, points, looks[rng.integers(len(looks))], place, rim, radius, np.zeros(2))
+        draw_outline(ground, ids, 0, points, looks[rng.integers(len(looks))], place, rim, radius, np.zeros(2))
     return ground
 
 
@@ -154,8 +154,8 @@ def _texture(patch: np.ndarray, scale: float, turn: float) -> np.ndarray:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ tf.translation(*-patch)
 
 
-def stamp(image: np.ndarray, ids: np.ndarray, index: int, points: np.ndarray, tile: np.ndarray, texture: np.ndarray,
-          rim: float, diameter: float, streak: np.ndarray) -> None:
+def draw_outline(image: np.ndarray, ids: np.ndarray, index: int, points: np.ndarray, tile: np.ndarray,
+                 texture: np.ndarray, rim: float, diameter: float, streak: np.ndarray) -> None:
     """Draw one textured outline over ``image``, in place, and write ``index`` to ``ids`` where it covers half a pixel.
 
     ``points (n, 2)`` x, y; ``texture`` maps the tile to the image; ``streak`` is the motion (x, y) while the shutter
@@ -213,7 +213,7 @@ def render(crowd: Crowd, frame: int, size: tuple[int, int]) -> Scene:
         unit = 2 / body.diameter * min(size) / 192                  # textures do not grow with the body
         texture = pose @ np.diag([unit, unit, 1]) @ tf.translation(*-body.patch)
         streak = SHUTTER * (crowd.camera[after] @ body.pose(after) - crowd.camera[before] @ body.pose(before))[:2, 2]
-        stamp(image, ids, int(index), points, crowd.looks[body.look], texture, crowd.rim, body.diameter, streak)
+        draw_outline(image, ids, int(index), points, crowd.looks[body.look], texture, crowd.rim, body.diameter, streak)
     masks = ids == np.arange(len(bodies), dtype=np.int16)[:, None, None]
     labels = np.array([body.shape.label for body in bodies], np.int64)
     return Scene(image, masks, labels, np.ones(len(bodies), bool),
@@ -243,8 +243,8 @@ class SynthVideos(Dataset):
         times = draw_times(rng, self.frames, self.gaps)
         crowd = draw_crowd(rng, times[-1] + 1, self.size)
         clip = [render(crowd, time, self.size) for time in times]
-        fault, flicker = Degradation.draw(rng), rng.choice((0.0, 0.02, 0.1))
-        fault = Degradation(fault.defocus, (1, 1), max(fault.noise, int(rng.choice((0, 2, 4, 8)))), fault.quality)
+        fault, flicker = CameraFaults.draw(rng), rng.choice((0.0, 0.02, 0.1))
+        fault = CameraFaults(fault.defocus, (1, 1), max(fault.noise, int(rng.choice((0, 2, 4, 8)))), fault.quality)
         for frame in clip:
             frame.image = fault.apply(rng, cv2.transform(frame.image, tf.random_colours(rng, flicker)))
         return [tf.to_sample(frame) for frame in align_clip(clip, self.min_pixels, self.max_instances)]

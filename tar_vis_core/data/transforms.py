@@ -214,7 +214,7 @@ def random_colours(rng: np.random.Generator, strength: float = 1.0) -> np.ndarra
 
 
 @dataclass(frozen=True)
-class Degradation:
+class CameraFaults:
     """The faults of a cheap camera. The frames of a clip share them; the noise is new in each."""
 
     defocus: float = 0.0                 # sigma of a Gaussian, pixels
@@ -223,7 +223,7 @@ class Degradation:
     quality: int = 0                     # of JPEG compression; 0 = none
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> Degradation:
+    def draw(rng: np.random.Generator) -> CameraFaults:
         """Draw mostly none; one picture in eight is blurred, one in eight noisy, one in twelve compressed hard."""
         defocus, smear = 0.0, (1, 1)
         if rng.random() < 0.06:
@@ -232,7 +232,7 @@ class Degradation:
             length = int(rng.integers(3, 8))
             smear = (length, 1) if rng.random() < 0.7 else (1, length)
         noise = 1 << int(rng.integers(2, 5)) if rng.random() < 0.12 else 0
-        return Degradation(defocus, smear, noise, int(rng.integers(25, 75)) if rng.random() < 0.08 else 0)
+        return CameraFaults(defocus, smear, noise, int(rng.integers(25, 75)) if rng.random() < 0.08 else 0)
 
     def apply(self, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         """Return the degraded image, ``(h, w, 3)`` uint8."""

@@ -79,7 +79,7 @@ def identity_measures(records: Sequence[VideoRecord], predictions: Sequence[Tube
             masks += int(seen.sum())
             predicted += int(counted.sum())
             switches += identity_switches(ious)
-            found += identified(ious)
+            found += identity_true_positives(ious)
             matches = matched_frames(ious, seen.sum(0), shown.sum(0))
             shown_by = matches.sum(1) if may_be_real else shown.sum(0)[None]               # (overlaps or 1, P)
             union = np.maximum(seen.sum(0)[:, None] + shown_by[:, None] - matches, 1)
@@ -124,7 +124,7 @@ def identity_switches(ious: np.ndarray) -> int:
     return switches
 
 
-def identified(ious: np.ndarray) -> int:
+def identity_true_positives(ious: np.ndarray) -> int:
     """Return IDTP: frames that match if every object has one tube for the whole video, in the best assignment."""
     together = (ious >= MATCH - ROUNDING).sum(0)
     return int(together[linear_sum_assignment(-together)].sum())

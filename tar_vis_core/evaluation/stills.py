@@ -32,7 +32,7 @@ PAN = 0.02               # of the width: the largest move between the two frames
 
 
 @dataclass(frozen=True)
-class Row:
+class StillsRow:
     """One way of decoding and its result."""
 
     name: str
@@ -64,7 +64,7 @@ def to_predictions(model: VideoInstanceModel, image: np.ndarray, features: Featu
 
 @torch.inference_mode()
 def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, Decoding], short_side: int,
-                      categories: tuple[str, ...]) -> list[Row]:
+                      categories: tuple[str, ...]) -> list[StillsRow]:
     """Return the AP of each way of decoding; images are encoded once.
 
     A way takes (features, previous queries) and returns the decoder's output.
@@ -82,7 +82,7 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
             out = way(both[1], previous)
             executed[name] += out.trace.executed_layers
             answers[name].append(to_predictions(model, image, both[1], out, geometry))
-    return [Row(name, executed[name] / max(1, len(records)), evaluate(records, predictions, categories))
+    return [StillsRow(name, executed[name] / max(1, len(records)), evaluate(records, predictions, categories))
             for name, predictions in answers.items()]
 
 
@@ -97,7 +97,7 @@ def labelled_categories(path: Path, records: Sequence[ImageRecord], asked: Seque
     return tuple(names)
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def as_table(rows: Sequence[StillsRow]) -> str:
     """Return a text table of the first category, in percent: a decoding a line."""
     lines = [f'{"decoding":<20}{"layers":>8}{"AP":>8}{"AP50":>8}{"AP75":>8}{"small":>8}{"medium":>8}{"large":>8}'
              f'{"R50: small":>12}{"medium":>8}{"large":>8}']

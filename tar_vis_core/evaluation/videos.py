@@ -22,7 +22,7 @@ from tar_vis_core.evaluation.identity_measures import MATCH, IdentityMeasures, i
 from tar_vis_core.evaluation.track_iou import TrackIoU, track_ious
 from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction
 from tar_vis_core.evaluation.whole_video import segment_video
-from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, cells, evaluate_tubes
+from tar_vis_core.evaluation.ytvis_ap import TITLES, VideoResult, evaluate_tubes, table_cells
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.masked_decoder import DecoderOutput
@@ -105,7 +105,7 @@ def encode_masks(masks: Tensor) -> list[dict | None]:
     return [rle if mask.any() else None for rle, mask in zip(coco_mask.encode(columns.T), columns, strict=True)]
 
 
-class OneDecoding:
+class ModelOfOneDecoding:
     """A model as the segmenter sees it, with features that were made before and one decoding."""
 
     def __init__(self, model: VideoInstanceModel, decoding: Decoding):
@@ -127,7 +127,7 @@ class TrackFollower:
     def __init__(self, model: VideoInstanceModel, decoding: Decoding, tracker: str, options: SegmenterOptions):
         self.segmenter = VideoSegmenter.from_model(model, str(model.pixel_mean.device), options=options,
                                                    tracker=tracker)
-        self.segmenter.model = self.model = OneDecoding(model, decoding)
+        self.segmenter.model = self.model = ModelOfOneDecoding(model, decoding)
         self.state = self.segmenter.new_state()
         self.tracks = TrackTubes()
         self.executed: list[tuple[bool, ...]] = []
@@ -190,7 +190,7 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], d
         followers = {name: TrackFollower(model, decoding, tracker, options) if by_track
                      else SlotFollower(model, decoding, tracker, max_instances) for name, decoding in decodings.items()}
         for image in record.frames():
-            frame = encode(model, image, short_side or config.short_side)
+            frame = encode_picture(model, image, short_side or config.short_side)
             for follower in followers.values():
                 follower.step(frame)
         for name, follower in followers.items():
@@ -200,7 +200,7 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], d
     return [score_row(name, records, found[name], executed[name], min_score, categories) for name in decodings]
 
 
-def encode(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> EncodedPicture:
+def encode_picture(model: VideoInstanceModel, image: np.ndarray, short_side: int) -> EncodedPicture:
     """Run the image encoder on a picture ``(H, W, 3)``."""
     images, geometry = prepare(model, image, short_side)
     return EncodedPicture(image, model.encode(images), geometry)
@@ -221,7 +221,7 @@ def as_table(rows: Sequence[VideoRow]) -> str:
     for row in rows:
         layers = f'{row.executed_layers:>8.2f}' if row.executed else f'{"-":>8}'
         identity = row.identities
-        lines.append(f'{row.name:<20}{layers}{cells(row.ap.mean)}{100 * identity.hota:>8.1f}'
+        lines.append(f'{row.name:<20}{layers}{table_cells(row.ap.mean)}{100 * identity.hota:>8.1f}'
                      f'{100 * identity.idf1:>8.1f}{identity.switches:>10}')
     return '\n'.join(lines)
 

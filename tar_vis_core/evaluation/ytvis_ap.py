@@ -77,11 +77,11 @@ class VideoResult:
     def __str__(self) -> str:
         lines = [f'{"category":<16}{"videos":>7}{"tracks":>7}' + ''.join(f'{t:>8}' for t in TITLES.values())]
         for c in [*self.categories, self.mean]:
-            lines.append(f'{c.name:<16}{c.videos:>7}{c.tracks:>7}' + cells(c))
+            lines.append(f'{c.name:<16}{c.videos:>7}{c.tracks:>7}' + table_cells(c))
         return '\n'.join(lines)
 
 
-def cells(figures: TubeAP) -> str:
+def table_cells(figures: TubeAP) -> str:
     """Return the eight figures in percent as columns of a table."""
     values = [getattr(figures, name) for name in TITLES]
     return ''.join(f'{"-":>8}' if math.isnan(v) else f'{100 * v:>8.1f}' for v in values)
@@ -123,10 +123,10 @@ def match_video(record: VideoRecord, category: str, predictions: Sequence[TubePr
     tubes, truth = [predictions[i].rles for i in order], [track.rles for track in tracks]
     areas, true_areas = (frame_areas(rles, len(record.paths)) for rles in (tubes, truth))
     ious = tube_ious(frame_intersections(tubes, truth, areas).sum(0), areas, true_areas)
-    skipped = outside(true_areas) | np.array([track.crowd for track in tracks], bool)
-    matched, ignored = match(ious, skipped)
+    skipped = outside_area_ranges(true_areas) | np.array([track.crowd for track in tracks], bool)
+    matched, ignored = match_tubes(ious, skipped)
     may_be_real = bool(tracks) and not record.exhaustive
-    ignored |= ~matched & (outside(areas)[:, None] | may_be_real)
+    ignored |= ~matched & (outside_area_ranges(areas)[:, None] | may_be_real)
     return Matches(scores[order], matched, ignored, (~skipped).sum(1))
 
 
@@ -136,13 +136,13 @@ def tube_ious(common: np.ndarray, areas: np.ndarray, true_areas: np.ndarray) -> 
     return common / np.maximum(union, 1)
 
 
-def outside(areas: np.ndarray) -> np.ndarray:
+def outside_area_ranges(areas: np.ndarray) -> np.ndarray:
     """Return ``(A, N)``: which tubes of areas ``(N, frames)`` are not of a size. The bounds belong to both sides."""
     mean = areas.sum(1) / np.maximum((areas > 0).sum(1), 1)
     return (mean < AREA_RANGES[:, :1]) | (mean > AREA_RANGES[:, 1:])
 
 
-def match(ious: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def match_tubes(ious: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Match as COCO does, greedily, at all area ranges and thresholds at once.
 
     ``ious (D, G)`` are by falling score; ``skipped (A, G)`` are the objects that do not count. Each prediction in turn
@@ -169,7 +169,7 @@ def match(ious: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return matched, ignored
 
 
-def counts(matches: Sequence[Matches], most: int) -> tuple[np.ndarray, np.ndarray]:
+def running_positives(matches: Sequence[Matches], most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return running true and false positives ``(A, T, N)`` by falling score, ``most`` from each video."""
     scores = np.concatenate([m.scores[:most] for m in matches])
     order = np.argsort(-scores, kind='stable')
@@ -181,7 +181,7 @@ def counts(matches: Sequence[Matches], most: int) -> tuple[np.ndarray, np.ndarra
 def average_precision(matches: Sequence[Matches]) -> np.ndarray:
     """Return a category's average precision ``(A, T)`` over videos, NaN at area ranges without an object."""
     objects = sum(m.objects for m in matches)
-    right, wrong = counts(matches, MAX_DETECTIONS)
+    right, wrong = running_positives(matches, MAX_DETECTIONS)
     precision = right / np.maximum(right + wrong, 1)
     # at each recall the best precision that is had at this or any higher recall
     precision = np.maximum.accumulate(precision[..., ::-1], -1)[..., ::-1]
@@ -198,7 +198,7 @@ def summarise(name: str, matches: Sequence[Matches]) -> TubeAP:
     objects = sum(m.objects for m in matches)
 
     def recall(most: int) -> float:
-        right, _ = counts(matches, most)
+        right, _ = running_positives(matches, most)
         return float(right[0, :, -1].mean() / objects[0]) if right.size else 0.0
 
     ap = average_precision(matches)

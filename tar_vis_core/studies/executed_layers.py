@@ -27,7 +27,7 @@ from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.options import ModelOptions, option, same_option
 from tar_vis_core.studies.bootstrap import Row, interval, mean_rows, resamples, spread
-from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, open_model, open_videos
+from tar_vis_core.studies.inputs import PAPER, StudyInputs, inputs_text, open_model, open_videos
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampled_decodings import Sampled, sample
 
@@ -49,7 +49,7 @@ class LayersStudy(StudyInputs):
     tracker: str = same_option(ModelOptions, 'tracker')
 
 
-def pair(text: str) -> tuple[int, int]:
+def layer_pair(text: str) -> tuple[int, int]:
     """Return ``M+N`` as two numbers."""
     m, _, n = text.partition('+')
     if not (m.isdigit() and n.isdigit()):
@@ -122,7 +122,7 @@ def table_row(weights: str, sampled: Sampled, everything: Sequence[Sampled]) -> 
     return row | {'ms': sampled.ms, 'paper ms': PAPER_MS.get(name), 'paper AP': PAPER_AP.get(name)}
 
 
-def painter(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
+def ap_plot(results: dict[str, list[Sampled]]) -> Callable[[Axes], None]:
     """Return the function that draws AP over executed layers, with one colour for each weights file."""
     def draw(axes: Axes) -> None:
         for number, (weights, everything) in enumerate(results.items()):
@@ -154,7 +154,7 @@ def run(asked: LayersStudy) -> None:
     records = open_videos(asked)
     samples = resamples(len(records), asked.resamples)
     results: dict[str, list[Sampled]] = {}
-    pairs = [pair(text) for text in asked.pairs]
+    pairs = [layer_pair(text) for text in asked.pairs]
     for path in [*map(user_path, asked.weights)] or [None]:
         model = open_model(asked, path)
         decodings = decodings_to_compare(model, asked.layers, pairs, asked.skip_bias)
@@ -164,7 +164,7 @@ def run(asked: LayersStudy) -> None:
     if len(results) > 1:
         rows += mean_rows(rows, ['decoding'], 'weights')
     write_report(asked.out, 'AP by executed decoder layers', rows, [
-        described(asked, records) + f' {asked.resamples} bootstrap samples of videos, seed 0; low and high are 95 % '
+        inputs_text(asked, records) + f' {asked.resamples} bootstrap samples of videos, seed 0; low and high are 95 % '
         'intervals over videos, in rows over several weights the least and the greatest of them.',
         PAPER + ' Its milliseconds are of a whole frame (TAR: without its other optimisations, Table 4); ours are '
         'medians of image encoder and decoder, taken while all decodings take turns.',
@@ -174,4 +174,4 @@ def run(asked: LayersStudy) -> None:
         'whether its routers choose better than a fixed number or chance at the same cost. It cannot show what TAR '
         'gives another model, and where all layers hardly beat one it shows nothing of TAR at all. The fixed decodings '
         'run weights that were trained for all layers (and for routing, where they hold routers), not for fewer.'],
-        painter(results))
+        ap_plot(results))

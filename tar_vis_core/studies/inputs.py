@@ -84,21 +84,21 @@ def open_videos(inputs: StudyInputs) -> list[VideoRecord]:
     return records
 
 
-def described(inputs: StudyInputs, records: list[VideoRecord]) -> str:
+def inputs_text(inputs: StudyInputs, records: list[VideoRecord]) -> str:
     """Return a paragraph for the report: model, data, machine."""
     files = ', '.join(f'{path.parent.name}/{path.name}' for path in map(Path, inputs.weights)) or 'packaged'
     data = f'made-up crowds of seed {inputs.data_seed}' if inputs.data == 'synth' else Path(inputs.data).name
     counted = f', {" and ".join(inputs.categories)} only' if inputs.categories else ''
     return (f'Ours: preset {inputs.preset}, weights {files}; {data}{counted}, {len(records)} videos, '
-            f'{sum(len(r.paths) for r in records)} frames; {computer(pick_device(inputs.device))}.')
+            f'{sum(len(r.paths) for r in records)} frames; {machine_text(pick_device(inputs.device))}.')
 
 
-def computer(device: torch.device) -> str:
+def machine_text(device: torch.device) -> str:
     """Return a line about the machine and the threads in use."""
     return f'{in_words(machine(device))}, {torch.get_num_threads()} threads'
 
 
-def pictures(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:
+def first_frames(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:
     """Return the first ``count`` frames of the videos; they start again if there are fewer."""
     while True:
         for record in records:

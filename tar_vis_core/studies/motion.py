@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from tar_vis_core.data.ytvis import VideoRecord
-from tar_vis_core.evaluation.videos import encode
+from tar_vis_core.evaluation.videos import encode_picture
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import option
 from tar_vis_core.preprocess import small_grey
 from tar_vis_core.state import TemporalState
 from tar_vis_core.studies.bootstrap import spearman, with_interval
-from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, open_model, open_videos
+from tar_vis_core.studies.inputs import PAPER, StudyInputs, inputs_text, open_model, open_videos
 from tar_vis_core.studies.report import with_bounds, write_report
 
 PARTS = 5       # of the frames, by rising difference
@@ -43,7 +43,7 @@ def measure_video(model: VideoInstanceModel, record: VideoRecord, skip_bias: flo
     state, previous, seen = TemporalState(), None, []
     for image in record.frames():
         mse = state.frame_mse(small_grey(image))
-        out = model.decode(encode(model, image, model.config.short_side).features, previous, 'adaptive',
+        out = model.decode(encode_picture(model, image, model.config.short_side).features, previous, 'adaptive',
                            skip_bias=skip_bias)
         previous = out.past
         seen.append((mse, out.trace.executed_layers))
@@ -105,7 +105,7 @@ def run(asked: MotionStudy) -> None:
         axes.legend(fontsize=8, title=f'Spearman {with_bounds(rows[0], "Spearman")}', title_fontsize=8)
 
     write_report(asked.out, 'Executed layers against inter-frame difference', rows, [
-        described(asked, records) + f' Skip bias {asked.skip_bias:g}; first frames of videos, which run all layers, '
+        inputs_text(asked, records) + f' Skip bias {asked.skip_bias:g}; first frames of videos, which run all layers, '
         f'are left out. Intervals: 95 %, {asked.resamples} bootstrap samples of whole videos, seed 0.',
         PAPER + ' It gives no coefficient; the direction is that of its Figure 5.',
         'It shows whether these routers follow the difference of frames at all, and how surely. It cannot show that '

@@ -22,12 +22,12 @@ from tar_vis_core.models.packed import inference_form
 from tar_vis_core.options import option
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.bootstrap import Precision, Row, resamples, spread
-from tar_vis_core.studies.inputs import StudyInputs, computer, described, open_model, open_videos
+from tar_vis_core.studies.inputs import StudyInputs, inputs_text, machine_text, open_model, open_videos
 from tar_vis_core.studies.report import write_report
 
 
 @dataclass
-class Followed:
+class BoundRun:
     """All videos of a row by one bound; arrays are a video each, ``(frames,)``."""
 
     bound: float
@@ -57,7 +57,7 @@ def clip_frames(path: str, asked: ReuseStudy) -> Iterator[np.ndarray]:
                 yield frame.image
 
 
-def run_video(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: int, runs: Sequence[Followed]
+def run_video(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: int, runs: Sequence[BoundRun]
               ) -> tuple[int, int, int]:
     """Run every frame of a video with each bound in turn, each with its own state; add the results to ``runs``.
 
@@ -82,7 +82,7 @@ def run_video(segmenter: VideoSegmenter, images: Iterator[np.ndarray], video: in
     return frames, *size
 
 
-def agreement(expected: Sequence[TubePrediction], given: Sequence[TubePrediction], frames: int) -> np.ndarray:
+def mask_agreement(expected: Sequence[TubePrediction], given: Sequence[TubePrediction], frames: int) -> np.ndarray:
     """Return the mask IoU by frame, ``(frames,)``: the mean over the masks of both sides.
 
     Masks are paired one to one for the greatest sum; a mask without a partner counts 0. NaN if neither shows
@@ -95,12 +95,12 @@ def agreement(expected: Sequence[TubePrediction], given: Sequence[TubePrediction
     return means
 
 
-def without_truth(run: Followed, off: Followed, records: Sequence[VideoRecord]) -> Row:
+def without_truth(run: BoundRun, off: BoundRun, records: Sequence[VideoRecord]) -> Row:
     """Compare a bound with the run that encodes every frame, whose tracks count as true."""
     values, truth = [], []
     for record in records:
         expected, given = ([t for t in r.tubes if t.video_id == record.id] for r in (off, run))
-        values.append(agreement(expected, given, len(record.paths)))
+        values.append(mask_agreement(expected, given, len(record.paths)))
         truth.append(replace(record, tracks=[Track(k, t.category, t.rles) for k, t in enumerate(expected)]))
     iou, reused = np.concatenate(values), np.concatenate(run.reused)
     return {'IoU with off': 100 * mean(iou), 'IoU where reused': 100 * mean(iou[reused]), 'tracks': len(run.tubes),
@@ -113,7 +113,7 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float('nan')
 
 
-def with_truth(runs: Sequence[Followed], records: Sequence[VideoRecord], samples: np.ndarray) -> list[Row]:
+def with_truth(runs: Sequence[BoundRun], records: Sequence[VideoRecord], samples: np.ndarray) -> list[Row]:
     """Compare each bound with labels. AP is over all videos, its interval over bootstrap samples of them."""
     names = sorted({track.category for record in records for track in record.tracks})
     known, rows, off = {plain_name(name): name for name in names}, [], None
@@ -129,7 +129,7 @@ def with_truth(runs: Sequence[Followed], records: Sequence[VideoRecord], samples
     return rows
 
 
-def times(run: Followed) -> Row:
+def step_times(run: BoundRun) -> Row:
     """Return how often the encoder was spared, and milliseconds of the step."""
     ms, reused = np.concatenate(run.ms), np.concatenate(run.reused)
 
@@ -144,22 +144,22 @@ def clip_rows(segmenter: VideoSegmenter, asked: ReuseStudy) -> list[Row]:
     """Return rows of each clip, which has no truth."""
     rows = []
     for number, path in enumerate(asked.clips):
-        runs = [Followed(bound) for bound in (0.0, *asked.bounds)]
+        runs = [BoundRun(bound) for bound in (0.0, *asked.bounds)]
         frames, height, width = run_video(segmenter, clip_frames(path, asked), number, runs)
         if not frames:
             raise ValueError(f'{path}: no frame comes after the first {asked.first}')
         record = VideoRecord(number, Path(path).stem, height, width, [Path(path)] * frames, True)
-        rows += [{'video': record.name, **times(r), **without_truth(r, runs[0], [record])} for r in runs]
+        rows += [{'video': record.name, **step_times(r), **without_truth(r, runs[0], [record])} for r in runs]
     return rows
 
 
 def labelled_rows(segmenter: VideoSegmenter, records: Sequence[VideoRecord], asked: ReuseStudy) -> list[Row]:
     """Return rows of labelled videos, all together."""
-    runs = [Followed(bound) for bound in (0.0, *asked.bounds)]
+    runs = [BoundRun(bound) for bound in (0.0, *asked.bounds)]
     for record in records:
         run_video(segmenter, record.frames(), record.id, runs)
     judged = with_truth(runs, records, resamples(len(records), asked.resamples))
-    return [{'video': 'all', **times(r), **row, **without_truth(r, runs[0], records)}
+    return [{'video': 'all', **step_times(r), **row, **without_truth(r, runs[0], records)}
             for r, row in zip(runs, judged, strict=True)]
 
 
@@ -185,9 +185,9 @@ def run(asked: ReuseStudy) -> None:
         axes.legend(fontsize=8, title='by bound, grey levels', title_fontsize=8)
 
     write_report(asked.out, 'Features of an earlier picture while it stands still', rows, [
-        described(asked, records) if records else
+        inputs_text(asked, records) if records else
         f'Ours: preset {asked.preset}; clips without labels, {asked.width} pixels wide; '
-        f'{computer(model.pixel_mean.device)}; no seed.',
+        f'{machine_text(model.pixel_mean.device)}; no seed.',
         f'A frame takes over the features of the last encoded one where no cell of a 64 wide grey picture differs by '
         f'the bound or more, {MAX_REUSED} frames in a row at most. All bounds take turns frame by frame in one run. '
         'IoU with off: masks of a frame, paired one to one with those of the run that encodes every frame; 0 for one '

@@ -17,7 +17,7 @@ from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import option
 from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
-from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, open_model, open_videos, pictures
+from tar_vis_core.studies.inputs import PAPER, StudyInputs, first_frames, inputs_text, open_model, open_videos
 from tar_vis_core.studies.report import write_report
 
 PAPER_SHARE = {'backbone': 17, 'pixel_decoder': 28, 'decoder': 52, 'tracker': 3, 'all': 100}     # percent
@@ -39,7 +39,7 @@ def run_profile(asked: TimingStudy) -> None:
     segmenter = VideoSegmenter.from_model(model, asked.device, asked.precision)
     routings = ('full', 'adaptive') if model.config.routing else ('full',)
     lines = {routing: Contender(segmenter, SegmenterOptions(routing)) for routing in routings}
-    measured = take_turns(lines, list(pictures(records, asked.timed + asked.warm_up)), 15, asked.warm_up)
+    measured = take_turns(lines, list(first_frames(records, asked.timed + asked.warm_up)), 15, asked.warm_up)
     rows: list[dict[str, object]] = [{'stage': stage} for stage in (*STAGES, 'all')]
     for routing, results in measured.items():
         times = {stage: float(np.median([frame.times[stage] for frame in results])) for stage in STAGES}
@@ -62,7 +62,7 @@ def run_profile(asked: TimingStudy) -> None:
         axes.legend(fontsize=8, ncols=4, loc='upper center', bbox_to_anchor=(0.5, -0.12))
 
     write_report(asked.out, 'Shares of the time of a frame', rows, [
-        described(asked, records) + f' {asked.precision}; medians of {asked.timed} frames (from the start again where '
+        inputs_text(asked, records) + f' {asked.precision}; medians of {asked.timed} frames (from the start again if '
         f'the videos have fewer), {asked.warm_up} before them; full (all layers) and adaptive (TAR) take turns; no '
         'seed matters but that of the videos.',
         PAPER + ' Its stages are not synchronised with the device: its decoder waits for queued work of the image '
@@ -113,7 +113,7 @@ def run_operations(asked: TimingStudy) -> None:
     """Run ``tar-vis study operations``."""
     model, records = open_model(asked), open_videos(asked)
     lines = lines_of(model, asked.device, asked.precision)
-    measured = take_turns(lines, list(pictures(records, asked.timed + asked.warm_up)), 15, asked.warm_up)
+    measured = take_turns(lines, list(first_frames(records, asked.timed + asked.warm_up)), 15, asked.warm_up)
     rows = [row_of(variant, [frame.result for frame in frames]) for variant, frames in measured.items()]
 
     def draw(axes: Axes) -> None:
@@ -128,9 +128,9 @@ def run_operations(asked: TimingStudy) -> None:
         axes.legend(fontsize=8)
 
     write_report(asked.out, 'Frames a second by what is switched on', rows, [
-        described(asked, records) + f' {asked.precision}; medians (quartiles) of {asked.timed} frames (from the start '
-        f'again where the videos have fewer), {asked.warm_up} before them, the variants taking turns; image encoder, '
-        'decoder and matching are timed; no seed matters but that of the videos.',
+        inputs_text(asked, records) + f' {asked.precision}; medians (quartiles) of {asked.timed} frames (from the '
+        f'start again if the videos have fewer), {asked.warm_up} before them, the variants taking turns; image '
+        'encoder, decoder and matching are timed; no seed matters but that of the videos.',
         PAPER + ' Its rows: none, FlashAttention-2, operation fusion, TAR, and all three; FlashAttention-2 and fusion '
         'without TAR it does not report. Its fusion is not the same operations as our small masks.',
         'Reference style: attention as separate products, all heads and full-size masks before each layer and after '

@@ -21,7 +21,7 @@ from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import option
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.studies.bootstrap import Row, mean_rows, resamples, spread
-from tar_vis_core.studies.inputs import PAPER, StudyInputs, described, one_file, open_videos
+from tar_vis_core.studies.inputs import PAPER, StudyInputs, inputs_text, one_file, open_videos
 from tar_vis_core.studies.report import write_report
 from tar_vis_core.studies.sampled_decodings import sample
 from tar_vis_core.training import train
@@ -73,7 +73,7 @@ def base_without_routing(asked: TrainingStudy) -> Path:
     return path
 
 
-def trained(variant: Variant, seed: int, base: Path, asked: TrainingStudy) -> Path:
+def trained_weights(variant: Variant, seed: int, base: Path, asked: TrainingStudy) -> Path:
     """Return the weights of a variant's run. Raise TarVisError if the training fails."""
     changes = [*asked.set, f'preset={variant.preset}', f'seed={seed}']
     if asked.iterations:
@@ -104,7 +104,7 @@ def compare(asked: TrainingStudy, variants: Sequence[Variant]) -> list[Row]:
     samples, rows = resamples(len(records), asked.resamples), []
     for seed in asked.seeds:
         for variant in variants:
-            path = trained(variant, seed, base, asked)
+            path = trained_weights(variant, seed, base, asked)
             model = load_model(variant.preset, path).to(pick_device(asked.device))
             for sampled in sample(model, records, router_decodings(model), samples):
                 router = sampled.row.name
@@ -137,10 +137,10 @@ def report(asked: TrainingStudy, variants: Sequence[Variant], title: str, notes:
 
     iterations, changes = asked.iterations or load_recipe(asked.recipe, asked.set).iterations, ', '.join(asked.set)
     write_report(asked.out, title, rows, [
-        described(asked, open_videos(asked)) + f' Each variant trained by {asked.recipe} ({changes or "as it is"}) for '
-        f'{iterations} iterations from the same weights, seeds {", ".join(map(str, asked.seeds))}. Low and high: in '
-        f'rows of one seed 95 % intervals over {asked.resamples} bootstrap samples of videos, in rows of means the '
-        'least and the greatest seed.',
+        inputs_text(asked, open_videos(asked)) + f' Each variant trained by {asked.recipe} '
+        f'({changes or "as it is"}) for {iterations} iterations from the same weights, seeds '
+        f'{", ".join(map(str, asked.seeds))}. Low and high: in rows of one seed 95 % intervals over '
+        f'{asked.resamples} bootstrap samples of videos, in rows of means the least and the greatest seed.',
         PAPER + ' Its frames a second hold its other optimisations where the router is on; ours are of image encoder '
         'and decoder.', *notes], draw)
 

@@ -73,7 +73,7 @@ class MemoryBankTracker:
         choice[new] = len(bank.numbers) + np.arange(len(new))
         numbers = np.append(bank.numbers, bank.next_number + np.arange(len(new)))
         matched = choice >= 0
-        bank = remember(bank, numbers, choice[matched], embeddings[torch.from_numpy(matched).to(embeddings.device)])
+        bank = updated_bank(bank, numbers, choice[matched], embeddings[torch.from_numpy(matched).to(embeddings.device)])
         return np.where(matched, numbers[choice] if len(numbers) else -1, -1), bank
 
     def choose(self, embeddings: Tensor, bank: Bank) -> np.ndarray:
@@ -113,7 +113,7 @@ def detections(logits: Tensor, mask_embeddings: Tensor, mask_features: Tensor) -
     return order[rows], scores[rows].cpu().numpy()
 
 
-def remember(bank: Bank, numbers: np.ndarray, rows: np.ndarray, embeddings: Tensor) -> Bank:
+def updated_bank(bank: Bank, numbers: np.ndarray, rows: np.ndarray, embeddings: Tensor) -> Bank:
     """Return the bank after a frame, without the tracks that died.
 
     ``numbers`` are the bank's, followed by those of new tracks; the tracks ``rows (n,)`` among them, all new ones too,

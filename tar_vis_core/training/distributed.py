@@ -28,7 +28,7 @@ def under_torchrun() -> bool:
     return {'RANK', 'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys()
 
 
-def join(rank: int, size: int, device: str, rendezvous: Path) -> World:
+def join_processes(rank: int, size: int, device: str, rendezvous: Path) -> World:
     """Meet the other processes: torchrun's, or ``size`` of this command at the file ``rendezvous``.
 
     ``device`` is as :func:`.pick_device` takes it; with CUDA every process has its own GPU.

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.runtime.device import compute_context, pick_precision
-from tar_vis_core.training.distributed import World, average_gradients, join
+from tar_vis_core.training.distributed import World, average_gradients, join_processes
 from tar_vis_core.training.objective import batch_losses
 from tar_vis_core.training.optimizer import learning_rate, parameter_groups, set_trainable, update_average
-from tar_vis_core.training.recipe import Recipe, RecipeError, differing
-from tar_vis_core.training.run_state import Curves, Run, export, save_whole
-from tar_vis_core.training.samples import Draws, batches, open_sources
+from tar_vis_core.training.recipe import Recipe, RecipeError, changed_options
+from tar_vis_core.training.run_state import LossLog, Run, export, save_whole
+from tar_vis_core.training.samples import RunSamples, batches, open_sources
 from tar_vis_core.training.starting_weights import start_model
 
 
@@ -38,14 +38,14 @@ class TrainRun:
 
 def train_process(rank: int, size: int, recipe: Recipe, paths: TrainRun) -> None:
     """Run all of one process's part."""
-    world = join(rank, size, paths.device, paths.out / 'rendezvous')
+    world = join_processes(rank, size, paths.device, paths.out / 'rendezvous')
     train(world, recipe, paths)
     if dist.is_initialized():
         dist.barrier()      # nobody leaves while another still needs it
         dist.destroy_process_group()
 
 
-def begin(world: World, recipe: Recipe, paths: TrainRun) -> Run:
+def begin_run(world: World, recipe: Recipe, paths: TrainRun) -> Run:
     """Return the run as its recipe starts it, or as its last checkpoint left it."""
     dtype, device = pick_precision(recipe.precision), world.device
     model, notes = start_model(recipe, paths.init, paths.backbone)
@@ -58,7 +58,7 @@ def begin(world: World, recipe: Recipe, paths: TrainRun) -> Run:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     run = Run(model, optimizer, scaler, {k: v.clone() for k, v in model.state_dict().items()})
     if paths.resume and (paths.out / 'last.pt').is_file():
-        changed = differing(recipe, run.restore(paths.out / 'last.pt'))
+        changed = changed_options(recipe, run.restore(paths.out / 'last.pt'))
         notes = [f'going on after {run.iteration} iterations' + (
             f', with other {", ".join(changed)} than before' if changed else '')]
     if world.rank == 0:
@@ -68,15 +68,15 @@ def begin(world: World, recipe: Recipe, paths: TrainRun) -> Run:
 
 def train(world: World, recipe: Recipe, paths: TrainRun) -> None:
     """Iterate, and keep a checkpoint and the weights in ``paths.out``."""
-    run = begin(world, recipe, paths)
-    draws = Draws(open_sources(recipe, paths.data, run.model.config), recipe, paths.out / 'bad_samples.txt')
+    run = begin_run(world, recipe, paths)
+    draws = RunSamples(open_sources(recipe, paths.data, run.model.config), recipe, paths.out / 'bad_samples.txt')
     end, first, began = min(paths.stop_at or recipe.iterations, recipe.iterations), run.iteration, time.monotonic()
     samples = batches(draws, world, first, end)
-    curves = Curves(paths.out / 'log.csv', first) if world.rank == 0 else None
+    curves = LossLog(paths.out / 'log.csv', first) if world.rank == 0 else None
     progress = tqdm(range(first, end), initial=first, total=recipe.iterations, disable=world.rank != 0, mininterval=5,
                     unit='it', desc=recipe.preset)
     for iteration in progress:
-        terms = step(run, next(samples), recipe, world, paths)
+        terms = training_step(run, next(samples), recipe, world, paths)
         run.iteration = iteration + 1
         if world.rank:
             continue
@@ -92,7 +92,7 @@ def train(world: World, recipe: Recipe, paths: TrainRun) -> None:
               f'{(time.monotonic() - began) / 60:.1f} minutes')
 
 
-def step(run: Run, clips: list, recipe: Recipe, world: World, paths: TrainRun) -> dict[str, float]:
+def training_step(run: Run, clips: list, recipe: Recipe, world: World, paths: TrainRun) -> dict[str, float]:
     """Update the weights once. Return the terms of the loss.
 
     Raise TarVisError for a loss that is not finite, after the batch is written to ``paths.out``.

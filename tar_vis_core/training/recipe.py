@@ -155,6 +155,6 @@ def _check(recipe: Recipe, where: str) -> None:
         raise RecipeError(f'{where}: crop is {recipe.crop}, expected two sides in pixels, the smaller first')
 
 
-def differing(recipe: Recipe, other: dict) -> list[str]:
+def changed_options(recipe: Recipe, other: dict) -> list[str]:
     """Return the names of the options in which ``other``, a recipe as a dictionary, differs from ``recipe``."""
     return [name for name, value in asdict(recipe).items() if other.get(name) != value]

@@ -66,7 +66,7 @@ def export(state: Mapping[str, Tensor], config: ModelConfig, preset: str, path: 
     save_tensors({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path, metadata)
 
 
-class Curves:
+class LossLog:
     """The CSV file of the terms of every iteration."""
 
     def __init__(self, path: Path, start: int) -> None:

@@ -56,7 +56,7 @@ def open_sources(recipe: Recipe, folder: Path, config: ModelConfig) -> list[Sour
     return sources
 
 
-class Draws(Dataset):
+class RunSamples(Dataset):
     """Sample ``number`` of a run, a clip; from each source in turn."""
 
     def __init__(self, sources: list[Source], recipe: Recipe, bad: Path) -> None:
@@ -84,7 +84,7 @@ class Draws(Dataset):
         raise AssertionError('unreachable')
 
 
-def batches(draws: Draws, world: World, start: int, end: int) -> Iterator[list[list[Sample]]]:
+def batches(draws: RunSamples, world: World, start: int, end: int) -> Iterator[list[list[Sample]]]:
     """Return this process's clips of iterations ``start`` to ``end - 1``."""
     recipe, own = draws.recipe, draws.recipe.batch // world.size
     if recipe.batch % world.size:

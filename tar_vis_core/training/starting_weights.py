@@ -13,7 +13,14 @@ from tar_vis_core.models.presets import ModelConfig, find_preset
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.training.recipe import PARTS, Recipe, RecipeError
 from tar_vis_core.weights.backbone import load_backbone
-from tar_vis_core.weights.loading import WeightsHeader, check_fit, fitted, read_header, read_tensors, shapes_of
+from tar_vis_core.weights.loading import (
+    WeightsHeader,
+    check_fit,
+    in_expected_types,
+    read_header,
+    read_tensors,
+    shapes_of,
+)
 from tar_vis_core.weights.official import read_class_names
 
 HEADS = 'decoder.class_embed.', 'tracker.class_embed.'
@@ -81,6 +88,6 @@ def load_what_fits(model: VideoInstanceModel, path: Path, header: WeightsHeader)
     expected = {name: value for name, value in state.items() if name not in fresh}
     dropped = set(heads) & fresh | other
     check_fit({k: v for k, v in header.shapes.items() if k not in dropped}, shapes_of(expected), path)
-    loaded = fitted({k: v for k, v in read_tensors(path).items() if k not in dropped}, expected, path)
+    loaded = in_expected_types({k: v for k, v in read_tensors(path).items() if k not in dropped}, expected, path)
     model.load_state_dict(loaded, strict=False)
     return notes

@@ -58,7 +58,7 @@ def tracker_losses(model: VideoInstanceModel, frames: list[TrackedFrame], recipe
         features.append(projected)
         targets += truth
         pairs += [pairs_of(slots, target) for target in truth]
-        contrasts.append(contrast(tracks.references, slots[-1], truth))
+        contrasts.append(contrast_loss(tracks.references, slots[-1], truth))
     terms = set_losses(list(torch.cat(logits, 1)), list(torch.cat(mask_embeddings, 1)), torch.cat(features), targets,
                        recipe.loss, phase, person, pairs)
     if not tracker.contrasts:
@@ -105,7 +105,7 @@ def pairs_of(slots: Tensor, target: Target) -> Pairs:
     return pairs
 
 
-def contrast(references: Tensor, slots: Tensor, targets: list[Target]) -> Tensor:
+def contrast_loss(references: Tensor, slots: Tensor, targets: list[Target]) -> Tensor:
     """Return a loss for each object in each frame after the first: log(1 + sum over others of exp(other - own)).
 
     ``references (T, Q, E)``. An object's reference should agree with its own of the frame before, and with no other.

@@ -112,7 +112,7 @@ def content_hash(path: str | Path) -> str:
     Unlike a hash of the file it does not change with metadata or layout.
     """
     digest = hashlib.sha256()
-    with reading(path), safe_open(path, framework='pt') as file:
+    with reading_weights(path), safe_open(path, framework='pt') as file:
         for name in sorted(file.keys()):
             value = file.get_tensor(name).contiguous()
             digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
@@ -122,12 +122,12 @@ def content_hash(path: str | Path) -> str:
 
 def read_header(path: str | Path) -> WeightsHeader:
     """Return names, shapes and metadata of a safetensors file. Raise :class:`WeightsError` if it cannot be read."""
-    with reading(path), open(path, 'rb') as file:
+    with reading_weights(path), open(path, 'rb') as file:
         head = file.read(9)  # safetensors: 8 bytes of length, then JSON
         if head.startswith((b'PK', b'\x80')) and not head.endswith(b'{'):
             raise WeightsError(f'{path} is a pickled checkpoint, expected safetensors; convert it with '
                                "'tar-vis weights convert FILE -o OUT'")
-    with reading(path), safe_open(path, framework='pt') as file:
+    with reading_weights(path), safe_open(path, framework='pt') as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return WeightsHeader(shapes, file.metadata() or {})
 
@@ -175,17 +175,18 @@ def split_adapter(full: str | Path, base: str | Path, adapter: str | Path) -> No
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Return all tensors of a safetensors file, as they are stored."""
-    with reading(path), safe_open(path, framework='pt') as file:
+    with reading_weights(path), safe_open(path, framework='pt') as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def load_tensors(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, which must have the names and shapes of ``expected``, in its types."""
     check_fit(read_header(path).shapes, shapes_of(expected), path)
-    return fitted(read_tensors(path), expected, path)
+    return in_expected_types(read_tensors(path), expected, path)
 
 
-def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def in_expected_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path
+                      ) -> dict[str, Tensor]:
     """Return ``state`` in the types of ``expected``. Raise :class:`WeightsError` for another kind or for NaN."""
     for name, value in state.items():
         if value.is_floating_point() != expected[name].is_floating_point():
@@ -217,7 +218,7 @@ def check_fit(found: Shapes, expected: Shapes, path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path) -> Iterator[None]:
+def reading_weights(path: str | Path) -> Iterator[None]:
     """Turn any error while a weights file is read into one clear line."""
     path = Path(path)
     if problem := problem_of(path):

@@ -19,7 +19,7 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import find_preset, preset_of
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.weights.backbone import backbone_tensors
-from tar_vis_core.weights.loading import check_fit, first_names, fitted, save_tensors, shapes_of
+from tar_vis_core.weights.loading import check_fit, first_names, in_expected_types, save_tensors, shapes_of
 from tar_vis_core.weights.unpickle import read_checkpoint
 
 # Official name -> ours; the first pattern that matches a whole name says what it becomes.
@@ -90,7 +90,7 @@ def convert_official(source: str | Path, destination: str | Path, preset: str | 
     if destination.exists() and source.exists() and destination.samefile(source):
         raise WeightsError(f'{destination} is the source itself; give another file to write')
     checkpoint = read_checkpoint(source)
-    state, dropped = without_extras(modernize(checkpoint.tensors), source)
+    state, dropped = without_extras(with_later_names(checkpoint.tensors), source)
     dropped += [(name, 'beside the model: state of the training, notes') for name in checkpoint.beside]
     if any(name.startswith('sem_seg_head.') for name in state):
         found = recognise(state, source, preset)
@@ -111,12 +111,12 @@ def convert_official(source: str | Path, destination: str | Path, preset: str | 
         found, class_set, names = '', '', ()
         metadata = {'kind': 'backbone', 'backbone': backbone}
     check_fit(shapes_of(state), shapes_of(expected), source)
-    save_tensors(fitted(state, expected, source), destination, {**metadata, 'converted_from': source.name})
+    save_tensors(in_expected_types(state, expected, source), destination, {**metadata, 'converted_from': source.name})
     return Conversion(destination, found, backbone, class_set, len(names), tuple(notes), tuple(dropped), len(state),
                       sum(value.numel() for value in state.values()))
 
 
-def modernize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_later_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return names of old files in their later form (module version 2 of Mask2Former); later names stay."""
     wrapped = bool(state) and all(name.startswith('module.') for name in state)
     modern = {}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tar_vis_core.errors import WeightsError
-from tar_vis_core.weights.loading import reading
+from tar_vis_core.weights.loading import reading_weights
 
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c   # first pickle of files of torch before 1.6
 
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.suffix == '.safetensors':
         raise WeightsError(f'{path} is safetensors already; expected an official .pth or .pkl checkpoint')
-    with reading(path), path.open('rb') as file:
+    with reading_weights(path), path.open('rb') as file:
         zipped = zipfile.is_zipfile(file)   # leaves the file at its end
         file.seek(0)
         content = _read_zip(file) if zipped else _read_stream(_Bounded(file))

@@ -32,13 +32,13 @@ def from_video(source: str, out: Path, frames: int, width: int, fps: float | Non
         images = played if fps is None else (frame.image for frame in played)     # else by their own times
         total = min(frames or sys.maxsize, reader.count or sys.maxsize)
         options = BagOptions(fps=fps or reader.fps, **how)
-        images = with_room(images, total, out, options)
+        images = with_disk_check(images, total, out, options)
         count = write_images(out, tqdm(images, total=None if total == sys.maxsize else total, unit='image',
                                        disable=None), options)
     print(f'{out}: {count} images on {options.full_topic}, {options.fps:g} per second')
 
 
-def with_room(frames: Iterable, total: int, out: Path, options: BagOptions) -> Iterator:
+def with_disk_check(frames: Iterable, total: int, out: Path, options: BagOptions) -> Iterator:
     """Return the frames after a word about the size of a large bag. Raise TarVisError if there is no room for it."""
     frames = iter(frames)
     first = next(frames, None)
@@ -67,7 +67,7 @@ def from_youtube_vis(json: Path, out: Path, videos: list[str], fps: float | None
           'and NAME.truth.json beside each')
 
 
-def number(low: float, high: float, kind: type = float):
+def number_between(low: float, high: float, kind: type = float):
     """Return an argparse type: a number from ``low`` to ``high``."""
     def parse(text: str) -> float:
         try:
@@ -86,8 +86,9 @@ def command_line() -> argparse.ArgumentParser:
     video = actions.add_parser('from-video', help='a video file or a folder of pictures to one bag')
     video.add_argument('source', help="a video file, a folder of images, or 'photographs': a simulated camera")
     video.add_argument('out', type=user_path, help='the bag, a folder that is not there yet')
-    video.add_argument('--frames', type=number(0, 2**31, int), default=0, help='so many at most (default: 0, all)')
-    video.add_argument('--width', type=number(0, 16384, int), default=0,
+    video.add_argument('--frames', type=number_between(0, 2**31, int), default=0,
+                       help='so many at most (default: 0, all)')
+    video.add_argument('--width', type=number_between(0, 16384, int), default=0,
                        help='scale to this width in pixels (default: 0, as they are)')
     labelled = actions.add_parser('from-youtube-vis', help='labelled videos to a bag and its ground truth each')
     labelled.add_argument('json', type=user_path, help='YouTube-VIS file, its pictures beside it')
@@ -100,11 +101,11 @@ def command_line() -> argparse.ArgumentParser:
                             help='topic of the images (default: %(default)s)')
         action.add_argument('--compressed', action='store_true',
                             help='JPEG images on TOPIC/compressed (default: raw ones on TOPIC)')
-        action.add_argument('--quality', type=number(1, 100, int), default=BagOptions.quality,
+        action.add_argument('--quality', type=number_between(1, 100, int), default=BagOptions.quality,
                             help='of the JPEG (default: %(default)s)')
         action.add_argument('--frame-id', default=BagOptions.frame_id, help='of the headers (default: %(default)s)')
-        action.add_argument('--fps', type=number(0.001, 10000), help=f'images per second (default: {rate})')
-        action.add_argument('--start', dest='start_s', type=number(0, 2**31 - 1), default=BagOptions.start_s,
+        action.add_argument('--fps', type=number_between(0.001, 10000), help=f'images per second (default: {rate})')
+        action.add_argument('--start', dest='start_s', type=number_between(0, 2**31 - 1), default=BagOptions.start_s,
                             metavar='SECONDS', help='stamp of the first image (default: %(default)g)')
     return parser
 

@@ -63,26 +63,26 @@ def write_images(path: Path, pictures: Iterable[np.ndarray | Path | TimedImage],
             if isinstance(picture, TimedImage):
                 stamp_ns, picture = options.stamp_ns(0) + round(1e9 * picture.position_s), picture.image
             header = Header(stamp=Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9), frame_id=options.frame_id)
-            message = compressed(picture, header, options.quality) if options.compressed else array_to_image(
-                pixels(picture), 'rgb8', header)
+            message = jpeg_message(picture, header, options.quality) if options.compressed else array_to_image(
+                rgb_pixels(picture), 'rgb8', header)
             bag.write(options.full_topic, stamp_ns, serialize_message(message))
     return count
 
 
-def compressed(picture: np.ndarray | Path, header: Header, quality: int) -> CompressedImage:
+def jpeg_message(picture: np.ndarray | Path, header: Header, quality: int) -> CompressedImage:
     """Return a JPEG message of RGB pixels or of a picture file. Raise BagError if it cannot be encoded."""
     if isinstance(picture, Path) and picture.suffix.lower() in JPEG_SUFFIXES:
         data = picture.read_bytes()
     else:
-        done, encoded = cv2.imencode('.jpg', cv2.cvtColor(pixels(picture), cv2.COLOR_RGB2BGR),
+        done, encoded = cv2.imencode('.jpg', cv2.cvtColor(rgb_pixels(picture), cv2.COLOR_RGB2BGR),
                                      [cv2.IMWRITE_JPEG_QUALITY, quality])
         if not done:
-            raise BagError(f'a picture of shape {pixels(picture).shape} cannot be encoded as JPEG')
+            raise BagError(f'a picture of shape {rgb_pixels(picture).shape} cannot be encoded as JPEG')
         data = encoded.tobytes()
     return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=array('B', data))
 
 
-def pixels(picture: np.ndarray | Path) -> np.ndarray:
+def rgb_pixels(picture: np.ndarray | Path) -> np.ndarray:
     """Return RGB ``(H, W, 3)`` uint8. Raise DataError for a file that is no picture."""
     if isinstance(picture, np.ndarray):
         return picture
@@ -121,7 +121,7 @@ def write_truth(json_path: Path, record: VideoRecord, bag: Path, options: BagOpt
     return path
 
 
-def as_labelled(record: VideoRecord, index: int) -> np.ndarray | Path:
+def labelled_picture(record: VideoRecord, index: int) -> np.ndarray | Path:
     """Return the file of a frame, or its pixels if they must be turned upright to fit their labels."""
     header = picture_header(record.paths[index])
     return record.paths[index] if header and header[:2] == (record.height, record.width) else record.frame(index)
@@ -132,6 +132,6 @@ def write_labelled(json_path: Path, records: Iterable[VideoRecord], folder: Path
     """Write a bag ``folder/NAME`` with its truth beside it for each video. Yield its path and number of images."""
     for record in records:
         bag = folder / record.name
-        count = write_images(bag, (as_labelled(record, index) for index in range(len(record.paths))), options)
+        count = write_images(bag, (labelled_picture(record, index) for index in range(len(record.paths))), options)
         write_truth(json_path, record, bag, options)
         yield bag, count

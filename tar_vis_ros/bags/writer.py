@@ -58,7 +58,7 @@ class BagWriter:
         return BagError(f'{self.path}: cannot be written: {one_line(error)}')
 
 
-def definition(fields: Mapping[str, str]) -> str:
+def message_definition(fields: Mapping[str, str]) -> str:
     """Return the fields of a message as a .msg file has them, without constants.
 
     ``fields`` is the result of ``get_fields_and_field_types`` of its class, which needs no installation path.
@@ -75,5 +75,5 @@ def known_types() -> Typestore:
     """Return the messages of ROS 2 Jazzy and of this package."""
     store = get_typestore(Stores.ROS2_JAZZY)
     for message in (InstanceMask, InstanceMaskArray, SkipDiagnostics):
-        store.register(get_types_from_msg(definition(message.get_fields_and_field_types()), type_name(message)))
+        store.register(get_types_from_msg(message_definition(message.get_fields_and_field_types()), type_name(message)))
     return store

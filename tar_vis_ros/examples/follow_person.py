@@ -14,7 +14,7 @@ from geometry_msgs.msg import Twist
 from rclpy.duration import Duration
 
 from tar_vis_core.options import option
-from tar_vis_ros.client import InstanceClient, placed
+from tar_vis_ros.client import InstanceClient, has_position
 from tar_vis_ros.msg import Instance3D, Instance3DArray
 from tar_vis_ros.process.parameters import ParameterNode, Table
 from tar_vis_ros.process.run import no_arguments, run_node
@@ -87,7 +87,7 @@ class FollowPerson(ParameterNode):
             self.get_logger().info(f'track ids begin anew (epoch {frame.track_epoch}): the nearest is followed')
             self._track = None
         candidates = [instance for instance in frame.instances
-                      if instance.class_name == self.options.class_name and placed(instance)]
+                      if instance.class_name == self.options.class_name and has_position(instance)]
         candidates.sort(key=lambda instance: (frame.track_epoch, instance.track_id) != self._track)   # nearest first
         if not candidates:
             return None

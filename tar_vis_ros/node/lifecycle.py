@@ -21,7 +21,7 @@ TRANSITIONS = {value: name.removeprefix('TRANSITION_').lower()
                for name, value in sorted(vars(Transition).items()) if name.startswith('TRANSITION_')}
 
 
-def logged(transition: Callable) -> Callable:
+def logs_exceptions(transition: Callable) -> Callable:
     """Log an exception in a transition: rclpy turns it into ERROR silently."""
 
     @functools.wraps(transition)

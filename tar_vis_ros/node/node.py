@@ -24,9 +24,9 @@ from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
 from tar_vis_ros.node.cameras import Camera, Outputs, camera_topics
 from tar_vis_ros.node.health import Health
 from tar_vis_ros.node.image_input import ImageInput
-from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logged
+from tar_vis_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode, logs_exceptions
 from tar_vis_ros.node.pipeline import Pipeline
-from tar_vis_ros.node.settings import Settings, live_options, load_segmenter, moving
+from tar_vis_ros.node.settings import Settings, live_options, load_segmenter, moving_objects
 from tar_vis_ros.process.namesakes import Namesakes
 from tar_vis_ros.process.parameters import ParameterError
 
@@ -63,7 +63,7 @@ class TarVisNode(ManagedNode):
         if self.state == 'unconfigured' and self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
-    @logged
+    @logs_exceptions
     def on_configure(self, state: State) -> TransitionCallbackReturn:
         """Load the model and warm it up. If that fails, log one line and stay unconfigured."""
         began = time.monotonic()
@@ -93,7 +93,7 @@ class TarVisNode(ManagedNode):
         self._pipeline.remarks()
         return super().on_configure(state)
 
-    @logged
+    @logs_exceptions
     def on_activate(self, state: State) -> TransitionCallbackReturn:
         self._pipeline.start()
         try:
@@ -112,23 +112,23 @@ class TarVisNode(ManagedNode):
         self._pipeline.announce_labels()
         return result
 
-    @logged
+    @logs_exceptions
     def on_deactivate(self, state: State) -> TransitionCallbackReturn:
         """Stop listening; the model and the tracks stay."""
         self._stop()
         return super().on_deactivate(state)
 
-    @logged
+    @logs_exceptions
     def on_cleanup(self, state: State) -> TransitionCallbackReturn:
         self._release()
         return SUCCESS
 
-    @logged
+    @logs_exceptions
     def on_shutdown(self, state: State) -> TransitionCallbackReturn:
         self._release()
         return SUCCESS
 
-    @logged
+    @logs_exceptions
     def on_error(self, state: State) -> TransitionCallbackReturn:
         """Go back to unconfigured, from where the node can be configured again."""
         self._release()
@@ -191,7 +191,7 @@ class TarVisNode(ManagedNode):
 
     def apply(self, settings: Settings) -> None:
         if self._pipeline is not None:
-            self._pipeline.set_options(live_options(self._configured, settings), moving(settings))
+            self._pipeline.set_options(live_options(self._configured, settings), moving_objects(settings))
 
     def _on_reset(self, response: Trigger.Response, cameras: Sequence[Camera] | None = None) -> Trigger.Response:
         response.success = self._pipeline is not None

@@ -60,13 +60,13 @@ def load_segmenter(settings: Settings) -> VideoSegmenter:
         adapter=settings.adapter or None, tracker=settings.tracker, device=settings.device,
         precision=settings.precision, threads=settings.threads)
     segmenter.options = live_options(settings, settings)
-    moving(settings).check(segmenter.class_names)
+    moving_objects(settings).check(segmenter.class_names)
     for size in sizes:
         segmenter.warm_up(*size)
     return segmenter
 
 
-def moving(settings: Settings) -> Moving:
+def moving_objects(settings: Settings) -> Moving:
     """Return what the static mask leaves out."""
     return Moving(settings.moving_classes, settings.moving_margin_px)
 

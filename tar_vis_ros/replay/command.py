@@ -14,7 +14,7 @@ from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.terminal import say_anything
 from tar_vis_core.io.whole_files import write_text
-from tar_vis_ros.bags.command import number
+from tar_vis_ros.bags.command import number_between
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.children import StopRequest
@@ -72,7 +72,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument('bags', nargs='*', type=user_path, metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
     parser.add_argument('--topic', default=Job.topic, help='topic of the images (default: the only one in the bag)')
     parser.add_argument('--mode', choices=('lossless', 'realtime'), default=Job.mode, help='(default: %(default)s)')
-    parser.add_argument('--rate', type=number(0.001, 1000), default=Job.rate,
+    parser.add_argument('--rate', type=number_between(0.001, 1000), default=Job.rate,
                         help='realtime: so many times as fast as recorded (default: %(default)g)')
     parser.add_argument('--out', type=user_path, default=Path('replay'), metavar='FOLDER',
                         help='(default: %(default)s)')
@@ -86,16 +86,16 @@ def command_line() -> argparse.ArgumentParser:
                              '/tar_vis/front')
     parser.add_argument('--to', default='', metavar='TOPIC', help='with --node: its topic of images '
                         "(default: the bag's)")
-    parser.add_argument('--jobs', type=number(1, 1000, int), default=1,
+    parser.add_argument('--jobs', type=number_between(1, 1000, int), default=1,
                         help='bags at once; more disturb the times of each other (default: %(default)s)')
-    parser.add_argument('--patience', type=number(0.1, 86400), default=Job.patience_s, metavar='SECONDS',
+    parser.add_argument('--patience', type=number_between(0.1, 86400), default=Job.patience_s, metavar='SECONDS',
                         help='lossless: give an answer so long (default: %(default)g)')
     parser.add_argument('--check', type=user_path, metavar='REPORT.json',
                         help='lossless: end with 1 if an answer is not that of this earlier replay; times do not '
                         'count')
     parser.add_argument('--compare', type=user_path, nargs=2, metavar=('A', 'B'),
                         help='replay nothing: print the differences of two --out folders, with intervals')
-    parser.add_argument('--pictures', type=number(0, 100000, int), default=Job.pictures,
+    parser.add_argument('--pictures', type=number_between(0, 100000, int), default=Job.pictures,
                         help='pictures in the report at most (default: %(default)s)')
     return parser
 
@@ -203,7 +203,7 @@ def run(asked: ReplayRun) -> int:
         if outcome.fates:
             outcomes[Path(job.folder)] = outcome
     if outcomes:
-        tell(asked, outcomes)
+        write_and_print_report(asked, outcomes)
     if interrupt():
         print('tar-vis-replay: interrupted; what was answered until then is reported', file=sys.stderr)
         return INTERRUPTED
@@ -217,13 +217,14 @@ def run(asked: ReplayRun) -> int:
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), FAILED if any(codes) else 0)
 
 
-def tell(asked: ReplayRun, outcomes: dict[Path, BagOutcome]) -> None:
+def write_and_print_report(asked: ReplayRun, outcomes: dict[Path, BagOutcome]) -> None:
     """Write the report and print its figures."""
-    said = {'command': report.command(), 'mode': asked.mode, 'rate': asked.rate, 'node': asked.node or 'started here'}
+    said = {'command': report.command_text(), 'mode': asked.mode, 'rate': asked.rate,
+            'node': asked.node or 'started here'}
     total = report.write_report(asked.out, outcomes, said)
     rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{asked.mode}'
              + (f', {asked.rate:g} times as fast as recorded' if asked.mode == 'realtime' else ''))]
-    rows += report.lines(total) + [('report', str(asked.out / name)) for name in FILES[:1]]
+    rows += report.summary_lines(total) + [('report', str(asked.out / name)) for name in FILES[:1]]
     wide = max(len(label) for label, _ in rows) + 2
     print('\n'.join(f'{label:<{wide}}{text}' for label, text in rows))
 

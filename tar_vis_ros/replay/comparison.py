@@ -11,9 +11,9 @@ import numpy as np
 from tar_vis_core.errors import DataError
 from tar_vis_core.io.json_files import read_json
 from tar_vis_core.studies.bootstrap import Precision, interval, resamples
-from tar_vis_ros.replay.figures import whole
+from tar_vis_ros.replay.figures import read_predictions
 from tar_vis_ros.replay.outcome import BagOutcome, ImageOutcome
-from tar_vis_ros.replay.truth import cut
+from tar_vis_ros.replay.truth import only_frames
 
 TIMES, AP_TIMES = 2000, 500     # bootstrap samples, of means and of AP
 BLOCK = 10          # neighbouring images are alike: so many of them are drawn together
@@ -75,7 +75,7 @@ def _precision(pairs: Sequence) -> Difference | None:
         for number, pair in enumerate(judged, 1):
             played = ({fate.frame for fate in outcome.fates} for _, outcome in pair)
             frames = sorted(set.intersection(*played) - {-1})
-            record, found = cut(*whole(*pair[side]), frames)
+            record, found = only_frames(*read_predictions(*pair[side]), frames)
             records.append(replace(record, id=number))
             tubes += [replace(tube, video_id=number) for tube in found]
         made.append(Precision(records, tubes))

@@ -16,7 +16,7 @@ from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.media.recording import finite_or_none
 from tar_vis_ros.replay.outcome import RESULTS, BagOutcome, ImageOutcome
-from tar_vis_ros.replay.truth import cut
+from tar_vis_ros.replay.truth import only_frames
 
 Spread = dict[str, float | None]    # p50, p95, p99
 
@@ -70,32 +70,32 @@ def figures(outcomes: Sequence[BagOutcome], accuracy: Accuracy | None) -> Figure
         resets=sum(bool(fate.reset_reason) for fate in answers), layers=layers,
         executed_layers=finite_or_none(executed.sum(1).mean()) if answers else None,
         executed_share=[round(share, 4) for share in executed.mean(0).tolist()] if answers else [],
-        **{name: spread([getattr(fate, name) for fate in fates])
+        **{name: percentiles([getattr(fate, name) for fate in fates])
            for name in ('latency_ms', 'round_trip_ms', 'step_ms', 'late_ms')}, accuracy=accuracy)
 
 
-def spread(values: Sequence[float | None]) -> Spread:
+def percentiles(values: Sequence[float | None]) -> Spread:
     """Return p50, p95 and p99 of the known values."""
     there = [value for value in values if value is not None]
     return {f'p{share}': finite_or_none(np.percentile(there, share)) if there else None for share in (50, 95, 99)}
 
 
-def labelled(outcomes: Mapping[Path, BagOutcome]) -> dict[Path, BagOutcome]:
+def with_truth(outcomes: Mapping[Path, BagOutcome]) -> dict[Path, BagOutcome]:
     """Return the outcomes, by folder, that have a ground truth."""
     return {folder: outcome for folder, outcome in outcomes.items() if outcome.truth}
 
 
 def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
     """Return the accuracy of the outcomes with ground truth, over the frames that were played; None without any."""
-    judged = labelled(outcomes)
+    judged = with_truth(outcomes)
     records, predictions, known, names = [], [], [], {}
     for number, (folder, outcome) in enumerate(judged.items(), 1):
-        record, tubes = whole(folder, outcome)
+        record, tubes = read_predictions(folder, outcome)
         frames = sorted({f.frame for f in outcome.fates if f.frame >= 0})
-        streamed = None if known is None else as_known(outcome.fates, tubes)
+        streamed = None if known is None else tubes_when_published(outcome.fates, tubes)
         known = None if streamed is None else known + [
-            replace(tube, video_id=number) for tube in cut(record, streamed, frames)[1]]
-        record, tubes = cut(record, tubes, frames)
+            replace(tube, video_id=number) for tube in only_frames(record, streamed, frames)[1]]
+        record, tubes = only_frames(record, tubes, frames)
         records.append(replace(record, id=number))      # unlike the ids of several files, never the same twice
         predictions += [replace(tube, video_id=number) for tube in tubes]
         names |= dict.fromkeys(outcome.categories.values())
@@ -110,7 +110,7 @@ def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
                     *map(finite_or_none, shares), identities.switches, *streaming)
 
 
-def as_known(fates: Sequence[ImageOutcome], tubes: Sequence[TubePrediction]) -> list[TubePrediction] | None:
+def tubes_when_published(fates: Sequence[ImageOutcome], tubes: Sequence[TubePrediction]) -> list[TubePrediction] | None:
     """Return the tubes as they were known when each image was published: those of the newest answer until then.
 
     That is the setting of streaming accuracy (Li et al., ECCV 2020): an answer that comes late is of an old picture.
@@ -130,7 +130,7 @@ def as_known(fates: Sequence[ImageOutcome], tubes: Sequence[TubePrediction]) -> 
             for tube in tubes]
 
 
-def whole(folder: Path, outcome: BagOutcome) -> tuple[VideoRecord, list[TubePrediction]]:
+def read_predictions(folder: Path, outcome: BagOutcome) -> tuple[VideoRecord, list[TubePrediction]]:
     """Return a bag as a labelled video (without labels if there are none), and its predictions."""
     if outcome.truth:
         record = next(r for r in load_ytvis(outcome.truth, pictures=False) if r.id == outcome.video_id)
@@ -145,11 +145,11 @@ def merge_results(path: Path, outcomes: Mapping[Path, BagOutcome]) -> None:
 
     Video ids are those of the truth if they differ from each other, else the bags' numbers from 1.
     """
-    chosen = labelled(outcomes) or outcomes
+    chosen = with_truth(outcomes) or outcomes
     unique = len({outcome.video_id for outcome in chosen.values()}) == len(chosen)
     tubes, ids = [], {}
     for number, (folder, outcome) in enumerate(chosen.items(), 1):
         ids |= {name: i for i, name in outcome.categories.items() if name not in ids}
-        for tube in whole(folder, outcome)[1] if outcome.fates else ():
+        for tube in read_predictions(folder, outcome)[1] if outcome.fates else ():
             tubes.append(tube if unique else replace(tube, video_id=number))
     write_results(path, tubes, {i: name for name, i in ids.items()})

@@ -15,17 +15,18 @@ from tar_vis_core.media.pictures import write_picture
 from tar_vis_ros.bags.reader import BagError, ImageBag
 from tar_vis_ros.conversions.images import ImageError, to_rgb
 from tar_vis_ros.replay.outcome import PICTURES, BagOutcome
-from tar_vis_ros.replay.scoring import answers
+from tar_vis_ros.replay.scoring import recorded_answers
 from tar_vis_ros.replay.truth import Truth
 
 WIDTH, QUALITY = 480, 80     # pixels; of the JPEG
 
 
-def draw(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Sequence[int], truth: Truth | None,
-         most: int) -> None:
+def draw_pictures(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Sequence[int], truth: Truth | None,
+                  most: int) -> None:
     """Write ``INDEX.jpg`` of the worst images and of others evenly spaced, ``most`` together, into PICTURES."""
-    chosen = choose(outcome, most)
-    results = {index: result for index, result, _ in (answers(folder, order) if order else ()) if index in chosen}
+    chosen = choose_images(outcome, most)
+    answers = recorded_answers(folder, order) if order else ()
+    results = {index: result for index, result, _ in answers if index in chosen}
     (folder / PICTURES).mkdir()
     try:
         for image in bag.images():
@@ -40,13 +41,13 @@ def draw(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Sequence[int],
             if image.index in results:
                 rgb = draw_overlay(rgb, results[image.index].instances)
             if truth and (frame := outcome.fates[image.index].frame) >= 0:
-                rgb = outlined(rgb, truth, frame)
-            write(folder / PICTURES / f'{image.index:06d}.jpg', rgb)
+                rgb = with_truth_outlines(rgb, truth, frame)
+            write_small_jpeg(folder / PICTURES / f'{image.index:06d}.jpg', rgb)
     except BagError:    # of a bag that is cut off, which has been said
         pass
 
 
-def choose(outcome: BagOutcome, most: int) -> set[int]:
+def choose_images(outcome: BagOutcome, most: int) -> set[int]:
     """Return the images to draw: all if there is room for them, else the worst and others that were answered."""
     images = [fate.index for fate in outcome.fates]
     if len(images) <= most:
@@ -57,7 +58,7 @@ def choose(outcome: BagOutcome, most: int) -> set[int]:
     return chosen | {others[place] for place in places.round().astype(int)}
 
 
-def outlined(rgb: np.ndarray, truth: Truth, frame: int) -> np.ndarray:
+def with_truth_outlines(rgb: np.ndarray, truth: Truth, frame: int) -> np.ndarray:
     """Return a copy with the labelled masks as white lines."""
     picture = np.array(rgb, order='C')
     for track in truth.record.tracks:
@@ -67,7 +68,7 @@ def outlined(rgb: np.ndarray, truth: Truth, frame: int) -> np.ndarray:
     return picture
 
 
-def write(path: Path, rgb: np.ndarray) -> None:
+def write_small_jpeg(path: Path, rgb: np.ndarray) -> None:
     """Write a JPEG of at most WIDTH pixels across."""
     height, width = rgb.shape[:2]
     if width > WIDTH:

@@ -18,7 +18,7 @@ from tar_vis_ros.replay.outcome import Job
 PATIENCE_S = 20.0       # for a process that ends its node first
 
 
-class Replaying:
+class RunningReplay:
     """One bag that is being replayed."""
 
     def __init__(self, job: Job) -> None:
@@ -65,7 +65,7 @@ def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRe
         while running or (waiting and not interrupt()):
             while waiting and len(running) < at_once and not interrupt():
                 job = waiting.pop(0)
-                running.append(Replaying(job))
+                running.append(RunningReplay(job))
             for one in list(running):
                 if interrupt() and not one.asked:
                     one.child.interrupt()

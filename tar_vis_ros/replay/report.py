@@ -37,7 +37,7 @@ def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mappi
               'host': host(), 'versions': versions(), 'total': asdict(total), 'bags': bags}
     write_json(folder / 'report.json', report, indent=1)
     merge_results(folder / 'results.json', outcomes)
-    shown = [{**bag, 'worst': outcome.worst, 'frames': columns(outcome), 'pictures': pictures(place)}
+    shown = [{**bag, 'worst': outcome.worst, 'frames': image_columns(outcome), 'pictures': picture_uris(place)}
              for bag, (place, outcome) in zip(bags, outcomes.items(), strict=True)]
     data = json.dumps({**report, 'bags': shown}, allow_nan=False).replace('</', '<\\/')
     before, after = PAGE.read_text(encoding='utf-8').split(DATA)
@@ -45,7 +45,7 @@ def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mappi
     return total
 
 
-def columns(outcome: BagOutcome) -> dict[str, list]:
+def image_columns(outcome: BagOutcome) -> dict[str, list]:
     """Return the outcomes by field, which is shorter than one by one."""
     rows = [asdict(fate) for fate in outcome.fates]
     names = rows[0].keys() - {'index', 'recorded_ns', 'stamp_ns', 'answer', 'published_ms'} if rows else ()
@@ -56,7 +56,7 @@ def columns(outcome: BagOutcome) -> dict[str, list]:
     return made
 
 
-def pictures(folder: Path) -> dict[int, str]:
+def picture_uris(folder: Path) -> dict[int, str]:
     """Return the bag's pictures as data URIs, by image."""
     return {int(path.stem): 'data:image/jpeg;base64,' + base64.b64encode(path.read_bytes()).decode()
             for path in sorted((folder / PICTURES).glob('*.jpg'))}
@@ -78,12 +78,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def command() -> str:
+def command_text() -> str:
     """Return the command line, to be run again."""
     return ' '.join(['tar-vis-replay', *sys.argv[1:]])
 
 
-def lines(total: Figures) -> Sequence[tuple[str, str]]:
+def summary_lines(total: Figures) -> Sequence[tuple[str, str]]:
     """Return the figures as label and text, for a terminal."""
     def spread(values: Mapping[str, float | None]) -> str:
         return ', '.join(f'{name} {"-" if value is None else f"{value:.1f}"}' for name, value in values.items()) + ' ms'

@@ -27,7 +27,7 @@ from tar_vis_ros.replay.truth import Truth
 WORST = 12      # images named as the worst ones
 
 
-def answers(folder: Path, order: Sequence[int]) -> Iterator[tuple[int, FrameResult, SkipDiagnostics]]:
+def recorded_answers(folder: Path, order: Sequence[int]) -> Iterator[tuple[int, FrameResult, SkipDiagnostics]]:
     """Yield the recorded answers with the image of each; ``order`` names the images of the answers."""
     halves: dict[type, list] = {InstanceMaskArray: [], SkipDiagnostics: []}
     number = 0
@@ -40,7 +40,7 @@ def answers(folder: Path, order: Sequence[int]) -> Iterator[tuple[int, FrameResu
             number += 1
 
 
-def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth | None, number: int) -> None:
+def score_answers(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth | None, number: int) -> None:
     """Complete the outcome from the recorded answers, and write RESULTS.
 
     ``number`` is the bag's video id if there is no ground truth. Raise DataError if the truth is of images of
@@ -52,7 +52,7 @@ def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth 
     if all(fate.frame < 0 for fate in outcome.fates):
         raise DataError(f'{truth.path}: none of its stamps is that of an image of {outcome.path}')
     size, first_epoch = [truth.record.width, truth.record.height] if truth else [], None
-    for index, result, diagnostics in answers(folder, order) if order else ():
+    for index, result, diagnostics in recorded_answers(folder, order) if order else ():
         fate, visible = outcome.fates[index], [i for i in result.instances if i.status != TrackStatus.LOST]
         fate.latency_ms, fate.step_ms = finite_or_none(diagnostics.latency_ms), finite_or_none(result.times.total)
         fate.executed, fate.frame_mse = list(result.routing.executed), finite_or_none(result.frame_mse)
@@ -81,10 +81,10 @@ def judge(outcome: BagOutcome, folder: Path, order: Sequence[int], truth: Truth 
         outcome.truth, quality = str(truth.path), frame_quality(truth.record, tubes)
         for fate in outcome.fates:
             fate.quality = finite_or_none(quality[fate.frame]) if fate.frame >= 0 else None
-    outcome.worst = worst(outcome)
+    outcome.worst = worst_images(outcome)
 
 
-def worst(outcome: BagOutcome) -> list[int]:
+def worst_images(outcome: BagOutcome) -> list[int]:
     """Return the answered images of the lowest quality, or without ground truth those of the longest latency."""
     judged = [fate for fate in outcome.fates if fate.answered and (fate.quality is not None or not outcome.truth)]
     by_quality = sorted(judged, key=lambda fate: fate.quality if outcome.truth else -(fate.latency_ms or 0.0))

@@ -56,8 +56,8 @@ def find_truth(bag: ImageBag, given: Path | None, alone: bool) -> Truth | None:
     return Truth(path, record, categories_of(path))
 
 
-def cut(record: VideoRecord, tubes: Sequence[TubePrediction],
-        frames: Sequence[int]) -> tuple[VideoRecord, list[TubePrediction]]:
+def only_frames(record: VideoRecord, tubes: Sequence[TubePrediction],
+                frames: Sequence[int]) -> tuple[VideoRecord, list[TubePrediction]]:
     """Return a video and its predictions at these frames only. Objects that no such frame shows are left out."""
     tracks = [replace(track, rles=[track.rles[t] for t in frames]) for track in record.tracks]
     return (replace(record, paths=[record.paths[t] for t in frames], stamps_ns=(),

@@ -42,7 +42,7 @@ PRINT_S = 0.2               # between two lines about the progress
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def clear(folder: Path) -> None:
+def clear_folder(folder: Path) -> None:
     """Make a folder, or remove the files of an earlier run from it and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (FRAMES, RESULTS):
@@ -92,7 +92,7 @@ def check_classes(parameters: dict, truth: Truth | None) -> None:
                         f'of the model {name}; choose a model that knows them, or move the file away')
 
 
-def announced(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
+def with_progress(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
     """Yield the images, and print a line now and then for the process that shows the progress."""
     printed = 0.0
     for image in images:
@@ -103,8 +103,8 @@ def announced(images: Iterable[RecordedMessage]) -> Iterator[RecordedMessage]:
 
 
 @contextlib.contextmanager
-def ros(interrupt: StopRequest,
-        children: list[ChildProcess]) -> Iterator[tuple[rclpy.node.Node, SingleThreadedExecutor]]:
+def ros_node(interrupt: StopRequest,
+             children: list[ChildProcess]) -> Iterator[tuple[rclpy.node.Node, SingleThreadedExecutor]]:
     """Provide our own node and its executor; at the end the children end as well, undisturbed."""
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node, executor = rclpy.create_node('tar_vis_replay'), SingleThreadedExecutor()
@@ -119,18 +119,18 @@ def ros(interrupt: StopRequest,
             rclpy.try_shutdown()
 
 
-def replay(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None, interrupt: StopRequest) -> list[int]:
+def replay_bag(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None, interrupt: StopRequest) -> list[int]:
     """Play the bag. Return the answered images in the order of their answers. ``outcome`` says what ended it."""
     children: list[ChildProcess] = []
     prefix = '/' + job.node.strip('/') if job.node else NODE
     player = None
     try:
-        with ros(interrupt, children) as (node, executor):
+        with ros_node(interrupt, children) as (node, executor):
             player = Player(node, executor, publish_topic(job, bag), bag.compressed, prefix)
             outcome.fates = player.fates
             caller = ServiceCaller(node, executor, children, interrupt)
             if job.node:
-                find(caller, player, prefix, publish_topic(job, bag))
+                find_node(caller, player, prefix, publish_topic(job, bag))
             else:
                 children.append(ChildProcess('the node', 'tar_vis_ros.node', node_arguments(job, bag)))
                 caller.bring_up(NODE, CONFIGURE_S)
@@ -139,9 +139,9 @@ def replay(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None, in
             caller.wait(lambda: player.listeners, f'nobody listened on {publish_topic(job, bag)}', FIND_S)
             with BagWriter(Path(job.folder) / ANSWERS, bag.storage, player.topics) as writer:
                 if job.mode == 'lossless':
-                    player.lossless(announced(bag.images()), writer, caller, job.patience_s)
+                    player.lossless(with_progress(bag.images()), writer, caller, job.patience_s)
                 else:
-                    player.real_time(announced(bag.images()), writer, caller, job.rate)
+                    player.real_time(with_progress(bag.images()), writer, caller, job.rate)
     except KeyboardInterrupt:
         outcome.problem, outcome.exit_code = 'interrupted', INTERRUPTED
         while outcome.fates and not outcome.fates[-1].answered:     # on their way, not dropped
@@ -155,7 +155,7 @@ def replay(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None, in
     return player.order if player else []
 
 
-def find(caller: ServiceCaller, player: Player, prefix: str, topic: str) -> None:
+def find_node(caller: ServiceCaller, player: Player, prefix: str, topic: str) -> None:
     """Wait for a running node and reset it, so that tracks start anew. Raise ProcessError."""
     caller.call(Trigger, f'{prefix}/reset', Trigger.Request(), FIND_S,
                 f'{prefix}/reset did not answer (start the node, or name the one that runs with --node)')
@@ -177,11 +177,11 @@ def parameters_of(caller: ServiceCaller, node: rclpy.node.Node, prefix: str) -> 
 def run(job: Job, interrupt: StopRequest) -> BagOutcome:
     """Replay, judge and draw one bag. Raise TarVisError if there is nothing to keep."""
     folder = Path(job.folder)
-    clear(folder)
+    clear_folder(folder)
     with ImageBag(job.bag, job.topic) as bag:
         truth = find_truth(bag, Path(job.truth) if job.truth else None, job.alone)
         outcome = BagOutcome(folder.name, str(bag.path), bag.topic, bag.storage, {}, bag.count)
-        order = replay(job, bag, outcome, truth, interrupt)
+        order = replay_bag(job, bag, outcome, truth, interrupt)
         try:
             write_results(job, bag, outcome, order, truth)
         except (TarVisError, OSError) as error:
@@ -198,11 +198,11 @@ def write_results(job: Job, bag: ImageBag, outcome: BagOutcome, order: Sequence[
     if outcome.fates:
         outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
         try:
-            scoring.judge(outcome, folder, order, truth, job.number)
+            scoring.score_answers(outcome, folder, order, truth, job.number)
         except DataError as error:      # the truth does not fit: what the node did is told all the same
             outcome.problem, outcome.exit_code, truth = str(error), BAD_INPUT, None
-            scoring.judge(outcome, folder, order, truth, job.number)
-        pictures.draw(outcome, folder, bag, order, truth, job.pictures)
+            scoring.score_answers(outcome, folder, order, truth, job.number)
+        pictures.draw_pictures(outcome, folder, bag, order, truth, job.pictures)
     outcome.write(folder)
 
 

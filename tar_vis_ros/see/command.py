@@ -112,7 +112,7 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
 
-        from tar_vis_ros.client import Frame, InstanceClient, placed
+        from tar_vis_ros.client import Frame, InstanceClient, has_position
         from tar_vis_ros.conversions.stamps import seconds_of, stamp_of, stamp_text
     except ImportError as error:
         raise TarVisError(f'ROS cannot be loaded ({error}): source it, or give a picture; tar-vis doctor tells more'
@@ -131,7 +131,7 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
         def seen(frame: Frame, interval_s: float | None) -> Sight:
             places, age = client.frame_3d, client.age_s(frame.header)
             near = {one.track_id: (one.position.x, one.position.y, one.position.z) for one in places.instances
-                    if placed(one)} if places is not None and places.track_epoch == frame.track_epoch and abs(
+                    if has_position(one)} if places is not None and places.track_epoch == frame.track_epoch and abs(
                         seconds_of(places) - seconds_of(frame)) <= PLACE_S else None
             return sight(frame.instances, frame.height, frame.width, frame.track_epoch,
                          stamp=stamp_text(stamp_of(frame)), age_s=age if age < math.inf else None,

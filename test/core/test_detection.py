@@ -42,8 +42,8 @@ def test_a_sure_mask_beats_a_vague_one_of_equal_class_probability():
 
 def test_distinct_depends_on_scores_not_on_order():
     masks = np.stack([np.indices((8, 8))[1] < n for n in (4, 5, 6)])
-    assert detection.distinct(masks, np.array([0.5, 0.9, 0.7]), np.zeros(3)) == [1]
-    assert detection.distinct(masks[:0], np.zeros(0), np.zeros(0)) == []
+    assert detection.without_duplicates(masks, np.array([0.5, 0.9, 0.7]), np.zeros(3)) == [1]
+    assert detection.without_duplicates(masks[:0], np.zeros(0), np.zeros(0)) == []
 
 
 def test_one_object_keeps_its_best_mask():

@@ -17,7 +17,7 @@ from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
 from tar_vis_core.weights.loading import load_model, shapes_of
-from tar_vis_core.weights.official import convert_official, modernize, recognise, rename, without_extras
+from tar_vis_core.weights.official import convert_official, recognise, rename, with_later_names, without_extras
 
 
 @pytest.fixture
@@ -230,9 +230,9 @@ def test_a_backbone_or_a_family_that_no_preset_has(tiny, tmp_path):
 def test_modern_names_stay_as_they_are():
     names = ('sem_seg_head.pixel_decoder.adapter_1.weight', 'sem_seg_head.predictor.query_feat.weight',
              'backbone.stem.conv1.weight')
-    modern = modernize(dict.fromkeys(names, torch.ones(1)))
+    modern = with_later_names(dict.fromkeys(names, torch.ones(1)))
     assert tuple(modern) == names
-    assert modernize(modern) == modern
+    assert with_later_names(modern) == modern
 
 
 @needs_parity_data

@@ -7,8 +7,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from tar_vis_core.flags import chosen
 from tar_vis_core.commands.run import parser
+from tar_vis_core.flags import chosen
 from tar_vis_core.options import OPTIONS, Option, SegmenterOptions
 
 

@@ -11,7 +11,7 @@ from tubes import perfect, square, tube, video
 from tar_vis_core.commands.main import main
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.studies.bootstrap import resamples
-from tar_vis_core.studies.reused_encodings import Followed, agreement, with_truth, without_truth
+from tar_vis_core.studies.reused_encodings import BoundRun, mask_agreement, with_truth, without_truth
 
 
 def test_agreement_pairs_masks_and_charges_for_each_that_is_alone():
@@ -19,15 +19,15 @@ def test_agreement_pairs_masks_and_charges_for_each_that_is_alone():
         return [TubePrediction(1, 'cat', 1.0, r) for r in rles]
 
     one, other = tube(3, 3), tube(40, 40)
-    assert agreement(tubes(one, other), tubes(other, one), len(one)).tolist() == [1, 1]
-    assert agreement(tubes(one, other), tubes(one), len(one)).tolist() == [0.5, 0.5]
-    assert agreement(tubes(one), tubes(one, other), len(one)).tolist() == [0.5, 0.5]
-    assert np.isnan(agreement(tubes([None, None]), tubes([None, one[1]]), 2)).tolist() == [True, False]
-    assert agreement(tubes(one), [], 2).tolist() == [0, 0]
+    assert mask_agreement(tubes(one, other), tubes(other, one), len(one)).tolist() == [1, 1]
+    assert mask_agreement(tubes(one, other), tubes(one), len(one)).tolist() == [0.5, 0.5]
+    assert mask_agreement(tubes(one), tubes(one, other), len(one)).tolist() == [0.5, 0.5]
+    assert np.isnan(mask_agreement(tubes([None, None]), tubes([None, one[1]]), 2)).tolist() == [True, False]
+    assert mask_agreement(tubes(one), [], 2).tolist() == [0, 0]
 
 
-def followed(tubes, reused) -> Followed:
-    return Followed(4.0, [np.array(reused)], [np.ones(len(reused))], tubes)
+def followed(tubes, reused) -> BoundRun:
+    return BoundRun(4.0, [np.array(reused)], [np.ones(len(reused))], tubes)
 
 
 def test_a_run_that_lags_is_worse_where_it_was_reused():
@@ -76,4 +76,4 @@ def test_a_clip_without_a_frame_left_is_one_line(weights, tmp_path, capsys):  # 
 def test_perfect_tubes_agree_with_themselves():
     records = [video(1, ('cat', tube(3, 5)), ('dog', tube(30, 31)))]
     tubes = perfect(records)
-    assert agreement(tubes, tubes, 2).tolist() == [1, 1]
+    assert mask_agreement(tubes, tubes, 2).tolist() == [1, 1]

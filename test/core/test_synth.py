@@ -15,7 +15,7 @@ from coco_files import write_coco
 from tar_vis_core.commands.main import main
 from tar_vis_core.data.clip_times import draw_times
 from tar_vis_core.data.shapes import Shape
-from tar_vis_core.data.synth import SynthVideos, draw_crowd, render, wander
+from tar_vis_core.data.synth import SynthVideos, draw_crowd, render, smooth_offsets
 from tar_vis_core.data.ytvis import load_ytvis
 from tar_vis_core.models.class_sets import CROWD
 
@@ -174,7 +174,7 @@ def test_motion_goes_from_none_to_strong_and_stays_in_bounds():
         first, second = SynthVideos(SIZE, 2, seed=2)[index]
         changes.append(((first.image.float() - second.image.float()) ** 2).mean().item())
     assert min(changes) < 15 and max(changes) > 300
-    long = wander(np.random.default_rng(0), 2000, 5.0, 20.0)
+    long = smooth_offsets(np.random.default_rng(0), 2000, 5.0, 20.0)
     assert np.abs(long).max() <= 40 and np.abs(np.diff(long)).max() <= 5.0 and (long == 0).any()
 
 

@@ -11,7 +11,7 @@ from tar_vis_core.models.referring import ReferringTracker, mixed
 from tar_vis_core.models.tracked import masks_of
 from tar_vis_core.training.losses import LossWeights, Target, set_losses
 from tar_vis_core.training.points import sample_at, uncertain_points
-from tar_vis_core.training.tracker_losses import consistent_slots, contrast, pairs_of
+from tar_vis_core.training.tracker_losses import consistent_slots, contrast_loss, pairs_of
 
 AT_POINTS = LossWeights(points=500)
 
@@ -127,7 +127,7 @@ def test_the_contrast_is_the_written_formula():
             scores = references[i - 1] @ references[i, slot]
             negatives = torch.cat((scores[:slot], scores[slot + 1:]))
             expected.append(torch.log1p((negatives - scores[slot]).exp().sum()))
-    torch.testing.assert_close(contrast(references, slots, targets), torch.stack(expected))
+    torch.testing.assert_close(contrast_loss(references, slots, targets), torch.stack(expected))
 
 
 def tiny_tracker() -> ReferringTracker:

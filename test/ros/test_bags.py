@@ -30,7 +30,7 @@ from tar_vis_ros.bags import command as bag_command
 from tar_vis_ros.bags.command import main
 from tar_vis_ros.bags.maker import BagOptions, truth_path, write_images
 from tar_vis_ros.bags.reader import BagError, ImageBag, header_stamp_ns, read_topics
-from tar_vis_ros.bags.writer import BagWriter, definition, known_types, type_name
+from tar_vis_ros.bags.writer import BagWriter, known_types, message_definition, type_name
 from tar_vis_ros.conversions.images import to_rgb
 from tar_vis_ros.conversions.messages import decode_instances, encode_instances
 from tar_vis_ros.msg import InstanceMask, InstanceMaskArray, SkipDiagnostics
@@ -85,7 +85,7 @@ def test_definitions_are_those_of_the_msg_files():
         text = (ROOT / 'msg' / f'{message.__name__}.msg').read_text()
         from_files.register(get_types_from_msg(text, type_name(message)))
         assert ours.hash_rihs01(type_name(message)) == from_files.hash_rihs01(type_name(message))
-    assert definition(Header.get_fields_and_field_types()) == 'builtin_interfaces/Time stamp\nstring frame_id'
+    assert message_definition(Header.get_fields_and_field_types()) == 'builtin_interfaces/Time stamp\nstring frame_id'
 
 
 def test_a_big_endian_stamp_is_read():

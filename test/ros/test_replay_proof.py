@@ -22,7 +22,7 @@ from tar_vis_core.instances import StageTimes
 from tar_vis_ros.replay import comparison
 from tar_vis_ros.replay.command import main
 from tar_vis_ros.replay.comparison import compare
-from tar_vis_ros.replay.figures import as_known
+from tar_vis_ros.replay.figures import tubes_when_published
 from tar_vis_ros.replay.outcome import BagOutcome, ImageOutcome
 from tar_vis_ros.replay.proof import answer_sha256, answers_sha256, differences, read_reference
 
@@ -93,11 +93,11 @@ def test_streaming_takes_what_was_known_when_each_image_was_published():
     for fate, took in zip(played, (12.0, None, 1.0, 25.0), strict=True):
         fate.round_trip_ms = took
     seen = TubePrediction(1, 'thing', 0.5, tube(1, 2, 3, 4))
-    known, = as_known(played, [seen])
+    known, = tubes_when_published(played, [seen])
     assert known.rles == [None, None, seen.rles[0], seen.rles[2]]
     assert known.score == seen.score
-    assert as_known([replace(fate, published_ms=None) for fate in played], [seen]) is None, 'lossless'
-    assert as_known([replace(fate, frame=-1) for fate in played], [seen]) is None, 'images without labels'
+    assert tubes_when_published([replace(fate, published_ms=None) for fate in played], [seen]) is None, 'lossless'
+    assert tubes_when_published([replace(fate, frame=-1) for fate in played], [seen]) is None, 'images without labels'
 
 
 @pytest.fixture

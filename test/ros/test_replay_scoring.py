@@ -20,9 +20,9 @@ from tar_vis_ros.bags.maker import BagOptions, labelled_videos, write_images, wr
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.replay.figures import accuracy, figures, merge_results
 from tar_vis_ros.replay.outcome import BagOutcome, ImageOutcome
-from tar_vis_ros.replay.pictures import choose
-from tar_vis_ros.replay.scoring import frame_quality, worst
-from tar_vis_ros.replay.truth import Truth, cut, find_truth
+from tar_vis_ros.replay.pictures import choose_images
+from tar_vis_ros.replay.scoring import frame_quality, worst_images
+from tar_vis_ros.replay.truth import Truth, find_truth, only_frames
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +78,7 @@ def test_truth_that_does_not_fit_is_refused(bags, tmp_path):
 
 def test_frames_that_were_not_played_are_cut_away():
     record = replace(video(7, ('cat', tube(1, 2, None, None)), ('dog', tube(None, None, 5, 6))), stamps_ns=(1, 2, 3, 4))
-    short, tubes = cut(record, perfect([record]), [0, 1])
+    short, tubes = only_frames(record, perfect([record]), [0, 1])
     assert (len(short.paths), [track.category for track in short.tracks]) == (2, ['cat'])
     assert [len(t.rles) for t in tubes] == [2, 2]
 
@@ -114,14 +114,14 @@ def outcome(name: str, records=(), **changes) -> BagOutcome:
 
 
 def test_the_worst_images_come_first_and_were_answered():
-    assert worst(outcome('a', truth='t.json')) == [1, 2, 0]
-    assert worst(outcome('a')) == [0, 1, 2]          # by latency
+    assert worst_images(outcome('a', truth='t.json')) == [1, 2, 0]
+    assert worst_images(outcome('a')) == [0, 1, 2]          # by latency
 
 
 @pytest.mark.parametrize(('most', 'chosen'), [(9, {0, 1, 2, 3}), (4, {0, 1, 2, 3}), (3, {0, 1, 2}), (1, {1}),
                                               (0, set())])
 def test_pictures_are_of_all_images_or_of_the_worst_and_other_answered_ones(most, chosen):
-    assert choose(outcome('a', truth='t.json', worst=[1]), most) == chosen
+    assert choose_images(outcome('a', truth='t.json', worst=[1]), most) == chosen
 
 
 def test_figures_count_every_image_once():
