@@ -20,7 +20,7 @@ from tar_vis_core.commands.main import main
 from tar_vis_core.data.ytvis import load_ytvis
 from tar_vis_core.evaluation.decodings import decodings_of
 from tar_vis_core.evaluation.tubes import frame_areas
-from tar_vis_core.evaluation.videos import encode, evaluate_videos, plain_name
+from tar_vis_core.evaluation.videos import encode_picture, evaluate_videos, plain_name
 from tar_vis_core.evaluation.whole_video import segment_video
 from tar_vis_core.instances import RoutingTrace, TrackStatus
 from tar_vis_core.models.video_model import build_model, resized
@@ -84,7 +84,7 @@ class Seer:
     def prepare(self, pixels, short_side):
         return resized(pixels, short_side).float()
 
-    def encode(self, images):
+    def encode_picture(self, images):
         planes = torch.nn.functional.avg_pool2d(images, 4) / 25.5 - 5          # -5 or 5 at stride 4
         return type('Features', (), {'mask_features': planes, 'levels': []})
 
@@ -144,7 +144,7 @@ def test_slots_are_those_of_the_whole_video_at_once(data):
     row = evaluate_videos(model, records, {'all': lambda f, p: model.decode(f)}, max_instances=5, progress=False)[0]
     assert len(row.predictions) == 10 and [x.shape for x in row.executed] == [(FRAMES, 9)] * 2
     with torch.inference_mode():
-        frames = [encode(model, image, model.config.short_side) for image in records[1].frames()]
+        frames = [encode_picture(model, image, model.config.short_side) for image in records[1].frames()]
         features = torch.cat([f.features.mask_features for f in frames])
         levels = [torch.cat(level) for level in zip(*(f.features.levels for f in frames), strict=True)]
         tracked, _ = MatchingTracker().track(model.decoder(features, levels), features, None)
@@ -181,7 +181,7 @@ def test_random_gates_execute_as_often_as_the_routers():
     model, rng = plain_model(), np.random.default_rng(3)
     decodings = decodings_of(model, [], True)
     with torch.inference_mode():
-        features = encode(model, picture(), 64).features
+        features = encode_picture(model, picture(), 64).features
         previous, total = model.decode(features).queries, {'TAR': 0, 'TAR, random gates': 0}
         for frame in range(120):
             rate = 0.9 if frame < 60 else 0.2                              # a video that grows easier

@@ -1,9 +1,11 @@
 """The page on the architecture names every room, and no file that is not there."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from tiny_model import picture, tiny_segmenter
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / 'docs/architecture.md').read_text()
@@ -32,3 +34,26 @@ def test_the_picture_has_the_stations_of_the_table():
 def test_the_files_of_the_top_level_are_all_named():
     named = set(re.findall(r'`(\w+)`', PAGE.partition("The files at the top level")[2].partition('\n\n')[0]))
     assert named == {path.stem for path in (ROOT / 'tar_vis_core').glob('[a-z]*.py')}
+
+
+def test_a_step_goes_through_the_stations_in_their_order():
+    """Each station's own call, as the page names it, comes once, from the segmenter itself."""
+    steps = re.findall(r'^\| (\d+) \| `(tar_vis_core/[\w/.]+)` \| .*?`(\w+)`', PAGE, re.M)
+    stations = {(file, name) for _, file, name in steps}
+    segmenter, seen = tiny_segmenter(), []
+
+    def note(frame, event, _):
+        if event == 'call' and (back := frame.f_back) and back.f_code.co_filename.endswith('tar_vis_core/segmenter.py'):
+            place = Path(frame.f_code.co_filename)
+            if place.is_relative_to(ROOT):
+                seen.append((str(place.relative_to(ROOT)), frame.f_code.co_name))
+    state = segmenter.new_state()
+    for seed in range(2):       # the second frame has one before it
+        seen.clear()
+        sys.setprofile(note)
+        try:
+            segmenter.step(picture(seed), state)
+        finally:
+            sys.setprofile(None)
+    assert [call for call in seen if call in stations] == [(file, name) for _, file, name in steps]
+    assert len(steps) == 7
