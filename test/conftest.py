@@ -20,6 +20,11 @@ QUICK = frozenset({
     'test_readme.py', 'test_replay_scoring.py', 'test_results_json.py', 'test_stamp_watch.py', 'test_stamps.py',
     'test_state_resets.py', 'test_viewer_configurations.py', 'test_whole_files.py'})
 
+# What takes minutes is begun first, so that no process ends long after the other.
+LONG = ('colcon', 'test_replay', 'test_replay_ends', 'test_parity', 'test_node_processes', 'test_soak',
+        'test_printed_commands', 'test_cuda_graph_streams', 'test_dvis_parity')
+GROUP = pytest.StashKey[str]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'xdist_group(name): tests that run in one process, one after another')
@@ -39,7 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in QUICK:
             item.add_marker('quick')
         # processes of `make test` take turns at files, which share fixtures; one of them makes the colcon workspace
-        item.add_marker(pytest.mark.xdist_group('colcon' if 'source_copy' in item.fixturenames else item.path.stem))
+        item.stash[GROUP] = 'colcon' if 'source_copy' in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(item.stash[GROUP]))
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        items.sort(key=lambda item: LONG.index(item.stash[GROUP]) if item.stash[GROUP] in LONG else len(LONG))
 
 
 def _limit_threads() -> None:

@@ -6,39 +6,26 @@ On a tape of operators in place of a graph: the same rules, on any machine.
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import weakref
 from dataclasses import replace
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
+from played_models import assert_equal, pair, recordings, spread_routers, steps_of_many_sizes
 from tape import TapeRecorder
 from test_swin import tiny as tiny_swin
 from test_vit_adapter import network as tiny_adapter  # noqa: F401  a fixture
-from tiny_model import picture, tiny_model
+from tiny_model import picture
 
 from tar_vis_core.benchmark.contenders import Contender, operators
 from tar_vis_core.errors import DeviceLostError
 from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.models import cuda_graphs
 from tar_vis_core.models.backbones.resnet import ResNet50
-from tar_vis_core.models.cuda_graphs import CudaRecorder, KeepAlive, Recorded, eager, record_parts, recorded_parts
-from tar_vis_core.models.packed import with_weights_in
+from tar_vis_core.models.cuda_graphs import CudaRecorder, KeepAlive, Recorded, eager
 from tar_vis_core.runtime import kernels
-from tar_vis_core.runtime.device import pick_precision
-from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
-
-OFFICIAL = dict(class_names=('one', 'two'))
-MODELS = {
-    'nano': {}, 'bipartite': dict(synchronizer='bipartite'),
-    'plain': dict(routing=False),
-    'official': OFFICIAL, 'memory bank': dict(**OFFICIAL, reid=True, tracker='memory_bank'),
-    **{tracker: dict(**OFFICIAL, reid=True, tracker_layers=2, tracker_ffn=16, tracker=tracker)
-       for tracker in ('referring', 'referring_2023', 'dynamic_anchors')}}
-
 
 # all parts of all models can be recorded
 pytestmark = pytest.mark.filterwarnings('error:.*operator by operator')
@@ -48,58 +35,6 @@ pytestmark = pytest.mark.filterwarnings('error:.*operator by operator')
 def torch_alone(monkeypatch):
     """The tape sees torch's operators only."""
     monkeypatch.setattr(kernels, 'compiled', lambda: None)
-
-
-def pair(recorder=None, precision='float32', **changes) -> list[VideoSegmenter]:
-    """A plain segmenter and one of the same model with its parts recorded."""
-    model = tiny_model(**changes)
-    options = SegmenterOptions(score_threshold=0.05, max_instances=50, refresh_frames=4)
-    cast = with_weights_in(copy.deepcopy(model), pick_precision(precision))
-    return [VideoSegmenter.from_model(one, 'cpu', precision, options) for one in (
-        model, record_parts(cast, recorder or TapeRecorder()))]
-
-
-def recordings(model) -> int:
-    """How many there are now."""
-    parts = recorded_parts(model)
-    assert len(parts) >= 7
-    return sum(len(sizes) for part in parts for sizes in part._recordings.values())
-
-
-def assert_equal(found, expected):
-    assert found.routing.executed == expected.routing.executed
-    np.testing.assert_array_equal(found.routing.execute_probability, expected.routing.execute_probability)
-    assert [(i.track_id, i.status, i.class_id, i.score, i.box, i.runs.tolist()) for i in found.instances] == [
-        (i.track_id, i.status, i.class_id, i.score, i.box, i.runs.tolist()) for i in expected.instances]
-
-
-def spread_routers(model) -> None:
-    """Routers that skip some layers, by picture."""
-    if model.decoder.routers is not None:
-        generator = torch.Generator().manual_seed(1)
-        for weight in (model.decoder.routers.weight2, model.decoder.routers.bias2):
-            with torch.no_grad():
-                weight.copy_(2 * torch.randn(weight.shape, generator=generator))
-
-
-@pytest.mark.parametrize(('name', 'precision'), [
-    *((name, 'float32') for name in MODELS),
-    *((name, 'bfloat16') for name in ('nano', 'referring', 'dynamic_anchors'))])
-def test_two_streams_of_two_sizes_are_answered_as_by_the_parts_themselves(name, precision):
-    plain, played = pair(precision=precision, **MODELS[name])
-    for one in (plain, played):
-        spread_routers(one.model)
-    streams = {one: (one.new_state(), one.new_state()) for one in (plain, played)}
-    executed, seen = set(), 0
-    for frame in range(7):
-        for camera, size in enumerate([(96, 128), (60, 132)]):
-            image = picture(10 * camera + frame, *size)
-            results = [one.step(image, streams[one][camera]) for one in (plain, played)]
-            assert_equal(*results[::-1])
-            executed.add(results[0].routing.executed)
-            seen += len(results[0].instances)
-    assert seen > 10
-    assert name == 'plain' or len(executed) > 1, 'some layers are skipped'
 
 
 def test_a_still_picture_keeps_its_features_while_another_camera_is_encoded():
@@ -131,21 +66,6 @@ def test_warming_up_records_everything(routing):
     assert recorder.made == made
     played.step(picture(9, 70, 128), state)
     assert recorder.made > made, 'another size is recorded anew'
-
-
-def steps_of_many_sizes(plain, played, widths, turns: int):
-    """Step both through images of each width in turn, and once more through the width before. Yield both results.
-
-    With more widths than are kept, each new one makes an old recording go while the width before stays.
-    """
-    states = {width: [one.new_state() for one in (plain, played)] for width in widths}
-    for turn in range(turns):
-        before = None
-        for width in widths:
-            for again in filter(None, (width, before)):
-                yield [one.step(picture(turn, 96, again), state) for one, state in zip(
-                    (plain, played), states[again], strict=True)]
-            before = width
 
 
 def test_cameras_of_more_sizes_than_are_kept_cost_no_memory_and_leave_the_others_theirs(monkeypatch):

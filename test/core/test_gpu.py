@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_cuda_graphs import assert_equal, recordings, spread_routers, steps_of_many_sizes
+from played_models import assert_equal, recordings, spread_routers, steps_of_many_sizes
 from tiny_model import picture, tiny_model
 
 from tar_vis_core.benchmark.contenders import FULL, REFERENCE, TAR
