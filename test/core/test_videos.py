@@ -84,7 +84,7 @@ class Seer:
     def prepare(self, pixels, short_side):
         return resized(pixels, short_side).float()
 
-    def encode_picture(self, images):
+    def encode(self, images):
         planes = torch.nn.functional.avg_pool2d(images, 4) / 25.5 - 5          # -5 or 5 at stride 4
         return type('Features', (), {'mask_features': planes, 'levels': []})
 
