@@ -156,4 +156,4 @@ class SegmenterOptions(Options):
     grace_frames: int = option(15, 'images that a track may be out of sight and still keep its id', low=0, high=10000)
 
 
-OPTIONS = options_of(SegmenterOptions)
+MODEL_OPTIONS, OPTIONS = options_of(ModelOptions), options_of(SegmenterOptions)

@@ -19,7 +19,7 @@ from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import find_preset
 from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.options import OPTIONS, ModelOptions, Option, SegmenterOptions, options_of
+from tar_vis_core.options import MODEL_OPTIONS, OPTIONS, Option, SegmenterOptions
 from tar_vis_core.preprocess import check_image, prepare, small_grey
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.allocator import keep_freed_memory
@@ -63,7 +63,7 @@ class VideoSegmenter:
         """
         find_preset(preset)
         place, dtype = pick_device(device), pick_precision(precision)
-        options_of(ModelOptions)['threads'].check('threads', threads)
+        MODEL_OPTIONS['threads'].check('threads', threads)
         if threads:
             torch.set_num_threads(threads)
         model = load_model(preset, packaged_weights(preset) if weights is None else user_path(weights),

@@ -10,17 +10,17 @@ import cv2
 import numpy as np
 import torch
 
-from tar_vis_core.detection import Detection, colour_signature, distinct
+from tar_vis_core.detection import Detection, colour_signature, without_duplicates
 from tar_vis_core.errors import DeviceError, NotFiniteError
 from tar_vis_core.foreign.found import Detector, Found, check_found, load_detector
 from tar_vis_core.foreign.onnx_detector import OnnxDetector
 from tar_vis_core.instances import FrameResult, RoutingTrace, StageTimes, encode_runs
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.presets import FOREIGN
-from tar_vis_core.options import SegmenterOptions
+from tar_vis_core.options import MODEL_OPTIONS, SegmenterOptions
 from tar_vis_core.preprocess import small_grey
 from tar_vis_core.runtime.device import StageClock
-from tar_vis_core.segmenter import CONTINUE_SHARE, THREADS, VideoSegmenter
+from tar_vis_core.segmenter import CONTINUE_SHARE, VideoSegmenter
 from tar_vis_core.state import TemporalState
 
 SHORT_CELLS = 80        # cells across the shorter edge of the grid on which masks are compared
@@ -45,7 +45,7 @@ def open_segmenter(preset: str = 'nano', weights: str | Path | None = None, devi
         raise ValueError(f'{wrong} is of our own networks, and the model is {preset}; leave it out')
     if not re.fullmatch(r'auto|cpu|cuda(:\d{1,3})?', device):
         raise DeviceError(f'device is {device!r}, expected auto, cpu, cuda or cuda:N')
-    THREADS.check('threads', threads)
+    MODEL_OPTIONS['threads'].check('threads', threads)
     if preset == 'python' and device not in ('auto', 'cpu'):
         raise ValueError(f'device is {device!r}, but the model python chooses its device itself; expected auto')
     if preset == 'python':
@@ -120,7 +120,7 @@ class ForeignSegmenter(VideoSegmenter):
         scores, classes = np.array([one.score for one in found]), np.array([one.class_id for one in found])
         small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
         detections = []
-        for query, k in enumerate(distinct(cells, scores, classes)):
+        for query, k in enumerate(without_duplicates(cells, scores, classes)):
             box, mask = tight(found[k])
             class_scores = np.zeros(len(self.class_names), np.float32)
             class_scores[found[k].class_id] = found[k].score
