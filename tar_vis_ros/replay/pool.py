@@ -16,6 +16,7 @@ from tar_vis_ros.process.domains import ClaimedDomain
 from tar_vis_ros.replay.outcome import Job
 
 PATIENCE_S = 20.0       # for a process that ends its node first
+PROGRESS = re.compile(r'image (\d+)')        # a line of the worker, as far as it is
 
 
 class RunningReplay:
@@ -40,7 +41,7 @@ class RunningReplay:
     def images(self) -> int:
         """Return the number of images played so far."""
         for line in reversed(list(self.child.lines)):
-            if found := re.fullmatch(r'image (\d+)', line):
+            if found := PROGRESS.fullmatch(line):
                 return int(found[1]) + 1
         return 0
 
@@ -48,7 +49,7 @@ class RunningReplay:
     def last_words(self) -> str:
         """Return the lines that it printed about its end."""
         said = list(self.child.lines)
-        start = max((n for n, line in enumerate(said, 1) if line.startswith('image ')), default=0)
+        start = max((n for n, line in enumerate(said, 1) if PROGRESS.fullmatch(line)), default=0)
         return '\n'.join(said[start:])
 
 
