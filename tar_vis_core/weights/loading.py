@@ -221,9 +221,10 @@ def check_fit(found: Shapes, expected: Shapes, path: str | Path) -> None:
 def reading_weights(path: str | Path) -> Iterator[None]:
     """Turn any error while a weights file is read into one clear line."""
     path = Path(path)
-    if problem := problem_of(path):
-        raise WeightsError(f'weights file not found: {path}{problem.partition("no such file")[2]}'
-                           if 'no such file' in problem else f'{path}: {problem}, expected a weights file')
+    if (problem := problem_of(path)) and 'no such file' in problem:
+        raise WeightsError(f'weights file not found: {path}{problem.partition("no such file")[2]}')
+    if problem:
+        raise WeightsError(f'{path}: {problem}{" of weights" * problem.startswith("is ")}')
     try:
         if known := what_it_is(_head(path)):
             raise WeightsError(f'{path} is no weights file, but {known}')

@@ -56,7 +56,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     with reading_weights(path), path.open('rb') as file:
         zipped = zipfile.is_zipfile(file)   # leaves the file at its end
         file.seek(0)
-        content = _read_zip(file) if zipped else _read_stream(_Bounded(file))
+        if not zipped and file.read(2) == b'PK':
+            raise WeightsError(f'{path} is a zip file without its end: only a part of it was downloaded or copied')
+        file.seek(0)
+        try:
+            content = _read_zip(file) if zipped else _read_stream(_Bounded(file))
+        except (EOFError, IndexError, KeyError) as error:
+            raise error if zipped else pickle.UnpicklingError('no pickle, or one that breaks off') from error
         content, beside = _model_of(content, path)
         tensors, total = {}, 0
         for name, value in content.items():
@@ -82,13 +88,14 @@ def _model_of(content: Any, path: Path) -> tuple[Mapping, tuple[str, ...]]:
         beside += [str(name) for name in content if name != entry]
         content = content[entry]
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f'{path}: expected a mapping of names to tensors, found {type(content).__name__}; a whole '
-                           'model must be saved by its state_dict()')
+        found = type(content).__name__.lstrip('_') if content else 'nothing'
+        raise WeightsError(f'{path}: expected a mapping of names to tensors, found {found}; a whole model must be '
+                           'saved by its state_dict()')
     if 'blobs' in content:
         raise WeightsError(f'{path}: Caffe2 files are not supported; expected a checkpoint of torch or detectron2')
-    for prefix in WRAPPERS:
-        if all(isinstance(name, str) and name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    while prefix := next((prefix for prefix in WRAPPERS if all(
+            isinstance(name, str) and name.startswith(prefix) and name != prefix for name in content)), None):
+        content = {name.removeprefix(prefix): value for name, value in content.items()}
     return content, tuple(beside)
 
 

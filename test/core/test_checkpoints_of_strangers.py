@@ -56,6 +56,7 @@ def prefixed(prefix: str) -> dict:
     {'module': MODEL, 'ds_version': '1'}, {'model': {'state_dict': MODEL, 'config': {}}},
     {'state_dict': prefixed('module.')},
     {'state_dict': prefixed('model.')}, {'model': prefixed('_orig_mod.')}, {'state_dict': prefixed('module.model.')},
+    {'state_dict': prefixed('model._orig_mod.')}, prefixed('_orig_mod.module.'), prefixed('module.module.'),
     {'state_dict': {**MODEL, 'head._extra_state': None}}])
 def test_the_model_is_found_where_trainers_put_it(tmp_path, content, zipped):
     found = read_checkpoint(saved(tmp_path / 'a.ckpt', content, _use_new_zipfile_serialization=zipped))
@@ -226,3 +227,20 @@ def test_a_pickle_in_the_old_form_is_read_to_its_end(tmp_path):
     pickle.dump({'model': {'a': torch.ones(3).numpy()}}, data, protocol=2)
     (tmp_path / 'a.pkl').write_bytes(data.getvalue() + b'trailing bytes')
     assert read_checkpoint(tmp_path / 'a.pkl').tensors['a'].tolist() == [1, 1, 1]
+
+
+def test_a_download_that_broke_off_is_said_to_be_that(tmp_path):
+    torch.save(MODEL, tmp_path / 'whole.pth')
+    data = (tmp_path / 'whole.pth').read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        (tmp_path / 'part.pth').write_bytes(data[:int(share * len(data))])
+        with pytest.raises(WeightsError, match='only a part of it was downloaded'):
+            read_checkpoint(tmp_path / 'part.pth')
+
+
+@pytest.mark.parametrize('data', [
+    b'\x89HDF\r\n\x1a\n', b'\x93NUMPY\1\0', b'\x08\x07\x12\x07pytorch', b'{"error": 404}'])
+def test_what_is_no_pickle_is_not_told_in_the_words_of_an_interpreter(tmp_path, data):
+    (tmp_path / 'file.pth').write_bytes(data + b'0' * 100)
+    with pytest.raises(WeightsError, match=r'no weights file.*: no pickle, or one that breaks off$'):
+        read_checkpoint(tmp_path / 'file.pth')
