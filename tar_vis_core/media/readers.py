@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -15,11 +16,14 @@ import cv2
 import numpy as np
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.io.input_files import what_it_is
 from tar_vis_core.media.pictures import PictureError, max_pixels, read_picture
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FOLDER_FPS = 10.0       # a folder of images has no rate of its own
 FALLBACK_FPS = 25.0     # for a video file that states none
+ENOUGH = 0.9            # of the frames that a video says it has: some containers tell an estimate by length and rate
+logger = logging.getLogger(__name__)
 
 
 class SourceError(TarVisError):
@@ -60,6 +64,7 @@ class VideoFileReader(FrameReader):
         self.path = Path(path)
         self.name = self.path.name
         self._capture = None
+        self._given = 0
         self._first: np.ndarray | None = None
         self.rewind()
         fps = self._capture.get(cv2.CAP_PROP_FPS)
@@ -80,8 +85,11 @@ class VideoFileReader(FrameReader):
             good, first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not good:
             self.close()
-            raise SourceError(f'cannot read a frame from {self.path}: not a video that OpenCV decodes, or damaged')
-        self._first = self._taken(first)
+            with self.path.open('rb') as file:
+                known = what_it_is(file.read(512))
+            raise SourceError(f'cannot read a frame from {self.path}: ' + (
+                f'it is {known}' if known else 'not a video that OpenCV decodes, or damaged'))
+        self._first, self._given = self._taken(first), 1
 
     def _taken(self, image: np.ndarray) -> np.ndarray:
         self.time_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -93,11 +101,17 @@ class VideoFileReader(FrameReader):
             return image
         with quiet_stderr():
             good, image = self._capture.read()
+        self._given += good
+        if not good and self.count and self._given < ENOUGH * self.count - 1:
+            logger.warning('%s: %d frames could be read, and it says that it has %d: it may be cut off or damaged',
+                           self.path, self._given, self.count)
+            self.count = self._given    # said once
         return self._taken(image) if good else None
 
     def close(self) -> None:
         if self._capture is not None:
-            self._capture.release()
+            with quiet_stderr():    # what the decoder's threads have to say comes late
+                self._capture.release()
             self._capture = None
 
 

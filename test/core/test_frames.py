@@ -248,3 +248,44 @@ def test_a_video_that_declares_gigapixels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '5000')
     with pytest.raises(SourceError, match='declares 96x64 pixels, at most 5000 are read'):
         open_frames(str(path))
+
+
+def damaged_videos(folder: Path) -> list[Path]:
+    """An AVI file that breaks off, as on a full disk, and an MP4 file whose pictures are zeros from the middle on."""
+    writer = cv2.VideoWriter(str(folder / 'whole.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10, (96, 64))
+    for index in range(30):
+        writer.write(np.random.default_rng(index).integers(0, 255, (64, 96, 3), np.uint8))
+    writer.release()
+    whole = (folder / 'whole.avi').read_bytes()
+    (folder / 'cut.avi').write_bytes(whole[:len(whole) // 2])
+    data = bytearray(write_video(folder / 'zeros.mp4', 30).read_bytes())
+    begin = data.find(b'mdat') + 4
+    length = int.from_bytes(data[begin - 8:begin - 4], 'big') - 8
+    data[begin + length // 2:begin + length] = bytes(length - length // 2)
+    (folder / 'zeros.mp4').write_bytes(data)
+    return [folder / 'cut.avi', folder / 'zeros.mp4']
+
+
+def test_a_video_that_breaks_off_is_told_once_and_its_codec_is_not_heard(tmp_path, caplog, capfd):
+    for path in damaged_videos(tmp_path):
+        caplog.clear()
+        with open_frames(str(path)) as reader:
+            count = len(list(play(reader)))
+            reader.rewind()
+            assert len(list(play(reader))) == count and 0 < count < 25
+        assert [record.getMessage() for record in caplog.records] == [
+            f'{path}: {count} frames could be read, and it says that it has 30: it may be cut off or damaged']
+    assert not capfd.readouterr().err
+    caplog.clear()
+    with open_frames(str(tmp_path / 'whole.avi')) as reader:
+        assert len(list(play(reader))) == 30
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(('content', 'word'), [
+    (b'', 'an empty file'), (b'<!doctype html>', 'a web page'), (bytes(600), 'zero bytes only'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n', 'git lfs pull')])
+def test_what_is_no_video_is_said_to_be_what_it_is(tmp_path, content, word):
+    (tmp_path / 'street.mp4').write_bytes(content)
+    with pytest.raises(SourceError, match=word):
+        open_frames(str(tmp_path / 'street.mp4'))
