@@ -54,6 +54,8 @@ class BoxMasks(nn.Module):
         nn.init.zeros_(self.logit.weight)
         nn.init.zeros_(self.logit.bias)
 
+    sampled = staticmethod(sampled)
+
     def forward(self, embeddings: Tensor, mask: Tensor, fine: Tensor) -> Tensor:
         """Return what is added to the mask logits of the product, ``(K, GRID, GRID)``.
 
@@ -86,7 +88,8 @@ class BoxShapes:
             with torch.autocast(products.device.type, enabled=False):
                 features, fine = mask_features.to(dtype), self.fine[frame].to(dtype)
                 # a few at a time: the memory that is needed does not follow the number of objects
-                added = torch.cat([self.network(some, sampled(features, own), sampled(fine, own)) for some, own in zip(
+                sample = self.network.sampled
+                added = torch.cat([self.network(some, sample(features, own), sample(fine, own)) for some, own in zip(
                     embeddings.to(dtype).split(AT_ONCE), boxes.split(AT_ONCE), strict=True)])
             products = products + on_cells(added, boxes, products.shape[-2:])
         return cropped(products, boxes)

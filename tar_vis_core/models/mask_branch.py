@@ -60,8 +60,14 @@ class MaskBranch(nn.Module):
         """Return all maps in one at stride 4, ``(N, mask_dim, h, w)``, and the levels of strides 32, 16, 8."""
         levels = [project(x) for project, x in zip(self.levels, reversed(maps), strict=True)]
         size = levels[-1].shape[-2:]
-        x = self.blocks(levels[2] + bilinear(levels[1], size) + bilinear(levels[0], size))
-        return self.lateral(stem, bilinear(self.reduce(x), stem.shape[-2:])), levels
+        x = self.blocks(self.enlarged(levels[0], size, self.enlarged(levels[1], size, levels[2])))
+        return self.lateral(stem, self.enlarged(self.reduce(x), stem.shape[-2:])), levels
+
+    @staticmethod
+    def enlarged(x: Tensor, size: tuple[int, int], added: Tensor | None = None) -> Tensor:
+        """Return a map resized to ``size`` (h, w), another added."""
+        x = bilinear(x, size)
+        return x if added is None else added + x
 
     def places(self, stem: Tensor) -> Tensor:
         """Return what the place of each pixel adds to its mask features, ``(1, mask_dim, h, w)``."""

@@ -7,15 +7,19 @@ speed. Results differ from the plain form by rounding alone.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar_vis_core.models.backbones.nanodet import GhostBlock, Separable, ShuffleUnit
+from tar_vis_core.models.backbones.nanodet import GhostBlock, NanoDet, Separable, ShuffleUnit
 from tar_vis_core.models.backbones.resnet import ResNet50
+from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks, grid_in
 from tar_vis_core.models.cuda_graphs import CudaRecorder, record_parts
-from tar_vis_core.models.layers import Attention, Linear
+from tar_vis_core.models.layers import Attention, Linear, bilinear
 from tar_vis_core.models.mask_branch import MaskBranch, Refine
+from tar_vis_core.models.proposals import wider
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import use_full_float32
@@ -114,12 +118,12 @@ class PackedChain(nn.Module):
 
     @staticmethod
     def does(unit: nn.Module) -> bool:
-        """Return whether all convolutions of a unit can be computed so."""
+        """Return whether all convolutions of a unit can be computed so, but that which makes one channel of many."""
         return kernels.compiled() is not None and all(
             min(conv.in_channels, conv.out_channels) >= kernels.PANEL and conv.activation in SLOPES and not conv.same
             and (conv.groups == conv.in_channels == conv.out_channels or (
                 conv.groups == 1 and conv.kernel_size == (1, 1) and conv.stride == (1, 1)))
-            for conv in unit.modules() if isinstance(conv, nn.Conv2d))
+            for conv in unit.modules() if isinstance(conv, nn.Conv2d) and conv.out_channels > 1)
 
     def forward(self, x: Tensor, *added: Tensor | None, passed: Tensor | None = None, out: Tensor | None = None,
                 ) -> Tensor:
@@ -158,6 +162,18 @@ class PackedGhostBlock(nn.Module):
         return self.shortcut(x, y)
 
 
+class PackedNanoDet(NanoDet):
+    """``NanoDet``, which enlarges a map into a part of another."""
+
+    @staticmethod
+    def joined(coarse: Tensor, fine: Tensor) -> Tensor:
+        channels = coarse.shape[1]
+        both = kernels.empty_map(fine, channels + fine.shape[1])
+        kernels.enlarge(coarse, fine.shape[-2:], out=both[:, :channels])
+        both[:, channels:] = fine
+        return both
+
+
 class PackedRefine(nn.Module):
     """``Refine`` in one call."""
 
@@ -179,6 +195,7 @@ class PackedMaskBranch(MaskBranch):
         self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks))
         self.reduce, self.lateral = PackedChain(branch.reduce), PackedChain(branch.lateral)
         self.output = PackedRefine(branch.output, branch.mask_features)
+        self.enlarged = kernels.enlarge
         self.kept: dict[tuple[int, int, int], Tensor] = {}      # what places add to the maps of some sizes
 
     def forward(self, stem: Tensor, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -191,9 +208,42 @@ class PackedMaskBranch(MaskBranch):
         return self.output(x, self.kept[size]), levels
 
 
+class PackedBoxMasks(BoxMasks):
+    """``BoxMasks`` with one product of the mask features in place of two, its weights another for each query.
+
+    W1 (f * e) + W2 f = (W1 diag(e) + W2) f
+    """
+
+    def __init__(self, net: BoxMasks) -> None:
+        nn.Module.__init__(self)
+        self.place = net.place
+        self.products = nn.ParameterList(part.weight.detach()[:, :, 0, 0].t().contiguous()
+                                         for part in (net.agreement, net.mask))
+        fine = copy.deepcopy(net.fine)
+        fine.bias.data += net.agreement.bias + net.mask.bias
+        self.fine, self.down, self.up = PackedChain(fine), PackedChain(*net.down), PackedChain(net.up)
+        self.blocks, self.sharpen = nn.Sequential(*map(PackedRefine, net.blocks)), PackedRefine(net.sharpen)
+        self.logit = PackedPointwise(net.logit, torch.float32)
+        self.places = bilinear(net.place[None], (GRID, GRID)).repeat(AT_ONCE, 1, 1, 1).contiguous(
+            memory_format=torch.channels_last)
+
+    @staticmethod
+    def sampled(features: Tensor, boxes: Tensor) -> Tensor:
+        places = (grid_in(wider(boxes)).flatten(0, 1) + 1) / 2
+        return kernels.sample_map(features[None], places)[0].unflatten(1, (-1, GRID)).transpose(0, 1)
+
+    def forward(self, embeddings: Tensor, mask: Tensor, fine: Tensor) -> Tensor:
+        agreement, plain = self.products
+        x = self.fine(fine, self.places[:len(fine)])
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        pixels.baddbmm_(mask.permute(0, 2, 3, 1).flatten(1, 2), torch.addcmul(plain, embeddings[..., None], agreement))
+        x = kernels.enlarge(self.up(self.blocks(self.down(F.relu_(x)))), (GRID, GRID), x)
+        return self.logit(self.sharpen(x))[:, 0]
+
+
 # units and their packed form, if the compiled kernel can compute their convolutions
-UNITS = {MaskBranch: PackedMaskBranch, ShuffleUnit: PackedShuffleUnit, GhostBlock: PackedGhostBlock,
-         Refine: PackedRefine, Separable: lambda pair: PackedChain(*pair)}
+UNITS = {BoxMasks: PackedBoxMasks, MaskBranch: PackedMaskBranch, ShuffleUnit: PackedShuffleUnit,
+         GhostBlock: PackedGhostBlock, Refine: PackedRefine, Separable: lambda pair: PackedChain(*pair)}
 
 
 class PackedGroupNorm(nn.Module):
@@ -242,6 +292,8 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         return PackedAttention(module, dtype)
     for name, child in module.named_children():
         setattr(module, name, packed(child, dtype))
+    if type(module) is NanoDet and dtype == torch.float32 and kernels.compiled() is not None:
+        module.__class__ = PackedNanoDet
     return module
 
 

@@ -33,6 +33,8 @@ def test_a_map_that_is_sampled_in_boxes_and_put_back_is_the_map():
 class Adding(torch.nn.Module):
     """Adds to each mask the first number of its embedding."""
 
+    sampled = staticmethod(sampled)
+
     def __init__(self) -> None:
         super().__init__()
         self.place = torch.nn.Parameter(torch.zeros(1))

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from tar_vis_core.models.backbones.nanodet import GhostBlock, Separable, ShuffleUnit
-from tar_vis_core.models.layers import Conv
+from tar_vis_core.models.box_masks import BoxMasks, BoxShapes
+from tar_vis_core.models.layers import Conv, bilinear
 from tar_vis_core.models.mask_branch import MaskBranch, Refine
-from tar_vis_core.models.packed import PackedChain, PackedConv, PackedMaskBranch, inference_form, packed
+from tar_vis_core.models.packed import (
+    PackedBoxMasks,
+    PackedChain,
+    PackedConv,
+    PackedMaskBranch,
+    PackedNanoDet,
+    inference_form,
+    packed,
+)
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.runtime import kernels
 
@@ -50,6 +59,35 @@ def test_a_mask_branch_equals_its_layers_at_every_size():
         (expected, levels), (found, others) = plain(*maps), fast(*maps)
         for a, b in zip([expected, *levels], [found, *others], strict=True):
             torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('rows', [0, 1, 8, 19])
+def test_masks_in_boxes_are_those_of_the_layers(rows):
+    torch.manual_seed(0)
+    plain = BoxMasks(64, 24)
+    for part in plain.parameters():
+        torch.nn.init.normal_(part, std=0.2)
+    fast = packed(copy.deepcopy(plain), torch.float32)
+    assert type(fast) is PackedBoxMasks
+    low = torch.rand(1, rows, 2) * 1.1 - 0.1        # some boxes begin outside, some are almost empty
+    boxes = torch.cat((low, low + torch.rand(1, rows, 2) ** 3), -1).clamp(0, 1)
+    fine, features = torch.randn(1, 24, 36, 50), torch.randn(64, 18, 25)
+    products, embeddings = torch.randn(rows, 18, 25), torch.randn(rows, 64)
+    expected, found = (BoxShapes(boxes, fine, net).drawn(products, 0, torch.arange(rows), embeddings, features)
+                       for net in (plain, fast))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_enlarged_maps_are_pytorchs():
+    torch.manual_seed(0)
+    for size, larger in (((1, 1), (2, 3)), ((5, 7), (10, 14)), ((4, 6), (4, 6)), ((3, 2), (7, 9))):
+        x, added = torch.randn(2, 20, *size), torch.randn(2, 20, *larger)
+        torch.testing.assert_close(kernels.enlarge(x, larger), bilinear(x, larger), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(kernels.enlarge(x, larger, added), bilinear(x, larger) + added, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match='cannot sample'):
+        kernels.enlarge(torch.randn(1, 20, 2, 2), (4, 4), torch.randn(1, 20, 3, 4))
 
 
 @torch.inference_mode()
@@ -103,5 +141,6 @@ def test_what_the_kernel_cannot_do_is_left_to_pytorch(why, monkeypatch):
 
 def test_the_default_model_is_made_of_units():
     fast = inference_form(build_model('nano'), torch.device('cpu'))
+    assert type(fast.backbone) is PackedNanoDet
     assert sum(isinstance(m, PackedChain) for m in fast.backbone.modules()) > 60
     assert [name for name, m in fast.backbone.named_modules() if isinstance(m, PackedConv)] == ['stem']

@@ -132,11 +132,16 @@ class NanoDet(nn.Module):
     def neck(self, laterals: list[Tensor]) -> list[Tensor]:
         """Ghost-PAN: maps of strides 8, 16, 32 to maps of strides 8, 16, 32, 64, all of 96 channels."""
         fine, middle, coarse = laterals
-        middle = self.top_down[1](torch.cat((bilinear(coarse, middle.shape[-2:]), middle), 1))
-        fine = self.top_down[0](torch.cat((bilinear(middle, fine.shape[-2:]), fine), 1))
+        middle = self.top_down[1](self.joined(coarse, middle))
+        fine = self.top_down[0](self.joined(middle, fine))
         middle = self.bottom_up[0](torch.cat((self.down[0](fine), middle), 1))
         deep = self.bottom_up[1](torch.cat((self.down[1](middle), coarse), 1))
         return [fine, middle, deep, self.extra[0](coarse) + self.extra[1](deep)]
+
+    @staticmethod
+    def joined(coarse: Tensor, fine: Tensor) -> Tensor:
+        """Return the channels of a map that is enlarged, then those of a finer one."""
+        return torch.cat((bilinear(coarse, fine.shape[-2:]), fine), 1)
 
     def convolutions(self) -> list[nn.Conv2d]:
         """Return all convolutions in the published file's order of execution."""

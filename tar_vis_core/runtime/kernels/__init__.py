@@ -38,7 +38,8 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_float]
         loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
         loaded.tar_vis_convolution.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 12 + [ctypes.c_float]
-        for name in ('deformable', 'group_norm', 'attention', 'convolution'):
+        loaded.tar_vis_samples.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 8
+        for name in ('deformable', 'group_norm', 'attention', 'convolution', 'samples'):
             getattr(loaded, f'tar_vis_{name}').restype = None
     except (OSError, AttributeError):
         return None
@@ -66,7 +67,7 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
                          f'{tuple(logits.shape)}, reference {tuple(reference.shape)}, levels {shapes}')
     read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, logits, reference)]
     sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
-    scratch = torch.empty(value.shape)
+    scratch = torch.empty(value.shape if heads > 1 else 0)
     pointers = [t.data_ptr() for t in (*read, sizes, out, scratch)]
     kernels.tar_vis_deformable(*pointers, n, cells, s, heads, levels, points, width)
     return out.to(value.dtype)
@@ -251,6 +252,38 @@ def convolve(x: Tensor, how: Convolution, added: Sequence[Tensor | None] = (), p
         channels, step, 1 if filters is None else len(filters), how.stride, *size, len(products), passed_step, out_step,
         slope)
     return out
+
+
+def sample_map(x: Tensor, places: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Return a map ``(N, C, h, w)`` bilinearly sampled at ``places (H, W, 2)``, ``(N, C, H, W)`` with channels last.
+
+    Places are x, y as shares of the map's sides; beyond the centres of its outermost cells the map goes on as there.
+    ``added`` is of the result's shape, ``out`` is as in :func:`convolve` and not ``added``. It is float32, without
+    gradient.
+    """
+    refuse_tracing()
+    (n, channels, height, width), size = x.shape, places.shape[:2]
+    if out is None:
+        out = torch.empty(n, *size, channels).permute(0, 3, 1, 2)
+    (x, step), (added, added_step), out_step = _readable(x), _readable(added), _step(out)
+    places = places.float().contiguous()
+    if channels < PANEL or not out_step or out.shape != (n, channels, *size) or (
+            added is not None and added.shape != out.shape):
+        raise ValueError(f'cannot sample {tuple(x.shape)} at {tuple(places.shape)} places into {tuple(out.shape)}')
+    compiled().tar_vis_samples(*map(_address, (x, places, added, out)), n, size[0] * size[1], height, width, channels,
+                               step, added_step, out_step)
+    return out
+
+
+@functools.lru_cache(maxsize=32)
+def _centres(height: int, width: int) -> Tensor:
+    y, x = ((torch.arange(cells) + 0.5) / cells for cells in (height, width))
+    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1).contiguous()
+
+
+def enlarge(x: Tensor, size: tuple[int, int], added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Return a map ``(N, C, h, w)`` resized as ``layers.bilinear`` does; the rest is as in :func:`sample_map`."""
+    return sample_map(x, _centres(*size), added, out)
 
 
 def attends(width: int) -> bool:

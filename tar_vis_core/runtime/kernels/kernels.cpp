@@ -58,12 +58,21 @@ struct ConvolutionTask {
   float filter_slope;
 };
 
+struct SampleTask {
+  const float *map;            // (height, width, channels), `step` floats from pixel to pixel
+  const float *places;         // (points, 2) as x, y in 0..1
+  const float *added;          // (points, channels), added to the samples, or null
+  float *out;                  // (points, channels)
+  int64_t height, width, channels, step, added_step, out_step;
+};
+
 namespace portable {
 const int64_t kLanes = 4;                       // floats of a register: wider vectors would be split badly
 const int64_t kBlockRows = 4, kBlockPanels = 1;  // of a product, held in registers
 #include "lanes.h"
 #include "attention.h"
 #include "convolution.h"
+#include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
 }  // namespace portable
@@ -76,6 +85,7 @@ const int64_t kLanes = 8, kBlockRows = 6, kBlockPanels = 1;
 #include "lanes.h"
 #include "attention.h"
 #include "convolution.h"
+#include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
 }  // namespace avx2
@@ -87,6 +97,7 @@ const int64_t kLanes = 16, kBlockRows = 7, kBlockPanels = 4;
 #include "lanes.h"
 #include "attention.h"
 #include "convolution.h"
+#include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
 }  // namespace avx512
@@ -174,6 +185,21 @@ void tar_vis_convolution(const float *x, const float *filter, const float *filte
       const int64_t own = part % parts;
       run(task, part / parts, own * out_height / parts, (own + 1) * out_height / parts, scratch.data());
     }
+  }
+}
+
+// See SampleTask; all frames are sampled at the same places.
+void tar_vis_samples(const float *map, const float *places, const float *added, float *out, int64_t frames,
+                     int64_t points, int64_t height, int64_t width, int64_t channels, int64_t step, int64_t added_step,
+                     int64_t out_step) {
+  const auto run = CHOSEN(sample_points);
+  const int64_t parts = threads();
+#pragma omp parallel for schedule(static)
+  for (int64_t part = 0; part < frames * parts; ++part) {
+    const int64_t frame = part / parts, own = part % parts, first = frame * points;
+    run({map + frame * height * width * step, places, added ? added + first * added_step : nullptr,
+         out + first * out_step, height, width, channels, step, added_step, out_step},
+        own * points / parts, (own + 1) * points / parts);
   }
 }
 
