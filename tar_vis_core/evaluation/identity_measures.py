@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.evaluation.tubes import (
@@ -29,6 +28,7 @@ from tar_vis_core.evaluation.tubes import (
     frame_intersections,
     is_evaluated,
 )
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 
 OVERLAPS = np.linspace(0.05, 0.95, 19)
 MATCH = 0.5

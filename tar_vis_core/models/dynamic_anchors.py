@@ -24,10 +24,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from tar_vis_core.models.layers import MLP, Attention, DecoderLayer, Linear
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 
 BACKGROUND_SLOTS = 5
 EPSILON = 1e-6      # of norms in the matching, and added to every weight of the slots' attention

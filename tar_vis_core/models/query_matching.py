@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 
 
 def match_embeddings(reference: Tensor, current: Tensor) -> Tensor:

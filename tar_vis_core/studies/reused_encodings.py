@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from tar_vis_core.data.ytvis import Track, VideoRecord
@@ -20,6 +19,7 @@ from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.options import option
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.studies.bootstrap import Precision, Row, resamples, spread
 from tar_vis_core.studies.inputs import StudyInputs, inputs_text, machine_text, open_model, open_videos

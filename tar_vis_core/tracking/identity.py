@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from tar_vis_core.detection import Detection
 from tar_vis_core.instances import Instance, TrackStatus
 from tar_vis_core.masks import mask_ious
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 
 # Similarity is a weighted sum of terms in 0..1; together the weights are 1.
 OVERLAP, NEARNESS, COLOURS, SIZE, EMBEDDING, SLOT, CLASS = 0.30, 0.25, 0.20, 0.05, 0.05, 0.05, 0.10

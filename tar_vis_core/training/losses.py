@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tar_vis_core.data.transforms import Sample
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.points import sample_at, uncertain_points
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tar_vis_core.data.transforms import Sample
@@ -18,6 +17,7 @@ from tar_vis_core.models.box_masks import grid_in, sampled
 from tar_vis_core.models.masked_decoder import SupervisedOutput
 from tar_vis_core.models.proposals import box_ious, wider
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.losses import LossWeights
 

@@ -1,7 +1,7 @@
 """The DDS profile of this package: shared memory segments that a full-size image fits into.
 
 Fast DDS keeps 512 KiB of shared memory per process by default, less than one 640x480 image, so
-images travel as UDP fragments and many are lost. ``config/fastdds_shm.xml`` raises it to 64 MiB;
+images travel as UDP fragments and many are lost. ``config/fastdds_shm.xml`` raises it to 32 MiB;
 ``config/fastdds_shm_small.xml`` (8 MiB) is used if ``/dev/shm`` is small, as in a container.
 """
 
@@ -33,7 +33,7 @@ def shared_memory_profile(folder: Path = _SHARED_MEMORY) -> Path | None:
         free = shared_memory_room(folder)
     except OSError:   # no such folder: not Linux, and Fast DDS finds its own place
         return config_file('fastdds_shm.xml')
-    for name, segment in (('fastdds_shm.xml', 64), ('fastdds_shm_small.xml', 8)):
+    for name, segment in (('fastdds_shm.xml', 32), ('fastdds_shm_small.xml', 8)):
         if free >= segment * _PROCESSES:
             return config_file(name)
     print(f'tar_vis_ros: {folder} has {free} MiB free, images between processes need {8 * _PROCESSES} MiB: '

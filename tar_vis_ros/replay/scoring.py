@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from rclpy.serialization import deserialize_message
-from scipy.optimize import linear_sum_assignment
 
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.errors import DataError
@@ -17,6 +16,7 @@ from tar_vis_core.evaluation.tubes import TrackTubes, TubePrediction, is_evaluat
 from tar_vis_core.instances import FrameResult, TrackStatus
 from tar_vis_core.media.recording import finite_or_none
 from tar_vis_core.models.class_sets import plain_name
+from tar_vis_core.runtime.assignment import linear_sum_assignment
 from tar_vis_ros.bags.reader import read_topics
 from tar_vis_ros.conversions.messages import decode_result
 from tar_vis_ros.msg import InstanceMaskArray, SkipDiagnostics
