@@ -106,10 +106,11 @@ def draw_overlay(rgb: np.ndarray, instances: Sequence[Instance],
 def _draw_mask(picture: np.ndarray, instance: Instance, line: int) -> None:
     x, y, w, h = instance.box
     colour = track_colour(instance.track_id)
-    crop = instance.crop()
-    region = picture[y:y + h, x:x + w]
-    region[crop] = (region[crop] * (1 - OPACITY) + np.array(colour) * OPACITY + 0.5).astype(np.uint8)
-    outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y))
+    crop, region = instance.crop().view(np.uint8), picture[y:y + h, x:x + w]
+    # a table and OpenCV: many times as fast as NumPy, and other threads run meanwhile
+    shades = (np.arange(256)[:, None] * (1 - OPACITY) + np.array(colour) * OPACITY + 0.5).astype(np.uint8)
+    cv2.copyTo(cv2.LUT(region, shades[None]), crop, region)
+    outlines, _ = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
     cv2.drawContours(picture, outlines, -1, colour, line, cv2.LINE_AA)
 
 
