@@ -155,19 +155,11 @@ def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
 def codec_messages() -> Iterator[list[str]]:
     """Collect the lines that codecs write to stderr; the list is filled at the end. Other lines come out afterwards."""
     said: list[str] = []
-    with STDERR, contextlib.ExitStack() as stack:
+    with STDERR, _scratch_file() as kept:
         try:
-            stderr = os.dup(2)
-        except OSError:     # no stderr at all
-            yield said
-            return
-        stack.callback(os.close, stderr)
-        kept = stack.enter_context(_scratch_file())
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield said
+            with stderr_into(kept):
+                yield said
         finally:
-            os.dup2(stderr, 2)
             kept.seek(0)
             for line in kept.read().splitlines(keepends=True):
                 text = line.decode(errors='replace').strip()
@@ -175,6 +167,22 @@ def codec_messages() -> Iterator[list[str]]:
                     said.append(text)
                 elif text:      # OpenCV puts empty lines after its own
                     os.write(2, line)
+
+
+@contextlib.contextmanager
+def stderr_into(file: IO[bytes]) -> Iterator[None]:
+    """Let stderr, also that of compiled code, go into a file while the block runs."""
+    try:
+        stderr = os.dup(2)
+    except OSError:     # no stderr at all
+        yield
+        return
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _scratch_file() -> IO[bytes]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.input_files import what_it_is
-from tar_vis_core.media.pictures import PictureError, max_pixels, read_picture
+from tar_vis_core.media.pictures import PictureError, max_pixels, read_picture, stderr_into
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FOLDER_FPS = 10.0       # a folder of images has no rate of its own
@@ -209,19 +209,8 @@ def read_image(path: Path) -> np.ndarray:
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Keep the codecs' own messages off the terminal: our own error line has all that matters."""
-    try:
-        saved = os.dup(2)
-    except OSError:     # no stderr at all
+    with open(os.devnull, 'wb') as null, stderr_into(null):
         yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(null)
-        os.close(saved)
 
 
 def _natural(path: Path) -> list:
