@@ -9,19 +9,23 @@ from typing import Any
 from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.options import InferenceOptions, Option, options_of
 
+METAVARS = {str: 'TEXT', int: 'N', float: 'X'}
+
 
 def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) -> None:
     """Add a flag for each option. A flag that is not given stays None."""
     for name, option in options.items():
         many = isinstance(option.default, tuple)
         default = ' '.join(map(str, option.default)) if many else option.default
-        limits = '' if option.expected == 'a text' or option.kind is bool else f'; {option.expected}'
-        words = option.description + limits + (
-            '' if default == '' or option.kind is bool else f' (default: {default})')
-        how: dict[str, Any] = {'action': argparse.BooleanOptionalAction} if option.kind is bool else {
-            'type': option.kind,
-            'metavar': 'NAME' if many and option.kind is str else option.kind.__name__.upper(),
-            **({'nargs': '*', 'action': 'extend'} if many else {})}
+        words = option.description
+        if option.kind in METAVARS and (option.kind is not str or option.choices or option.example):
+            words += f'; {option.expected}'
+        if option.kind is not bool and default != '':
+            words += f' (default: {default})'
+        how: dict[str, Any] = {'action': 'store_true'} if option.kind is bool else {
+            'type': option.kind, 'metavar': METAVARS[option.kind]}
+        if many:
+            how |= {'nargs': '*', 'action': 'extend'}
         parser.add_argument(flag(name), default=None, help=words.replace('%', '%%'), **how)
 
 

@@ -49,7 +49,7 @@ class EvalRun(ModelOptions):
     no_routing: bool = option(False, 'leave out TAR and its controls')
     short_side: int = option(0, "shorter edge of the input, pixels; 0: the preset's", low=32, high=1333, or_zero=True)
     categories: tuple[str, ...] = option(
-        (), "those that count, 'voc' for the 20 VOC classes; none: person on stills, all on videos", example='names')
+        (), "those that count, 'voc' for the 20 VOC classes; none: person on stills, all on videos")
     tubes: str = option('auto', "videos: slots (whole videos), tracks (the segmenter's); auto: by model",
                         choices=('auto', 'slots', 'tracks'))
     max_instances: int = option(

@@ -34,8 +34,7 @@ class StudyInputs(Options):
     size: tuple[int, int] = (192, 288)          # of made-up videos: height, width
     preset: str = option('crowd', f'one of {", ".join(PRESETS | STUDIED)}')
     weights: tuple[str, ...] = option((), 'safetensors file, for layers also several; none: the weights in this '
-                                          'package. Those of crowd are docs/research/crowd.safetensors',
-                                      example='safetensors files')
+                                          'package. Those of crowd are docs/research/crowd.safetensors')
     adapter: str = same_option(ModelOptions, 'adapter')
     device: str = same_option(ModelOptions, 'device')
     threads: int = same_option(ModelOptions, 'threads')
