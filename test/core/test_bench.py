@@ -34,7 +34,7 @@ from tar_vis_core.commands.bench import asked, parser
 from tar_vis_core.commands.main import main
 from tar_vis_core.models.deformable import sample_by_grid
 from tar_vis_core.models.masked_decoder import MaskedDecoder
-from tar_vis_core.models.packed import packable
+from tar_vis_core.models.packed_layers import packable
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import elapsed_ms, mark
 

@@ -15,16 +15,9 @@ from tar_vis_core.benchmark import machine
 from tar_vis_core.models import deformable
 from tar_vis_core.models import packed as packed_form
 from tar_vis_core.models.layers import Attention, Conv, Linear
-from tar_vis_core.models.packed import (
-    PackedChain,
-    PackedConv,
-    PackedLinear,
-    PackedPointwise,
-    inference_form,
-    packable,
-    packed,
-    with_weights_in,
-)
+from tar_vis_core.models.packed import inference_form, packed, with_weights_in
+from tar_vis_core.models.packed_layers import PackedConv, PackedLinear, PackedPointwise, packable
+from tar_vis_core.models.packed_units import PackedChain
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import compute_context

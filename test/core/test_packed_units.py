@@ -9,17 +9,12 @@ from tar_vis_core.models.backbones.nanodet import GhostBlock, Separable, Shuffle
 from tar_vis_core.models.box_masks import BoxMasks, BoxShapes
 from tar_vis_core.models.layers import Conv, bilinear
 from tar_vis_core.models.mask_branch import MaskBranch, Refine
-from tar_vis_core.models.packed import (
-    PackedBoxMasks,
-    PackedChain,
-    PackedConv,
-    PackedMaskBranch,
-    PackedNanoDet,
-    inference_form,
-    packed,
-)
+from tar_vis_core.models.packed import inference_form, packed
+from tar_vis_core.models.packed_layers import PackedConv
+from tar_vis_core.models.packed_units import PackedBoxMasks, PackedChain, PackedMaskBranch, PackedNanoDet
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.kernels import maps
 
 pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason='the kernels are not built')
 
@@ -84,10 +79,10 @@ def test_enlarged_maps_are_pytorchs():
     torch.manual_seed(0)
     for size, larger in (((1, 1), (2, 3)), ((5, 7), (10, 14)), ((4, 6), (4, 6)), ((3, 2), (7, 9))):
         x, added = torch.randn(2, 20, *size), torch.randn(2, 20, *larger)
-        torch.testing.assert_close(kernels.enlarge(x, larger), bilinear(x, larger), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(kernels.enlarge(x, larger, added), bilinear(x, larger) + added, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(maps.enlarge(x, larger), bilinear(x, larger), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(maps.enlarge(x, larger, added), bilinear(x, larger) + added, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match='cannot sample'):
-        kernels.enlarge(torch.randn(1, 20, 2, 2), (4, 4), torch.randn(1, 20, 3, 4))
+        maps.enlarge(torch.randn(1, 20, 2, 2), (4, 4), torch.randn(1, 20, 3, 4))
 
 
 @torch.inference_mode()

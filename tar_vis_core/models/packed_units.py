@@ -1,0 +1,168 @@
+"""Units of several convolutions as one call of the compiled kernel each, a piece of a map at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tar_vis_core.models.backbones.nanodet import GhostBlock, NanoDet, Separable, ShuffleUnit
+from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks, grid_in
+from tar_vis_core.models.layers import bilinear
+from tar_vis_core.models.mask_branch import MaskBranch, Refine
+from tar_vis_core.models.packed_layers import PackedLinear, PackedPointwise
+from tar_vis_core.models.proposals import wider
+from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.kernels import maps
+
+# by what the compiled kernel multiplies what is negative
+SLOPES = {'none': 1.0, 'relu': 0.0, 'leaky_relu': 0.1}
+
+KEPT_SIZES = 8      # of images, whose constants are kept
+
+
+class PackedChain(nn.Module):
+    """Convolutions one after the other by the compiled kernel in float32: a depthwise one if it is first, then 1x1."""
+
+    def __init__(self, *convolutions: nn.Conv2d) -> None:
+        super().__init__()
+        filters, first, products = None, convolutions[0], []
+        for conv in convolutions:
+            bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
+            slope, weight = SLOPES[conv.activation], conv.weight.detach().float()
+            if conv.groups > 1:
+                filters = weight[:, 0].permute(1, 2, 0).contiguous(), bias, slope
+            else:
+                products.append((maps.panels(weight[:, :, 0, 0]), bias, slope))
+        self.how = maps.Convolution(first.in_channels, filters, tuple(products), first.stride[0])
+
+    @staticmethod
+    def does(unit: nn.Module) -> bool:
+        """Return whether all convolutions of a unit can be computed so, but that which makes one channel of many."""
+        return kernels.compiled() is not None and all(
+            min(conv.in_channels, conv.out_channels) >= maps.PANEL and conv.activation in SLOPES and not conv.same
+            and (conv.groups == conv.in_channels == conv.out_channels or (
+                conv.groups == 1 and conv.kernel_size == (1, 1) and conv.stride == (1, 1)))
+            for conv in unit.modules() if isinstance(conv, nn.Conv2d) and conv.out_channels > 1)
+
+    def forward(self, x: Tensor, *added: Tensor | None, passed: Tensor | None = None, out: Tensor | None = None,
+                ) -> Tensor:
+        return maps.convolve(x, self.how, added, passed, out)
+
+
+class PackedShuffleUnit(nn.Module):
+    """``ShuffleUnit``, whose last product puts its channels between those that pass."""
+
+    def __init__(self, unit: ShuffleUnit) -> None:
+        super().__init__()
+        self.shortcut = None if unit.shortcut is None else PackedChain(*unit.shortcut)
+        self.expand, self.convolve = PackedChain(unit.expand), PackedChain(*unit.convolve)
+
+    def forward(self, x: Tensor) -> Tensor:
+        passed, own = (self.shortcut(x), x) if self.shortcut is not None else x.chunk(2, 1)
+        return self.convolve(self.expand(own), passed=passed)
+
+
+class PackedGhostBlock(nn.Module):
+    """``GhostBlock``, whose halves write into one map."""
+
+    def __init__(self, block: GhostBlock) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(PackedChain(conv) for conv in (
+            block.primary1, block.cheap1, block.primary2, block.cheap2))
+        self.shortcut = PackedChain(*block.shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for primary, cheap in (self.halves[:2], self.halves[2:]):
+            both = maps.empty_map(y, 2 * primary.how.outputs)
+            halves = both.chunk(2, 1)
+            cheap(primary(y, out=halves[0]), out=halves[1])
+            y = both
+        return self.shortcut(x, y)
+
+
+class PackedNanoDet(NanoDet):
+    """``NanoDet``, which enlarges a map into a part of another."""
+
+    @staticmethod
+    def joined(coarse: Tensor, fine: Tensor) -> Tensor:
+        channels = coarse.shape[1]
+        both = maps.empty_map(fine, channels + fine.shape[1])
+        maps.enlarge(coarse, fine.shape[-2:], out=both[:, :channels])
+        both[:, channels:] = fine
+        return both
+
+
+class PackedRefine(nn.Module):
+    """``Refine`` in one call."""
+
+    def __init__(self, block: Refine, *more: nn.Conv2d) -> None:
+        super().__init__()
+        self.chain = PackedChain(block.depthwise, block.expand, block.project, *more)
+
+    def forward(self, x: Tensor, *added: Tensor) -> Tensor:
+        return self.chain(x, None, x, *added)
+
+
+class PackedMaskBranch(MaskBranch):
+    """``MaskBranch`` whose refined map becomes mask features before it leaves the cache."""
+
+    def __init__(self, branch: MaskBranch) -> None:
+        nn.Module.__init__(self)
+        self.mask_dim, self.place = branch.mask_dim, PackedLinear(branch.place.weight, None, 'none', torch.float32)
+        self.levels = nn.ModuleList(map(PackedChain, branch.levels))
+        self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks))
+        self.reduce, self.lateral = PackedChain(branch.reduce), PackedChain(branch.lateral)
+        self.output = PackedRefine(branch.output, branch.mask_features)
+        self.enlarged = maps.enlarge
+        self.kept: dict[tuple[int, int, int], Tensor] = {}      # what places add to the maps of some sizes
+
+    def forward(self, stem: Tensor, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, levels = self.joined(stem, *maps)
+        size = len(stem), *stem.shape[-2:]
+        if size not in self.kept:
+            if len(self.kept) >= KEPT_SIZES:
+                self.kept.clear()
+            self.kept[size] = self.places(stem).expand_as(x).contiguous(memory_format=torch.channels_last)
+        return self.output(x, self.kept[size]), levels
+
+
+class PackedBoxMasks(BoxMasks):
+    """``BoxMasks`` with one product of the mask features in place of two, its weights another for each query.
+
+    W1 (f * e) + W2 f = (W1 diag(e) + W2) f
+    """
+
+    def __init__(self, net: BoxMasks) -> None:
+        nn.Module.__init__(self)
+        self.place = net.place
+        self.products = nn.ParameterList(part.weight.detach()[:, :, 0, 0].t().contiguous()
+                                         for part in (net.agreement, net.mask))
+        fine = copy.deepcopy(net.fine)
+        fine.bias.data += net.agreement.bias + net.mask.bias
+        self.fine, self.down, self.up = PackedChain(fine), PackedChain(*net.down), PackedChain(net.up)
+        self.blocks, self.sharpen = nn.Sequential(*map(PackedRefine, net.blocks)), PackedRefine(net.sharpen)
+        self.logit = PackedPointwise(net.logit, torch.float32)
+        self.places = bilinear(net.place[None], (GRID, GRID)).repeat(AT_ONCE, 1, 1, 1).contiguous(
+            memory_format=torch.channels_last)
+
+    @staticmethod
+    def sampled(features: Tensor, boxes: Tensor) -> Tensor:
+        places = (grid_in(wider(boxes)).flatten(0, 1) + 1) / 2
+        return maps.sample_map(features[None], places)[0].unflatten(1, (-1, GRID)).transpose(0, 1)
+
+    def forward(self, embeddings: Tensor, mask: Tensor, fine: Tensor) -> Tensor:
+        agreement, plain = self.products
+        x = self.fine(fine, self.places[:len(fine)])
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        pixels.baddbmm_(mask.permute(0, 2, 3, 1).flatten(1, 2), torch.addcmul(plain, embeddings[..., None], agreement))
+        x = maps.enlarge(self.up(self.blocks(self.down(F.relu_(x)))), (GRID, GRID), x)
+        return self.logit(self.sharpen(x))[:, 0]
+
+
+# units and their packed form, if the compiled kernel can compute their convolutions
+UNITS = {BoxMasks: PackedBoxMasks, MaskBranch: PackedMaskBranch, ShuffleUnit: PackedShuffleUnit,
+         GhostBlock: PackedGhostBlock, Refine: PackedRefine, Separable: lambda pair: PackedChain(*pair)}

@@ -1,0 +1,149 @@
+"""Convolutions and samples of maps by the compiled kernels of a CPU, in float32."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tar_vis_core.runtime import kernels
+
+PANEL = 16      # outputs of a convolution whose weights lie together
+
+
+class _Product(ctypes.Structure):
+    """The kernel's ``Product``."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ('weights', 'bias', 'added')] + [
+        (name, ctypes.c_int64) for name in ('outputs', 'added_step')] + [('slope', ctypes.c_float)]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A depthwise convolution and then 1x1 convolutions, either of which may be missing, as the kernel wants them.
+
+    After each of them negative values are multiplied by its slope: 1 changes nothing. All tensors are float32.
+    """
+
+    channels: int
+    filter: tuple[Tensor, Tensor, float] | None             # (kernel, kernel, channels), bias, slope
+    products: tuple[tuple[Tensor, Tensor, float], ...]      # (outputs / PANEL, inputs, PANEL), bias, slope
+    stride: int = 1
+
+    @property
+    def outputs(self) -> int:
+        return len(self.products[-1][1]) if self.products else self.channels
+
+
+def panels(weight: Tensor) -> Tensor:
+    """Return ``weight (outputs, inputs)`` in panels of PANEL outputs; the last one may repeat some of the one before.
+    """
+    outputs = weight.shape[0]
+    starts = [min(start, outputs - PANEL) for start in range(0, outputs, PANEL)]
+    return torch.stack([weight[start:start + PANEL].t() for start in starts]).float().contiguous()
+
+
+def _step(x: Tensor) -> int:
+    """Return the floats from a pixel of ``(N, C, h, w)`` to the next, 0 if channels do not lie side by side.
+
+    Pixels may lie farther apart than C floats: a part of the channels of a map.
+    """
+    n, channels, h, w = x.shape
+    frame, channel, row, pixel = x.stride()
+    step = pixel if w > 1 else row if h > 1 else frame if n > 1 else channels
+    fits = x.dtype == torch.float32 and (channel == 1 or channels == 1) and (h == 1 or row == w * step) and (
+        n == 1 or frame == h * w * step)
+    return step if fits else 0
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _readable(x: Tensor | None) -> tuple[Tensor | None, int]:
+    """Return a map as the kernel reads it, copied if need be, and its step; nothing if there is none."""
+    if x is None:
+        return None, 0
+    step = _step(x)
+    return (x, step) if step else (
+        x.detach().to(torch.float32).contiguous(memory_format=torch.channels_last), x.shape[1])
+
+
+def empty_map(like: Tensor, channels: int) -> Tensor:
+    """Return memory for a map ``(N, channels, h, w)`` of the size of ``like (N, C, h, w)``, channels last."""
+    n, _, h, w = like.shape
+    return torch.empty(n, h, w, channels).permute(0, 3, 1, 2)
+
+
+def convolve(x: Tensor, how: Convolution, added: Sequence[Tensor | None] = (), passed: Tensor | None = None,
+             out: Tensor | None = None) -> Tensor:
+    """Return a map ``(N, C, h, w)`` convolved, float32 with its channels last, without gradient.
+
+    ``added`` has a map for each of the first 1x1 convolutions, which is added before its activation, or None. The
+    channels of ``passed``, as many as the result's, come in turn with them: the result has twice as many, the first of
+    ``passed``. ``out`` has room for the result: it may be some channels of another map.
+    """
+    kernels.refuse_tracing()
+    if len(added) > len(how.products):
+        raise ValueError(f'{len(added)} maps to add are more maps than 1x1 convolutions, {len(how.products)}')
+    n, channels, height, width = x.shape
+    size = (height - 1) // how.stride + 1, (width - 1) // how.stride + 1
+    outputs = how.outputs * (1 if passed is None else 2)
+    if out is None:
+        out = torch.empty(n, *size, outputs).permute(0, 3, 1, 2)
+    products, read = (_Product * len(how.products))(), []
+    maps = [(x, (n, how.channels, height, width)), (passed, (n, how.outputs, *size)), (out, (n, outputs, *size))]
+    for product, (weights, bias, slope), own in itertools.zip_longest(products, how.products, added):
+        maps.append((own, (n, len(bias), *size)))
+        read.append(_readable(own))
+        product.weights, product.bias, product.added = map(_address, (weights, bias, read[-1][0]))
+        product.outputs, product.added_step, product.slope = len(bias), read[-1][1], slope
+    if wrong := [f'{tuple(given.shape)}, expected {shape}' for given, shape in maps
+                 if given is not None and given.shape != shape]:
+        raise ValueError(f'shapes do not fit: {"; ".join(wrong)}')
+    (x, step), (passed, passed_step), out_step = _readable(x), _readable(passed), _step(out)
+    if not out_step:
+        raise ValueError('out is not float32 with its channels side by side')
+    filters, bias, slope = how.filter or (None, None, 1.0)
+    kernels.compiled().tar_vis_convolution(
+        _address(x), _address(filters), _address(bias), products, _address(passed), _address(out), n, height, width,
+        channels, step, 1 if filters is None else len(filters), how.stride, *size, len(products), passed_step, out_step,
+        slope)
+    return out
+
+
+def sample_map(x: Tensor, places: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Return a map ``(N, C, h, w)`` bilinearly sampled at ``places (H, W, 2)``, ``(N, C, H, W)`` with channels last.
+
+    Places are x, y as shares of the map's sides; beyond the centres of its outermost cells the map goes on as there.
+    ``added`` is of the result's shape, ``out`` is as in :func:`convolve` and not ``added``. It is float32, without
+    gradient.
+    """
+    kernels.refuse_tracing()
+    (n, channels, height, width), size = x.shape, places.shape[:2]
+    if out is None:
+        out = torch.empty(n, *size, channels).permute(0, 3, 1, 2)
+    (x, step), (added, added_step), out_step = _readable(x), _readable(added), _step(out)
+    places = places.float().contiguous()
+    if channels < PANEL or not out_step or out.shape != (n, channels, *size) or (
+            added is not None and added.shape != out.shape):
+        raise ValueError(f'cannot sample {tuple(x.shape)} at {tuple(places.shape)} places into {tuple(out.shape)}')
+    kernels.compiled().tar_vis_samples(*map(_address, (x, places, added, out)), n, size[0] * size[1], height, width,
+                                       channels, step, added_step, out_step)
+    return out
+
+
+@functools.lru_cache(maxsize=32)
+def _centres(height: int, width: int) -> Tensor:
+    y, x = ((torch.arange(cells) + 0.5) / cells for cells in (height, width))
+    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1).contiguous()
+
+
+def enlarge(x: Tensor, size: tuple[int, int], added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Return a map ``(N, C, h, w)`` resized as ``layers.bilinear`` does; the rest is as in :func:`sample_map`."""
+    return sample_map(x, _centres(*size), added, out)
