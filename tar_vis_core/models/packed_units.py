@@ -139,7 +139,7 @@ class PackedBoxMasks(BoxMasks):
     def __init__(self, net: BoxMasks) -> None:
         nn.Module.__init__(self)
         self.place = net.place
-        self.products = nn.ParameterList(part.weight.detach()[:, :, 0, 0].t().contiguous()
+        self.products = nn.ParameterList(nn.Parameter(part.weight.detach()[:, :, 0, 0].t().contiguous(), False)
                                          for part in (net.agreement, net.mask))
         fine = copy.deepcopy(net.fine)
         fine.bias.data += net.agreement.bias + net.mask.bias
