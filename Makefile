@@ -1,6 +1,7 @@
 # `make` alone lists what there is. Nothing here needs root; everything goes into .venv and the checkout.
 
 PYTHON ?= python3
+ROS ?= jazzy
 VIDEO ?=
 CAMERA ?=
 DEMO_ARGS ?=
@@ -10,14 +11,17 @@ PIP_ARGS ?=
 FUZZ_SECONDS ?= 60
 FUZZ_ARGS ?=
 
-VENV := .venv
+# Another distribution has an environment of its own. The checkout holds the messages of one: the next command for the
+# other one builds them again.
+VENV := .venv$(if $(filter-out jazzy,$(ROS)),-$(ROS))
+ROS_REQUIREMENTS := requirements-ros$(if $(filter-out jazzy,$(ROS)),-$(ROS)).txt
 BIN := $(VENV)/bin
 STEP := @sh scripts/step.sh
 
 CREATED := $(VENV)/.created
 REQUIRED := $(VENV)/.required
 REQUIRED_TEST := $(VENV)/.required_test
-BUILT := tar_vis_ros/_lib/.built
+BUILT := tar_vis_ros/_lib/.built-$(ROS)
 
 # A sourced apt ROS must not mix with the wheels in .venv.
 unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH
@@ -30,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list these commands
 	@echo 'tar_vis_ros: tracked instance masks from a camera topic'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
-	@echo 'variables: VIDEO=file.mp4  CAMERA=0  PYTHON=python3.11  PYTEST_ARGS=  TEST_PROCESSES=2  DEMO_ARGS=  PIP_ARGS=  FUZZ_SECONDS=60'
+	@echo 'variables: VIDEO=file.mp4  CAMERA=0  PYTHON=python3.11  ROS=kilted  PYTEST_ARGS=  TEST_PROCESSES=2  DEMO_ARGS=  PIP_ARGS=  FUZZ_SECONDS=60'
 
 demo: setup  ## masks on a moving camera's pictures, results in demo/ (VIDEO=file.mp4 or CAMERA=0 for your own)
 	@$(BIN)/tar-vis-demo $(if $(VIDEO),--video '$(VIDEO)') $(if $(CAMERA),--camera '$(CAMERA)') $(DEMO_ARGS)
@@ -57,17 +61,17 @@ clean:  ## remove what was built; the next command builds it again
 	rm -rf build install log dist *.egg-info tar_vis_ros/msg tar_vis_ros/_lib tar_vis_ros/*.so tar_vis_core/runtime/kernels/*.so .pytest_cache .ruff_cache
 	find tar_vis_core tar_vis_ros test launch -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## remove .venv and demo/ too
-	rm -rf $(VENV) demo
+distclean: clean  ## remove the environments and demo/ too
+	rm -rf .venv .venv-kilted demo
 
 $(CREATED):
 	@sh scripts/check_system.sh $(PYTHON)
 	$(STEP) 'making $(VENV)' $(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(REQUIRED): $(CREATED) requirements.txt requirements-ros.txt
+$(REQUIRED): $(CREATED) requirements.txt $(ROS_REQUIREMENTS)
 	$(STEP) 'installing requirements (some minutes the first time)' \
-		$(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements.txt -r requirements-ros.txt
+		$(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements.txt -r $(ROS_REQUIREMENTS)
 	@touch $@
 
 $(REQUIRED_TEST): $(REQUIRED) requirements-test.txt

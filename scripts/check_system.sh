@@ -10,8 +10,8 @@ command -v "$python" >/dev/null 2>&1 ||
     fail "$python is not installed; run: sudo apt-get install -y python3 python3-venv python3-dev cmake g++ make"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || fail "$python does not run"
 case $version in
-3.10 | 3.11 | 3.12) ;;
-*) fail "Python 3.10, 3.11 or 3.12 is needed and $python is $version; name another one: make PYTHON=python3.11 ..." ;;
+3.10 | 3.11 | 3.12 | 3.13 | 3.14) ;;
+*) fail "Python 3.10 to 3.14 is needed and $python is $version; name another one: make PYTHON=python3.11 ..." ;;
 esac
 
 case $python in

@@ -56,15 +56,17 @@ class ManagedNode(TableParameters, Node):
         return self._state_machine.current_state[1]
 
     def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
-        # In Jazzy a transition that the state does not allow ends the process (ros2/rclpy#1209).
-        change = LifecycleNodeMixin._LifecycleNodeMixin__change_state
+        # What the state does not allow ends the process in Jazzy (ros2/rclpy#1209), and is told by number in Kilted.
         try:
-            return change(self, transition_id)
+            possible = transition_id in [number for number, *_ in self._state_machine.available_transitions]
+            if possible:
+                return LifecycleNodeMixin._LifecycleNodeMixin__change_state(self, transition_id)
         except RCLError:
-            if rclpy.ok():   # else the process is ending
-                name = TRANSITIONS.get(transition_id, transition_id)
-                self.get_logger().error(f"transition '{name}' is not possible while {self.state}")
-            return FAILURE
+            possible = False
+        if not possible and rclpy.ok():   # else the process is ending
+            name = TRANSITIONS.get(transition_id, transition_id)
+            self.get_logger().error(f"transition '{name}' is not possible while {self.state}")
+        return FAILURE
 
     def apply(self, settings: Settings) -> None:
         """Take over settings of which the live ones have changed.

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tar_vis_ros.process.resources import config_file
 
-# The first is read by Fast DDS 2 (Humble, Jazzy), the second by Fast DDS 3 (Kilted).
+# The first is read by Fast DDS 2 (Humble, Jazzy), the second by Fast DDS 3 (Kilted), which warns of the first.
 PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+_PACKAGES = ('fastrtps', 'fastdds')     # what the installation calls each of both
 
 _SHARED_MEMORY = Path('/dev/shm')
 _MIB = 1 << 20
@@ -41,6 +43,18 @@ def shared_memory_profile(folder: Path = _SHARED_MEMORY) -> Path | None:
     return None
 
 
+def read_variables(prefixes: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Return those of the variables that the Fast DDS of this installation reads; both if it is not found."""
+    if prefixes is None:
+        prefixes = [*filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)), sys.prefix]
+    for prefix in prefixes:
+        found = [variable for variable, package in zip(PROFILE_VARIABLES, _PACKAGES, strict=True)
+                 if Path(prefix, 'share', package).is_dir()]
+        if found:
+            return tuple(found)
+    return PROFILE_VARIABLES
+
+
 def profile_environment(folder: Path = _SHARED_MEMORY) -> dict[str, str]:
     """Return the variables that make the profile the default of a process.
 
@@ -50,7 +64,7 @@ def profile_environment(folder: Path = _SHARED_MEMORY) -> dict[str, str]:
     if any(variable in os.environ for variable in PROFILE_VARIABLES):
         return {}
     profile = shared_memory_profile(folder)
-    return {} if profile is None else dict.fromkeys(PROFILE_VARIABLES, str(profile))
+    return {} if profile is None else dict.fromkeys(read_variables(), str(profile))
 
 
 def use_shared_memory_profile() -> None:

@@ -22,7 +22,7 @@ def source_files() -> list[Path]:
         names = {Path(name) for name in listed.stdout.split('\0') if name}
         return sorted(name for name in names if (ROOT / name).is_file())
     # an unpacked archive, without git
-    skipped = {'.venv', 'build', 'install', 'log', 'dist', 'demo', 'runs', '__pycache__', '_lib'}
+    skipped = {'.venv', '.venv-kilted', 'build', 'install', 'log', 'dist', 'demo', 'runs', '__pycache__', '_lib'}
     return sorted(path.relative_to(ROOT) for path in ROOT.rglob('*')
                   if path.is_file() and not skipped & set(path.relative_to(ROOT).parts) and path.suffix != '.so')
 

@@ -28,7 +28,24 @@ def free_memory(monkeypatch, mib: int) -> None:
 @pytest.mark.parametrize('mib, name', [(4096, 'fastdds_shm.xml'), (64, 'fastdds_shm_small.xml')])
 def test_profile_fits_into_the_shared_memory(monkeypatch, mib, name):
     free_memory(monkeypatch, mib)
-    assert dds.profile_environment() == dict.fromkeys(dds.PROFILE_VARIABLES, str(config_file(name)))
+    assert dds.profile_environment() == dict.fromkeys(dds.read_variables(), str(config_file(name)))
+
+
+@pytest.mark.parametrize('package, variables', [
+    ('fastrtps', dds.PROFILE_VARIABLES[:1]), ('fastdds', dds.PROFILE_VARIABLES[1:]), ('other', dds.PROFILE_VARIABLES)])
+def test_the_variable_is_the_one_that_this_fast_dds_reads(tmp_path, package, variables):
+    (tmp_path / 'late/share/fastrtps').mkdir(parents=True)
+    (tmp_path / 'share' / package).mkdir(parents=True)
+    rest = [str(tmp_path / 'late')] if package != 'other' else []       # the first one decides
+    assert dds.read_variables([str(tmp_path / 'none'), str(tmp_path), *rest]) == variables
+
+
+def test_this_installation_takes_the_profile_without_a_warning(ros_env):
+    env = {name: value for name, value in ros_env.items() if name not in dds.PROFILE_VARIABLES}
+    code = ('from tar_vis_ros.process.dds import use_shared_memory_profile\n'
+            'use_shared_memory_profile()\nimport rclpy\nrclpy.init()\nrclpy.create_node("quiet")')
+    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
 def test_too_little_shared_memory_is_said_in_one_line(monkeypatch, capfd):
