@@ -129,6 +129,15 @@ class InferenceOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class EngineOptions(InferenceOptions):
+    """The same, and what runs the image encoder."""
+
+    engine: str = option('torch', 'what runs the image encoder; another than torch is an optional package, for a CPU',
+                         pattern=r'torch|onnxruntime|openvino(:[A-Z]+(\.\d+)?)?',
+                         example='torch, onnxruntime, openvino or openvino:DEVICE such as openvino:GPU')
+
+
+@dataclass(frozen=True)
 class SegmenterOptions(Options):
     """Options that may change between frames."""
 

@@ -19,7 +19,7 @@ from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import find_preset
 from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.models.video_model import VideoInstanceModel
-from tar_vis_core.options import MODEL_OPTIONS, OPTIONS, Option, SegmenterOptions
+from tar_vis_core.options import MODEL_OPTIONS, OPTIONS, EngineOptions, Option, SegmenterOptions, options_of
 from tar_vis_core.preprocess import check_image, prepare, small_grey
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.allocator import keep_freed_memory
@@ -38,7 +38,7 @@ from tar_vis_core.weights.manifest import packaged_weights
 
 # A track goes on down to this part of the score threshold; a new one needs all of it.
 CONTINUE_SHARE = 0.5
-STAMP = Option(0.0, 'seconds')
+ENGINE, STAMP = options_of(EngineOptions)['engine'], Option(0.0, 'seconds')
 
 __all__ = ['SegmenterOptions', 'TemporalState', 'VideoSegmenter']
 
@@ -51,24 +51,31 @@ class VideoSegmenter:
 
     def __init__(self, preset: str = 'nano', weights: str | Path | None = None, device: str = 'auto',
                  precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0,
-                 tracker: str = 'auto', adapter: str | Path | None = None):
+                 tracker: str = 'auto', adapter: str | Path | None = None, engine: str = 'torch'):
         """Load a model. ``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's threads of the process.
 
         A leading ``~`` of a path is the home folder.
 
         ``tracker`` is one of ``presets.TRACKERS`` or ``auto``, the preset's own; ``adapter`` a file with the
-        Synchronizer and Routers (TAR) for weights without them.
+        Synchronizer and Routers (TAR) for weights without them. ``engine`` runs the image encoder: ``torch``,
+        ``onnxruntime``, ``openvino`` or ``openvino:DEVICE`` (``engines/encoder_engine.py``).
         Raise ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
-        ValueError (unknown preset, precision or tracker, an option out of range).
+        ValueError (unknown preset, precision, tracker or engine, an option out of range).
         """
         find_preset(preset)
         place, dtype = pick_device(device), pick_precision(precision)
         MODEL_OPTIONS['threads'].check('threads', threads)
+        ENGINE.check('engine', engine)
         if threads:
             torch.set_num_threads(threads)
         model = load_model(preset, packaged_weights(preset) if weights is None else user_path(weights),
                            None if adapter is None else user_path(adapter))
+        encoder = None
+        if engine != 'torch':
+            from tar_vis_core.engines.encoder_engine import EncoderEngine
+            encoder = EncoderEngine(model, engine, place, dtype, threads)
         self._set_up(inference_form(model, place, dtype), place, dtype, options, tracker)
+        self._engine = encoder
         self._device_remark = unused_gpu() if device == 'auto' else ''
 
     @classmethod
@@ -90,7 +97,7 @@ class VideoSegmenter:
         if device.type == 'cpu' and keep_memory:
             keep_freed_memory()
         self.model, self.device, self.dtype = model.eval().to(device), device, dtype
-        self._recorded, self._warm, self._device_remark = recorded_parts(model), set(), ''
+        self._recorded, self._warm, self._device_remark, self._engine = recorded_parts(model), set(), '', None
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
         self.options = SegmenterOptions() if options is None else options
@@ -131,12 +138,12 @@ class VideoSegmenter:
 
     @property
     def recordings(self) -> int:
-        """Return how many CUDA graphs were recorded until now; none on a CPU."""
-        return sum(part.made for part in self._recorded)
+        """Return how many CUDA graphs were recorded, or graphs of an engine compiled, until now."""
+        return sum(part.made for part in self._recorded) + (self._engine.made if self._engine else 0)
 
     def needs_recording(self, height: int, width: int) -> bool:
-        """Return whether :meth:`warm_up` has CUDA graphs to record for images of that size, which takes seconds."""
-        return bool(self._recorded) and (height, width) not in self._warm
+        """Return whether :meth:`warm_up` has graphs to record or compile for images of that size: it takes seconds."""
+        return bool(self._recorded or self._engine) and (height, width) not in self._warm
 
     def new_state(self, epoch: int = 0) -> TemporalState:
         """Return the state of a stream that has not begun; its tracks are of ``epoch`` until the first reset."""
@@ -160,6 +167,8 @@ class VideoSegmenter:
         finally:
             self._options = options
         self._warm.add((height, width))
+        if self._engine:
+            self._engine.compare_again()
 
     def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None,
              stream_break: str | None = None) -> FrameResult:
@@ -231,7 +240,7 @@ class VideoSegmenter:
             return replace(before, reused=before.reused + 1), small
         images, geometry = prepare(self.model, image, short_side)
         clock.lap('preprocess')
-        features = self.model.encode(images)
+        features = self._engine.encode(images) if self._engine else self.model.encode(images)
         small = small_grey(image) if small is None else small       # while a GPU is at work
         clock.lap('encoder')
         return EncodedFrame(features, geometry, small, short_side), small

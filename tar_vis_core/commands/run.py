@@ -20,7 +20,7 @@ from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_core.media.recording import JsonLines, OverlayVideo, result_line
 from tar_vis_core.models.presets import FOREIGN
-from tar_vis_core.options import OPTIONS, InferenceOptions, SegmenterOptions
+from tar_vis_core.options import OPTIONS, EngineOptions, SegmenterOptions, options_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--out', type=user_path, default=Path('results'),
                       help='folder for the results (default: results)')
     made.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
-    add_model_flags(made.add_argument_group('model'), FOREIGN)
+    model = made.add_argument_group('model')
+    add_model_flags(model, FOREIGN)
+    add_flags(model, {'engine': options_of(EngineOptions)['engine']})
     add_flags(made.add_argument_group('segmenter'), OPTIONS)
     return made
 
@@ -38,9 +40,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Segment a source of frames, and write the results to a folder."""
     args = parser().parse_args(argv)
-    model = chosen(args, InferenceOptions)
-    segmenter = open_segmenter(args.preset, model.weights or None, model.device, model.precision,
-                               chosen(args, SegmenterOptions), model.threads, model.tracker, model.adapter or None)
+    model = chosen(args, EngineOptions)
+    segmenter = open_segmenter(
+        args.preset, model.weights or None, model.device, model.precision, chosen(args, SegmenterOptions),
+        model.threads, model.tracker, model.adapter or None, model.engine)
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
     trails = Trails()
     args.out.mkdir(parents=True, exist_ok=True)

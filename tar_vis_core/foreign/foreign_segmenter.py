@@ -30,18 +30,20 @@ OWN_PARTS = {'latency_budget_ms': 0, 'encoder_reuse': 0, 'input_short_side': 0}
 
 def open_segmenter(preset: str = 'nano', weights: str | Path | None = None, device: str = 'auto',
                    precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0,
-                   tracker: str = 'auto', adapter: str | Path | None = None) -> VideoSegmenter:
+                   tracker: str = 'auto', adapter: str | Path | None = None, engine: str = 'torch') -> VideoSegmenter:
     """Return a segmenter of one of our presets, or of a foreign model.
 
     A foreign one is ``onnx``, whose ``weights`` is a file, or ``python``, whose ``weights`` is ``module:factory``. The
     arguments and errors are those of :class:`VideoSegmenter`.
     """
     if preset not in FOREIGN:
-        return VideoSegmenter(preset, weights, device, precision, options, threads, tracker, adapter)
+        return VideoSegmenter(preset, weights, device, precision, options, threads, tracker, adapter, engine)
     if not weights:
         raise ValueError(f'the model {preset} needs weights: ' + FOREIGN[preset])
-    if adapter or precision != 'float32' or tracker not in ('auto', 'motion'):
-        wrong = 'adapter' if adapter else 'precision' if precision != 'float32' else 'tracker'
+    own = {'adapter': adapter, 'precision': precision != 'float32', 'tracker': tracker not in ('auto', 'motion'),
+           'engine': engine != 'torch'}
+    if any(own.values()):
+        wrong = next(name for name, asked in own.items() if asked)
         raise ValueError(f'{wrong} is of our own networks, and the model is {preset}; leave it out')
     if not re.fullmatch(r'auto|cpu|cuda(:\d{1,3})?', device):
         raise DeviceError(f'device is {device!r}, expected auto, cpu, cuda or cuda:N')

@@ -172,8 +172,9 @@ class Pipeline:
         return result
 
     def _record(self, height: int, width: int) -> None:
-        """Record the CUDA graphs of a size of image that is new. It takes seconds, in which images are dropped."""
-        self.recording = f'recording CUDA graphs for images of {width}x{height} (warm_up_sizes does that at configure)'
+        """Make the graphs of a size of image that is new. It takes seconds, in which images are dropped."""
+        what = 'compiling the encoder' if self.device == 'cpu' else 'recording CUDA graphs'
+        self.recording = f'{what} for images of {width}x{height} (warm_up_sizes does that at configure)'
         self._logger.info(self.recording)
         try:
             self._segmenter.warm_up(height, width)

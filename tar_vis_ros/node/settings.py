@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tar_vis_core.models.presets import FOREIGN, PRESETS, preset_of
-from tar_vis_core.options import OPTIONS, InferenceOptions, SegmenterOptions, option
+from tar_vis_core.options import OPTIONS, EngineOptions, SegmenterOptions, option
 from tar_vis_ros.conversions.label_images import Moving
 from tar_vis_ros.process.parameters import Table
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings(InferenceOptions, SegmenterOptions):
+class Settings(EngineOptions, SegmenterOptions):
     """All parameters of the node: its own, those of the model, and the options of the segmenter."""
 
     model: str = option('nano', 'model family to run; onnx, python: one of your own',
@@ -46,7 +46,8 @@ class Settings(InferenceOptions, SegmenterOptions):
 
 
 TABLE = Table(Settings, at_start=frozenset({'autostart'}), at_configure=frozenset({
-    'model', 'backbone', 'weights', 'adapter', 'tracker', 'device', 'precision', 'threads', 'input_short_side',
+    'model', 'backbone', 'weights', 'adapter', 'tracker', 'device', 'precision', 'engine', 'threads',
+    'input_short_side',
     'image_topics', 'image_transport', 'image_reliability', 'warm_up_sizes'}))
 
 
@@ -58,7 +59,7 @@ def load_segmenter(settings: Settings) -> VideoSegmenter:
     segmenter = open_segmenter(
         preset=preset_of(settings.model, settings.backbone), weights=settings.weights or None,
         adapter=settings.adapter or None, tracker=settings.tracker, device=settings.device,
-        precision=settings.precision, threads=settings.threads)
+        precision=settings.precision, threads=settings.threads, engine=settings.engine)
     segmenter.options = live_options(settings, settings)
     moving_objects(settings).check(segmenter.class_names)
     for size in sizes:

@@ -132,6 +132,7 @@ def test_wheel_holds_messages_config_launch_files_and_weights(source_copy, ros_e
 LIBRARIES = {
     'cv2': ('python3-opencv', 'opencv-python-headless'), 'matplotlib': ('python3-matplotlib', 'matplotlib'),
     'numpy': ('python3-numpy', 'numpy'), 'onnxruntime': ('', 'onnxruntime'),
+    'openvino': ('', 'openvino'),
     'pycocotools': ('', 'pycocotools'), 'rosbags': ('', 'rosbags'),
     'PIL': ('python3-pil', 'pillow'), 'lz4': ('', ''), 'backports': ('', ''),    # the last two come with rosbags
     'safetensors': ('', 'safetensors'), 'scipy': ('python3-scipy', 'scipy'),
