@@ -31,6 +31,7 @@ from tar_vis_core.runtime.device import elapsed_ms, mark, pick_device, pick_prec
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
 REFERENCE, FULL, TAR = 'reference style', 'all layers', 'TAR'
+RIVAL = 'the other network'     # of --against
 # the stages of a step in their order; 'tracker' is the tracker's network or matching and the identities
 STAGES = ('preprocess', 'backbone', 'pixel_decoder', 'decoder', 'masks', 'tracker')
 # of fresh routers, which know nothing: about what the paper's execute (its Table 5 read as a cost model)

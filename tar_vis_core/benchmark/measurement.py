@@ -17,9 +17,11 @@ import cv2
 import numpy as np
 import torch
 
+from tar_vis_core.benchmark.company import Rival, busy_processes
 from tar_vis_core.benchmark.contenders import (
     FULL,
     REFERENCE,
+    RIVAL,
     Contender,
     Measured,
     MeasuredStream,
@@ -59,6 +61,8 @@ class BenchRun:
     short_side: int = 0                 # pixels of the network input's shorter edge; 0: the preset's
     frames: int = 110                   # warm-up included
     warm_up: int = 10                   # first frames, not timed
+    beside: int = 0                     # busy processes beside a second round of all lines
+    against: str = ''                   # ONNX file of another network that takes turns with the lines
 
 
 def read_images(run: BenchRun) -> tuple[list[np.ndarray], float]:
@@ -80,6 +84,8 @@ def read_images(run: BenchRun) -> tuple[list[np.ndarray], float]:
 
 def plain_model(run: BenchRun) -> VideoInstanceModel:
     """Return the model of the command line; ValueError if both weights and none are asked for."""
+    if run.beside < 0:
+        raise ValueError(f'--beside is {run.beside}, expected a whole number >= 0')
     if run.threads < 0:
         raise ValueError(f'--threads is {run.threads}, expected a whole number >= 0')
     if run.threads:
@@ -164,21 +170,60 @@ class Baseline:
         """Return the next frame, see :class:`MeasuredStream`."""
         return cls.turns.take(image, stamp_s)
 
+    @classmethod
+    def start_anew(cls) -> None:
+        """Begin another stream."""
+        cls.turns = MeasuredStream(cls.turns.line)
 
-def measured_lines(run: BenchRun, lines: dict[str, Contender], images: list[np.ndarray], rate: float,
-                   ) -> dict[str, list[Measured]]:
-    """Return all lines frame by frame in turn, the first one elsewhere."""
+
+@dataclass
+class Rounds:
+    """The lines frame by frame, and the milliseconds of the network of ``--against`` at the same frames, if any."""
+
+    lines: dict[str, list[Measured]]
+    rival_ms: list[float]
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """Return the whole steps of each line and of the rival, as :func:`spread` gives them."""
+        found = {name: spread([m.times['total'] for m in measured]) for name, measured in self.lines.items()}
+        return found | ({RIVAL: spread(self.rival_ms)} if self.rival_ms else {})
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """Return the median and the 95th percentile of milliseconds."""
+    return {'median_ms': float(np.median(times)), 'p95_ms': float(np.percentile(times, 95))}
+
+
+def measured_rounds(run: BenchRun, lines: dict[str, Contender], images: list[np.ndarray], rate: float,
+                    ) -> tuple[Rounds, Rounds | None]:
+    """Return all lines frame by frame in turn, the first one and a rival elsewhere, and the same on a busy machine."""
     for name, line in lines.items():
         if name != REFERENCE:       # as a node does at configure
             line.segmenter.options = line.options
             line.segmenter.warm_up(*images[0].shape[:2])
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as apart:
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, context) as apart, ProcessPoolExecutor(1, context) as rival:
         apart.submit(Baseline.begin, run).result()
+        if run.against:
+            rival.submit(Rival.begin, run.against, torch.get_num_threads()).result()
 
-        def take(image: np.ndarray, stamp_s: float) -> Measured:
-            return apart.submit(Baseline.take, image, stamp_s).result()
+        def measured() -> Rounds:
+            rival_ms: list[float] = []
 
-        return take_turns(lines, images, rate, run.warm_up, {REFERENCE: take})
+            def take(image: np.ndarray, stamp_s: float) -> Measured:
+                if run.against:
+                    rival_ms.append(rival.submit(Rival.take, image).result())
+                return apart.submit(Baseline.take, image, stamp_s).result()
+
+            found = take_turns(lines, images, rate, run.warm_up, {REFERENCE: take})
+            return Rounds(found, rival_ms[run.warm_up:])
+
+        idle = measured()
+        if not run.beside:
+            return idle, None
+        with busy_processes(run.beside):
+            apart.submit(Baseline.start_anew).result()
+            return idle, measured()
 
 
 def measure(run: BenchRun) -> dict:
@@ -188,7 +233,8 @@ def measure(run: BenchRun) -> dict:
     parameters = parameters_by_part(model)
     lines = make_lines(model, run.device, run.precision, run.tracker, run.short_side, run.untrained)
     segmenter = lines[FULL].segmenter
-    found = {name: summary(measured) for name, measured in measured_lines(run, lines, images, rate).items()}
+    idle, busy = measured_rounds(run, lines, images, rate)
+    found = {name: summary(measured) for name, measured in idle.lines.items()}
     for name, figures in costs(lines, model, images, rate).items():
         found[name] |= figures | {'routing': lines[name].routing}
     configuration = asdict(run) | {
@@ -199,4 +245,5 @@ def measure(run: BenchRun) -> dict:
     return {'title': title, 'date': datetime.date.today().isoformat(), 'machine': machine(segmenter.device),
             'remarks': list(segmenter.remarks),
             'configuration': configuration, 'input': f'{width}x{height}', 'parameters': parameters,
-            **memory_and_power(run, images[:3]), 'lines': found}
+            **memory_and_power(run, images[:3]), 'lines': found, 'idle': idle.times(),
+            'busy': busy and busy.times()}

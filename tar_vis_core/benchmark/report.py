@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tar_vis_core.benchmark.contenders import FULL, REFERENCE, STAGES, TAR
+from tar_vis_core.benchmark.contenders import FULL, REFERENCE, RIVAL, STAGES, TAR
 from tar_vis_core.benchmark.machine import in_words
 from tar_vis_core.io.json_files import read_json
 
@@ -61,6 +61,8 @@ def print_figures(figures: dict) -> None:
     for name, line in lines.items():
         print(f'{name}: {line["routing"]}; attention: {line["attention"]}; deformable attention: '
               f'{line["deformable_attention"]}')
+    if figures['busy'] or RIVAL in figures['idle']:
+        print_company(figures)
     print(f'\n{"part":<14}{"parameters":>12}' + ''.join(f'{name + " GFLOPs":>24}' for name in lines))
     for part, count in figures['parameters'].items():
         cells = ''.join(f'{line["gflops"][part]:>24.2f}' for line in lines.values() if part in line['gflops'])
@@ -74,6 +76,22 @@ def print_figures(figures: dict) -> None:
     if figures['configuration']['untrained']:
         print('Freshly initialised weights: time, operations and memory hold, instances do not, so "masks" has little '
               'to do.')
+
+
+def print_company(figures: dict) -> None:
+    """Print whole steps on the machine as it was, and with busy processes beside them, and the other network."""
+    against, beside = figures['configuration']['against'], figures['configuration']['beside']
+    rounds = {'idle': figures['idle']} | ({f'{beside} busy beside it': figures['busy']} if figures['busy'] else {})
+    print(f'\n{"whole step":<18}' + ''.join(f'{name:>26}' for name in rounds))
+    for name in figures['idle']:
+        print(f'{name:<18}' + ''.join(
+            f'{times[name]["median_ms"]:>12.1f} (p95 {times[name]["p95_ms"]:6.1f})' for times in rounds.values())
+            + (f'{figures["busy"][name]["median_ms"] / figures["idle"][name]["median_ms"]:>8.2f} times'
+               if figures['busy'] else ''))
+    if RIVAL in figures['idle']:
+        for name, times in rounds.items():
+            print(f'{name}: {FULL} takes {times[FULL]["median_ms"] / times[RIVAL]["median_ms"]:.2f} times as long as '
+                  f'the network alone of {against}')
 
 
 def fallen(stored: dict, now: dict, tolerance: float) -> list[str]:

@@ -36,6 +36,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--untrained', action='store_true',
                       help='fresh weights (seed 0) in place of a file, routers set: cost without a checkpoint')
     add_model_flags(made)
+    made.add_argument('--beside', type=int, default=usual.beside, metavar='N',
+                      help='measure a second time with N busy processes beside it')
+    made.add_argument('--against', default=usual.against, metavar='FILE.onnx',
+                      help='another network, run by ONNX Runtime in turn with the lines; timed alone')
     made.add_argument('--json', type=user_path, metavar='FILE', help='write the figures here, too')
     made.add_argument('--guard', type=user_path, metavar='FILE',
                       help='run the configuration of this file of --json again; exit code 1 if a ratio has fallen')
