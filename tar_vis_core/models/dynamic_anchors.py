@@ -31,6 +31,7 @@ from tar_vis_core.runtime.assignment import linear_sum_assignment
 
 BACKGROUND_SLOTS = 5
 EPSILON = 1e-6      # of norms in the matching, and added to every weight of the slots' attention
+EQUAL = 1e-5        # costs that differ by less are equal but for rounding
 
 
 class SlotLayer(nn.Module):
@@ -135,12 +136,16 @@ def slot_starts(rows: Tensor, query_feat: Tensor) -> Tensor:
     """Return the learned query ``(M,)`` that each of ``rows (M, D)`` starts from, out of ``query_feat (Q, D)``.
 
     One to one by the Hungarian assignment of greatest cosines. Of more rows than queries, those that the assignment
-    leaves out take the query nearest to them, which another row has, too.
+    leaves out take the query nearest to them, which another row has, too. Equal rows choose in their order.
     """
     with torch.autocast(rows.device.type, enabled=False):
         unit = [x.float() / (x.float().norm(dim=1, keepdim=True) + EPSILON) for x in (rows, query_feat)]
         cost = 1 - (unit[0] @ unit[1].t()).nan_to_num(0, 0, 0)
-    cost = cost.numpy(force=True)
+    cost = cost.detach().cpu()
+    # All anchors with an empty mask have one place, so the tracks that they open are equal but for rounding. Rounding,
+    # which is another on each machine, must not choose between them.
+    first_equal = (torch.cdist(cost, cost, p=math.inf) < EQUAL).numpy().argmax(1)
+    cost = cost.numpy()[first_equal]
     match = cost.argmin(1)
     some, found = linear_sum_assignment(cost)
     match[some] = found

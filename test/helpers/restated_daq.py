@@ -72,6 +72,8 @@ def slot_logits(network, tracks: list[PlainTrack], embeddings: Tensor, table: Te
     b = torch.stack([t.query for t in tracks] + list(network.bg_slots))
     z = torch.stack([t.place for t in tracks] + list(network.bg_slots))
     cost = np.array([[1 - float(x) for x in table @ r / ((table.norm(dim=1) + 1e-6) * (r.norm() + 1e-6))] for r in b])
+    for k, row in enumerate(cost):      # rounding does not choose between equal rows
+        cost[k] = next(other for other in cost if np.abs(row - other).max() < 1e-5)
     start = [int(row.argmin()) for row in cost]
     for row, column in zip(*linear_sum_assignment(cost), strict=True):
         start[row] = int(column)
