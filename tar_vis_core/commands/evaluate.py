@@ -26,7 +26,7 @@ from tar_vis_core.evaluation.track_iou import as_table as object_table
 from tar_vis_core.evaluation.videos import as_figures, as_table, evaluate_videos, score_row
 from tar_vis_core.flags import add_flags, chosen
 from tar_vis_core.io.paths import user_path
-from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.io.whole_files import make_folder, write_text
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.presets import PRESETS, STUDIED
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -119,7 +119,7 @@ def evaluate_on_videos(asked: EvalRun) -> None:
         write_text(asked.json, json.dumps([as_figures(row) for row in rows], indent=1) + '\n')
         print(f'figures: {asked.json}')
     if asked.out:
-        asked.out.mkdir(parents=True, exist_ok=True)
+        make_folder(asked.out)
         for row in rows:
             path = asked.out / (re.sub(r'\W+', '_', row.name) + ('.zip' if asked.zip else '.json'))
             write_results(path, row.predictions, categories)

@@ -16,6 +16,7 @@ from tar_vis_core.errors import TarVisError
 from tar_vis_core.flags import add_flags, add_model_flags, chosen
 from tar_vis_core.foreign.foreign_segmenter import open_segmenter
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_core.media.recording import JsonLines, OverlayVideo, result_line
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.threads, model.tracker, model.adapter or None, model.engine)
     state, tracks, executed, spent = segmenter.new_state(), set(), [], []
     trails = Trails()
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     with open_frames(args.source) as reader, closing(OverlayVideo(args.out / 'overlay.mp4')) as video, \
             closing(JsonLines(args.out / 'instances.jsonl')) as lines:
         try:

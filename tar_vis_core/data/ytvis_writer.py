@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from tar_vis_core.data.transforms import Sample
 from tar_vis_core.errors import DataError
-from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.io.whole_files import make_folder, write_text
 from tar_vis_core.media.pictures import write_picture
 
 
@@ -28,7 +28,7 @@ def write_ytvis(folder: Path, clips: Iterable[list[Sample]], class_names: tuple[
     for number, clip in enumerate(clips, 1):
         height, width = clip[0].image.shape[1:]
         names = [f'{number:05d}/{frame:05d}.jpg' for frame in range(len(clip))]
-        (folder / 'JPEGImages' / f'{number:05d}').mkdir(parents=True, exist_ok=True)
+        make_folder(folder / 'JPEGImages' / f'{number:05d}')
         for name, sample in zip(names, clip, strict=True):
             write_picture(folder / 'JPEGImages' / name, sample.image.permute(1, 2, 0).numpy())
         videos.append({'id': number, 'file_names': names, 'height': height, 'width': width, 'length': len(clip),

@@ -22,6 +22,18 @@ class WriteError(TarVisError, OSError):
     """A result file could not be written."""
 
 
+def make_folder(path: str | Path) -> None:
+    """Make a folder for results, if it is not there. Raise WriteError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next(part for part in (path, *path.parents) if os.path.lexists(part) and not part.is_dir())
+        raise WriteError(f'{path} cannot be a folder for results: {there} is a file; give another name') from error
+    except OSError as error:
+        raise WriteError(f'cannot make the folder {path}: {error.strerror or error}') from error
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give the name to write to in place of ``path``, and move that file to ``path`` if the block ends well.

@@ -28,6 +28,7 @@ from tar_vis_core.io.whole_files import write_bytes
 RGB_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 JPEG_START, PNG_START = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}      # by colour type
+JPEG_SUFFIXES = '.jpg', '.jpeg'
 ORIENTATION = 0x0112                                # EXIF's tag
 DEFLATE = 1032                                      # bytes that one byte of deflate holds at most
 # markers without a length; frame headers of Huffman coding, and of arithmetic coding (which has no least size)
@@ -241,8 +242,9 @@ def write_picture(path: str | Path, rgb: np.ndarray, quality: int = 95) -> None:
     """
     path = Path(path)
     try:
-        done, encoded = cv2.imencode(path.suffix.lower(), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
-                                     [cv2.IMWRITE_JPEG_QUALITY, quality])
+        suffix = path.suffix.lower()
+        done, encoded = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [
+            cv2.IMWRITE_JPEG_QUALITY, quality] if suffix in JPEG_SUFFIXES else [])     # others would warn of it
     except cv2.error:
         done = False
     if not done:

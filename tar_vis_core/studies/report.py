@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-from tar_vis_core.io.whole_files import replacing, write_text
+from tar_vis_core.io.whole_files import make_folder, replacing, write_text
 
 UNKNOWN = 'n/a'     # the paper does not say, or we do not know what it says
 
@@ -37,7 +37,7 @@ def write_report(folder: Path, title: str, rows: Sequence[dict[str, object]], no
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     columns = list(rows[0])
     cells = [[cell(row[name]) for name in columns] for row in rows]
     with replacing(folder / 'table.csv') as half, half.open('w', newline='', encoding='utf-8') as file:

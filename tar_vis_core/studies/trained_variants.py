@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.evaluation.decodings import Decoding, biased
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.models.presets import SYNCHRONIZERS
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.options import option
@@ -68,7 +69,7 @@ def base_without_routing(asked: TrainingStudy) -> Path:
     source = one_file(asked)
     path = asked.out / 'base.safetensors'
     state = {name: value for name, value in read_tensors(source).items() if not is_routing(name)}
-    asked.out.mkdir(parents=True, exist_ok=True)
+    make_folder(asked.out)
     save_tensors(state, path, read_header(source).metadata)
     return path
 

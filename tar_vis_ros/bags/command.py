@@ -10,11 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.validate_full_topic_name import validate_full_topic_name
 from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.terminal import say_anything
+from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_ros.bags.maker import BagOptions, labelled_videos, write_images, write_labelled
 from tar_vis_ros.bags.writer import STORAGES
@@ -60,7 +63,7 @@ def with_disk_check(frames: Iterable, total: int, out: Path, options: BagOptions
 def from_youtube_vis(json: Path, out: Path, videos: list[str], fps: float | None, **how: Any) -> None:
     """Write a bag and its ground truth for each video; ``how`` are fields of BagOptions."""
     records, options = labelled_videos(json, videos), BagOptions(fps=fps or BagOptions.fps, **how)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     written = write_labelled(json, records, out, options)
     images = sum(count for _, count in tqdm(written, total=len(records), unit='video', disable=None))
     print(f'{out}: {len(records)} bags with {images} images on {options.full_topic}, {options.fps:g} per second, '
@@ -77,6 +80,17 @@ def number_between(low: float, high: float, kind: type = float):
             pass
         raise argparse.ArgumentTypeError(f'{text!r}: expected a number from {low:g} to {high:g}')
     return parse
+
+
+def topic(text: str) -> str:
+    """Return the full name of a topic, as an argparse type."""
+    name = '/' + text.strip('/')
+    try:
+        validate_full_topic_name(name)
+    except InvalidTopicNameException as error:
+        reason = str(error).partition(':\n')[0]
+        raise argparse.ArgumentTypeError(f'{text!r}: {reason}') from error
+    return name
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -97,7 +111,7 @@ def command_line() -> argparse.ArgumentParser:
     for action, rate in ((video, "the video's own"), (labelled, f'{BagOptions.fps:g}')):
         action.add_argument('--storage', choices=STORAGES, default=BagOptions.storage,
                             help='format of the bag (default: %(default)s)')
-        action.add_argument('--topic', type=lambda text: '/' + text.strip('/'), default=BagOptions.topic,
+        action.add_argument('--topic', type=topic, default=BagOptions.topic,
                             help='topic of the images (default: %(default)s)')
         action.add_argument('--compressed', action='store_true',
                             help='JPEG images on TOPIC/compressed (default: raw ones on TOPIC)')

@@ -20,12 +20,12 @@ from tar_vis_core.data.ytvis import KIND, VideoRecord, load_ytvis
 from tar_vis_core.errors import DataError
 from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.media.frames import TimedImage
-from tar_vis_core.media.pictures import picture_header, read_picture
+from tar_vis_core.media.pictures import JPEG_SUFFIXES, picture_header, read_picture
 from tar_vis_ros.bags.reader import BagError
 from tar_vis_ros.bags.writer import BagWriter
 from tar_vis_ros.conversions.images import array_to_image
 
-JPEG_SUFFIXES = ('.jpg', '.jpeg')
+LAST_NS = 2**31 * 10**9     # stamps of ROS end before
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def write_images(path: Path, pictures: Iterable[np.ndarray | Path | TimedImage],
             stamp_ns = options.stamp_ns(count - 1)
             if isinstance(picture, TimedImage):
                 stamp_ns, picture = options.stamp_ns(0) + round(1e9 * picture.position_s), picture.image
+            if stamp_ns >= LAST_NS:
+                raise BagError(f'{path}: image {count} would be later than stamps of ROS can be: take an earlier start')
             header = Header(stamp=Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9), frame_id=options.frame_id)
             message = jpeg_message(picture, header, options.quality) if options.compressed else array_to_image(
                 rgb_pixels(picture), 'rgb8', header)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.media.frames import PHOTOGRAPHS, open_frames
 from tar_vis_core.media.readers import camera_path
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
@@ -206,7 +207,7 @@ def run(options: DemoRun) -> int:
     plan = plan_source(options)
     folder = user_path(options.out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for name in RESULTS:    # what is there afterwards is of this run
             (folder / name).unlink(missing_ok=True)
         writer = FrameWriter(folder)

@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 
 from tar_vis_core.errors import TarVisError, one_line
+from tar_vis_core.io.input_files import problem_of
+from tar_vis_core.io.json_files import read_text
 
 PARAMETERS = 'ros__parameters'
 SHOWN = 5
@@ -21,8 +23,8 @@ def sections(path: Path) -> dict[str, Mapping]:
     Raise TarVisError if it is no parameter file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (OSError, RecursionError, yaml.YAMLError) as error:
         raise TarVisError(f'{path}: cannot be read as YAML: {one_line(error)}') from error
     found = dict(_walk('', content)) if isinstance(content, Mapping) else {}
     if not found:
@@ -44,6 +46,13 @@ def is_for(section: str, node: str) -> bool:
     parts = {'*': '/[^/]+', '**': '(/[^/]+)*'}
     return re.fullmatch(''.join(parts.get(part, f'/{re.escape(part)}') for part in section.split('/')[1:]),
                         node) is not None
+
+
+def check_files(arguments: Sequence[str]) -> None:
+    """Raise TarVisError if a ``--params-file`` of a command line is no file: for a pipe ROS would wait for ever."""
+    for option, value in itertools.pairwise(arguments):
+        if option == '--params-file' and (problem := problem_of(value)):
+            raise TarVisError(f'--params-file {value}: {problem}')
 
 
 def ignored_files(arguments: Sequence[str], node: str) -> Iterator[str]:

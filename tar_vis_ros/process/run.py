@@ -79,13 +79,14 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
     from rclpy.utilities import remove_ros_args
 
     from tar_vis_ros.process.dds import use_shared_memory_profile
-    from tar_vis_ros.process.parameter_files import ignored_files
+    from tar_vis_ros.process.parameter_files import check_files, ignored_files
 
     # what rclpy adds to the error of a node that could not be made
     warnings.filterwarnings('ignore', 'Failed to fini', RuntimeWarning)
     node, lost = None, False
     try:
         try:
+            check_files(arguments)      # before ROS looks at them
             parsed = parse(remove_ros_args(arguments)[1:])
             use_shared_memory_profile()
             rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)

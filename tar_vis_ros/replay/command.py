@@ -13,7 +13,7 @@ import yaml
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.terminal import say_anything
-from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.io.whole_files import make_folder, write_text
 from tar_vis_ros.bags.command import number_between
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.node.settings import TABLE
@@ -183,7 +183,7 @@ def run(asked: ReplayRun) -> int:
         print(f'tar-vis-replay: {line}', file=sys.stderr)
     if not jobs:
         return BAD_INPUT
-    asked.out.mkdir(parents=True, exist_ok=True)
+    make_folder(asked.out)
     for name in FILES:
         (asked.out / name).unlink(missing_ok=True)
     if asked.params_file:

@@ -24,6 +24,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 from std_srvs.srv import Trigger
 
 from tar_vis_core.errors import DataError, TarVisError
+from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.models.class_sets import plain_name
 from tar_vis_core.models.presets import FOREIGN, PRESETS, preset_of
 from tar_vis_core.weights.manifest import sha256_of
@@ -44,7 +45,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 def clear_folder(folder: Path) -> None:
     """Make a folder, or remove the files of an earlier run from it and nothing else."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in (FRAMES, RESULTS):
         (folder / name).unlink(missing_ok=True)
     for name in (ANSWERS, PICTURES):

@@ -197,3 +197,9 @@ def test_a_full_disk_is_noticed(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.JPG', 'a.jpeg', 'a.webp', 'a.bmp'])
+def test_a_picture_is_written_in_silence(tmp_path, capfd, name):
+    write_picture(tmp_path / name, np.full((20, 30, 3), 90, np.uint8), quality=80)
+    assert read_picture(tmp_path / name).shape == (20, 30, 3) and not capfd.readouterr().err

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from little_room import little_room
 
-from tar_vis_core.io.whole_files import WriteError, replacing, write_bytes, write_json, write_text
+from tar_vis_core.io.whole_files import WriteError, make_folder, replacing, write_bytes, write_json, write_text
 
 
 @pytest.mark.parametrize('name', ['table.csv', 'clip.tar.gz', 'no_ending', '.hidden', 'ä ö.json'])
@@ -94,3 +94,15 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
     subprocess.run([sys.executable, '-c', program, str(tmp_path / 'a.txt')], env=environment, check=True,
                    cwd=Path(__file__).parents[2])
     assert (tmp_path / 'a.txt').read_bytes() == 'Fußgänger'.encode()
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    make_folder(tmp_path / 'new' / 'deep')
+    make_folder(tmp_path / 'new')
+    assert (tmp_path / 'new' / 'deep').is_dir()
+    (tmp_path / 'file').touch()
+    for path in (tmp_path / 'file', tmp_path / 'file' / 'a' / 'b'):
+        with pytest.raises(WriteError, match=f'{path} cannot be a folder for results: {tmp_path / "file"} is a file'):
+            make_folder(path)
+    with pytest.raises(WriteError, match='cannot make the folder /proc/none'):
+        make_folder('/proc/none')

@@ -335,3 +335,16 @@ def test_truth_with_a_wrong_number_of_stamps_is_refused(tmp_path):
     source.write_text(json.dumps(content))
     with pytest.raises(Exception, match='video 2: 5 different stamps for 6 frames'):
         load_ytvis(source)
+
+
+@pytest.mark.parametrize('topic', ['', '/', 'a b', '/a//b', '1a', '/ü', 'a-b/c'])
+def test_a_topic_that_ros_does_not_take_is_refused_at_once(tmp_path, capsys, topic):
+    with pytest.raises(SystemExit) as ended:
+        main(['from-video', 'photographs', str(tmp_path / 'bag'), '--topic', topic])
+    assert ended.value.code == 2 and f'argument --topic: {topic!r}: ' in capsys.readouterr().err
+    assert not (tmp_path / 'bag').exists()
+
+
+def test_stamps_that_ros_does_not_have_are_refused(tmp_path, capsys):
+    assert main(['from-video', 'photographs', str(tmp_path / 'bag'), '--frames', '15', '--start', '2147483647']) == 2
+    assert 'image 11 would be later than stamps of ROS can be' in capsys.readouterr().err

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,3 +103,21 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
     with pytest.raises(TarVisError, match='taken is a file; expected a folder'):
         run(asked)
     assert (tmp_path / 'taken').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_a_file_is_read_in_each_encoding_that_ros_reads(tmp_path, encoding):
+    path = tmp_path / 'robot.yaml'
+    path.write_bytes('/**:\n  ros__parameters:\n    class_filter: [Kätzchen]\n'.encode(encoding))
+    assert sections(path) == {'/**': {'class_filter': ['Kätzchen']}}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.yaml')
+    for command in ('tar_vis_ros.node', 'tar_vis_ros.depth.node'):
+        words = ['--ros-args', '--params-file', str(tmp_path / 'pipe.yaml')]
+        done = subprocess.run([sys.executable, '-m', command, *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+        assert f'--params-file {tmp_path / "pipe.yaml"}: is a pipe' in done.stderr
+    with pytest.raises(TarVisError, match='is a pipe'):
+        sections(tmp_path / 'pipe.yaml')
