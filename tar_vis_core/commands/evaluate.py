@@ -50,8 +50,6 @@ class EvalRun(ModelOptions):
     short_side: int = option(0, "shorter edge of the input, pixels; 0: the preset's", low=32, high=1333, or_zero=True)
     categories: tuple[str, ...] = option(
         (), "those that count, 'voc' for the 20 VOC classes; none: person on stills, all on videos")
-    tubes: str = option('auto', "videos: slots (whole videos), tracks (the segmenter's); auto: by model",
-                        choices=('auto', 'slots', 'tracks'))
     max_instances: int = option(
         0, 'slots: predictions a video; 0: 10, but 20 for DVIS-DAQ, and DVIS, DVIS++ on OVIS', low=0, high=10000)
     score_threshold: float = same_option(SegmenterOptions, 'score_threshold')
@@ -105,7 +103,7 @@ def evaluate_on_videos(asked: EvalRun) -> None:
                           MATCH if min_score is None else min_score, names)]
     else:
         model, decodings = open_decodings(asked)
-        rows = evaluate_videos(model, records, decodings, asked.tubes, categories=names, tracker=asked.tracker,
+        rows = evaluate_videos(model, records, decodings, categories=names, tracker=asked.tracker,
                                short_side=asked.short_side, max_instances=asked.max_instances,
                                options=SegmenterOptions(score_threshold=asked.score_threshold), min_score=min_score)
     count = sum(len(record.tracks) for record in records)

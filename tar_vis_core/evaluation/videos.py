@@ -146,7 +146,7 @@ class TrackFollower:
 
 @torch.inference_mode()
 def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], decodings: Mapping[str, Decoding],
-                    tubes: str = 'auto', *, categories: Sequence[str] | None = None, tracker: str = 'auto',
+                    *, categories: Sequence[str] | None = None, tracker: str = 'auto',
                     short_side: int = 0, max_instances: int = 0, options: SegmenterOptions | None = None,
                     min_score: float | None = None, progress: bool = True) -> list[VideoRow]:
     """Run a model through videos by each decoding (see ``evaluation.decodings``), frames encoded once for all.
@@ -158,7 +158,6 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], d
         model: the model.
         records: the labelled videos.
         decodings: by name; see ``decodings``.
-        tubes: 'slots', 'tracks', or 'auto' to let the model decide. Slots are never refreshed.
         categories: the data's names; None: those that are labelled. Classes are matched by name, and predictions of
             others are left out.
         tracker: 'auto' for the model's own, or another.
@@ -172,9 +171,7 @@ def evaluate_videos(model: VideoInstanceModel, records: Sequence[VideoRecord], d
         ValueError: if model, data and choices do not fit, or if scores are not finite.
     """
     config = model.eval().config
-    if tubes not in ('auto', 'slots', 'tracks'):
-        raise ValueError(f"tubes is {tubes!r}, expected 'auto', 'slots' or 'tracks'")
-    by_track = config.tracker == 'motion' if tubes == 'auto' else tubes == 'tracks'
+    by_track = config.tracker == 'motion'       # slots are never refreshed
     if categories is None:
         categories = sorted({track.category for record in records for track in record.tracks})
     known = {plain_name(name): name for name in categories}

@@ -227,15 +227,6 @@ def test_classes_are_matched_by_name(data):
         evaluate_videos(model, records, decodings, categories=['cow'])
 
 
-def test_choices_that_do_not_fit_are_refused(data):
-    records = load_ytvis(data)
-    with pytest.raises(ValueError, match="tubes is 'boxes', expected 'auto', 'slots' or 'tracks'"):
-        evaluate_videos(plain_model(), records, {}, 'boxes')
-    rows = evaluate_videos(plain_model(), records[:1], decodings_of(plain_model(), [1], False), 'tracks',
-                           progress=False)
-    assert rows[0].executed_layers == 1                  # a plain model has tracks, too
-
-
 def test_the_command_scores_a_model_and_afterwards_its_file(data, tmp_path, capsys):
     weights = tmp_path / 'untrained.safetensors'
     torch.manual_seed(0)
