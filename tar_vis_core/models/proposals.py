@@ -79,25 +79,38 @@ def cropped(masks: Tensor, boxes: Tensor) -> Tensor:
 def box_ious(a: Tensor, b: Tensor) -> Tensor:
     """Return the intersection over union of boxes ``(..., n, 4)`` and ``(..., m, 4)``, ``(..., n, m)``."""
     a, b = a[..., :, None, :], b[..., None, :, :]
-    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    common = (high - low).clamp(min=0).prod(-1)
+    width, height = ((torch.minimum(a[..., k + 2], b[..., k + 2]) - torch.maximum(a[..., k], b[..., k])).clamp(min=0)
+                     for k in range(2))
+    common = width * height
     return common / ((a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - common).clamp(min=1e-9)
 
 
-def decoded_boxes(predictions: list[Tensor], classes: int) -> Tensor:
-    """Return the boxes of all cells ``(N, cells, 4)`` as shares of the input's sides, levels one after the other."""
-    found = []
-    height, width = (n * STRIDES[0] for n in predictions[0].shape[-2:])
-    for p, stride in zip(predictions, STRIDES, strict=True):
-        h, w = p.shape[-2:]
-        bins = torch.arange(BINS, device=p.device, dtype=torch.float32)
-        sides = p[:, classes:].float().unflatten(1, (4, BINS)).softmax(2)
-        left, top, right, bottom = (stride * torch.einsum('nkbhw,b->nkhw', sides, bins)).unbind(1)
-        x = stride * torch.arange(w, device=p.device, dtype=torch.float32)
-        y = stride * torch.arange(h, device=p.device, dtype=torch.float32)[:, None]
-        found.append(torch.stack(((x - left) / width, (y - top) / height, (x + right) / width, (y + bottom) / height),
-                                 -1).flatten(1, 2))
-    return torch.cat(found, 1).clamp(0, 1)
+def by_cell(maps: list[Tensor]) -> Tensor:
+    """Return maps ``(N, C, h, w)`` as rows of their cells ``(N, cells, C)``, levels one after the other."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+
+
+def decoded_boxes(predictions: list[Tensor], classes: int, order: Tensor | None = None) -> Tensor:
+    """Return the boxes of all cells ``(N, cells, 4)`` as shares of the input's sides, levels one after the other.
+
+    With ``order (N, K)`` they are those of some cells, ``(N, K, 4)``.
+    """
+    device, sizes = predictions[0].device, [p.shape[-2:] for p in predictions]
+    height, width = (n * STRIDES[0] for n in sizes[0])
+    grids = [torch.cartesian_prod(*(stride * torch.arange(n, device=device, dtype=torch.float32) for n in size))
+             for size, stride in zip(sizes, STRIDES, strict=True)]
+    # y, x and stride of each cell
+    cells = torch.cat([torch.nn.functional.pad(grid, (0, 1), value=stride)
+                       for grid, stride in zip(grids, STRIDES, strict=True)])
+    rows = by_cell([p[:, classes:] for p in predictions])
+    if order is not None:
+        rows, cells = rows.take_along_dim(order[..., None], 1), cells[order]
+    y, x, stride = cells.unbind(-1)
+    bins = torch.arange(BINS, device=device, dtype=torch.float32)
+    sides = rows.float().unflatten(-1, (4, BINS)).softmax(-1) @ bins
+    left, top, right, bottom = (stride[..., None] * sides).unbind(-1)
+    return torch.stack(((x - left) / width, (y - top) / height, (x + right) / width, (y + bottom) / height),
+                       -1).clamp(0, 1)
 
 
 def propose(maps: DetectorMaps, classes: int, queries: int) -> Proposals:
@@ -105,12 +118,10 @@ def propose(maps: DetectorMaps, classes: int, queries: int) -> Proposals:
 
     All pairs are compared at once (Fast NMS; Bolya et al. 2019), so that the work is the same for every picture.
     """
-    logits = torch.cat([p[:, :classes].flatten(2) for p in maps.predictions], 2).transpose(1, 2).float()
-    content = torch.cat([c.flatten(2) for c in maps.cells], 2).transpose(1, 2)
-    best, label = logits.max(-1)
-    best, order = best.topk(min(CANDIDATES, best.shape[1]), 1)
-    boxes = decoded_boxes(maps.predictions, classes).take_along_dim(order[..., None], 1)
-    label = label.take_along_dim(order, 1)
+    logits, content = by_cell([p[:, :classes] for p in maps.predictions]).float(), by_cell(maps.cells)
+    best, order = logits.amax(-1).topk(min(CANDIDATES, logits.shape[1]), 1)
+    boxes = decoded_boxes(maps.predictions, classes, order)
+    label = logits.take_along_dim(order[..., None], 1).argmax(-1)
     overlap = box_ious(boxes, boxes)
     same = label[:, :, None] == label[:, None]
     repeated = (overlap > ANY_CLASS_IOU) | (same & (overlap > SAME_CLASS_IOU))
