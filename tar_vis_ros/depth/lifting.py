@@ -17,6 +17,7 @@ from tar_vis_ros.depth.geometry import Pinhole, Rules, Surface, locate
 from tar_vis_ros.msg import Instance3D, Instance3DArray, InstanceMaskArray
 
 DEPTHS = {'16UC1': Encoding(1, np.uint16, None), '32FC1': Encoding(1, np.float32, None)}   # REP-118
+SHORTEST, LONGEST = 0.02, 1000   # focal lengths in sides of the image: views of 178 and of 0.06 degrees
 UNIT_M = {'16UC1': 0.001, '32FC1': 1.0}
 
 
@@ -67,6 +68,9 @@ def _pinhole(masks: InstanceMaskArray, depth: Image, info: CameraInfo) -> Pinhol
             raise LiftError(f"{name} is in frame '{message.header.frame_id}', the masks in "
                             f"'{masks.header.frame_id}': expected depth registered to the image of the masks")
     fx, _, cx, _, fy, cy = info.k[:6]
-    if not (fx > 0 and fy > 0 and np.isfinite([fx, fy, cx, cy]).all()):
-        raise LiftError('camera_info has no calibration (K is not positive): calibrate the camera')
+    sides = (fx, info.width), (fy, info.height)
+    if not (np.isfinite([fx, fy, cx, cy]).all() and all(
+            SHORTEST * side < focal < LONGEST * side for focal, side in sides)):
+        raise LiftError(f'camera_info has no calibration (focal lengths of {fx:g} and {fy:g} pixels for an image of '
+                        f'{info.width}x{info.height}): calibrate the camera')
     return Pinhole(fx, fy, cx, cy)

@@ -67,6 +67,9 @@ def test_the_nearest_comes_first_and_what_has_no_depth_is_named():
     ({'frame_id': 'depth_optical'}, "the depth image is in frame 'depth_optical', the masks in 'camera_optical'"),
     ({'k': [0.0] * 9}, 'camera_info has no calibration'),
     ({'k': [np.nan] * 9}, 'camera_info has no calibration'),
+    ({'k': [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]}, 'camera_info has no calibration'),   # a driver's default
+    ({'k': [1e-320, 0.0, 60.0, 0.0, FOCAL, 45.0, 0.0, 0.0, 1.0]}, 'camera_info has no calibration'),
+    ({'k': [FOCAL, 0.0, 60.0, 0.0, 1e300, 45.0, 0.0, 0.0, 1.0]}, 'camera_info has no calibration'),
 ])
 def test_messages_that_do_not_fit_are_refused(changes, words):
     with pytest.raises(LiftError, match=words) as caught:
