@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tar_vis_core.errors import DataError, DeviceError, NotFiniteError, TarVisError, WeightsError
-from tar_vis_core.io.terminal import one_line, out_of_memory
+from tar_vis_core.io.terminal import line_about, out_of_memory
 from tar_vis_core.io.whole_files import WriteError
 
 
@@ -20,7 +20,7 @@ def test_what_a_terminal_does_not_print_is_escaped(kind, name, shown):
 def test_memory_that_ran_out_is_said_whoever_noticed():
     for error in (MemoryError(), OSError(12, 'Cannot allocate memory'),
                   RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")):
-        assert out_of_memory(error) and one_line(error).startswith('memory ran out')
+        assert out_of_memory(error) and line_about(error).startswith('memory ran out')
     for error in (ValueError('a\n b'), NotFiniteError(), OSError(28, 'No space left on device')):
-        assert not out_of_memory(error) and '\n' not in one_line(error)
-    assert one_line(KeyError()) == 'KeyError'
+        assert not out_of_memory(error) and '\n' not in line_about(error)
+    assert line_about(KeyError()) == 'KeyError'
