@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.packed_layers import packable
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import elapsed_ms, mark
+from tar_vis_core.segmenter import VideoSegmenter
 
 TOY = ['--untrained', '--frames', '3', '--warm-up', '1', '--size', '96x64', '--short-side', '64']
 
@@ -245,7 +247,8 @@ def test_other_files_are_refused(text, tmp_path, capsys):
 def written(tmp_path_factory) -> tuple[str, Path]:
     """What the command says, and the figures that it writes, once; peak memory is that of fresh processes."""
     path, said = tmp_path_factory.mktemp('bench') / 'figures.json', io.StringIO()
-    with contextlib.redirect_stdout(said):
+    slower = mock.patch.object(VideoSegmenter, 'remarks', ('something falls back',))
+    with contextlib.redirect_stdout(said), slower:
         assert main(['bench', *TOY, '--json', str(path)]) == 0
     return said.getvalue(), path
 
@@ -262,7 +265,18 @@ def test_the_command_writes_figures(written):
         assert line['executed_layers'] == sum(line['executed_by_stride'].values())
     assert found['peak_memory_gb'].keys() == {REFERENCE, FULL} and min(found['peak_memory_gb'].values()) > 0.01
     assert found['device_memory_gb'] == {REFERENCE: None, FULL: None}, 'a CPU has none'
-    assert len(found['remarks']) == (kernels.compiled() is None), 'nothing falls back'
+    assert found['remarks'] == ['something falls back']
+
+
+def test_what_a_gpu_has_lent_to_all_is_read_from_the_card(monkeypatch):
+    stand_ins = dict(pick_device=lambda _: torch.device('cuda:0'), inference_form=lambda model, *_: model,
+                     memory=lambda _: (1, 4), POWER_S=0, power_draw=lambda _: contextlib.nullcontext([]))
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(measurement, name, value)
+    with mock.patch.multiple(torch.cuda, empty_cache=mock.DEFAULT, reset_peak_memory_stats=mock.DEFAULT,
+                             mem_get_info=lambda device: (3, 5)):
+        run = asked(parser().parse_args([*TOY, '--device', 'cpu']))
+        assert measurement.resources_taken(run, FULL, [picture(0, 64, 96)]) == (3, None, 2)
 
 
 def test_the_guard_measures(written, tmp_path, capsys, without_children):

@@ -77,6 +77,17 @@ def test_cameras_of_more_sizes_than_are_kept_cost_no_memory_and_leave_the_others
         held.append(recordings(played.model))
     assert held[-1] == max(held) < recorder.made, 'some have gone'
     assert len(played.model.prepare._recordings[64,]) == 3
+    assert recorder.cuda.streams == 2, 'one for all graphs, and the one that is there'
+
+
+@torch.inference_mode()
+def test_the_sizes_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, 'MOST', 2)
+    recorder = TapeRecorder()
+    part = Recorded(lambda x: 2 * x, recorder, kept=True)
+    for size in (2, 3, 2, 4, 2):
+        part(torch.ones(size))
+    assert recorder.made == 3
 
 
 def test_cameras_of_four_sizes_that_take_turns_are_recorded_once():
@@ -251,6 +262,11 @@ def test_lasting_want_of_memory_is_asked_about_more_and_more_seldom():
     for _ in range(200):
         part(torch.ones(3))
     assert recorder.made == 1
+    recorder.times = 1
+    with pytest.warns(RuntimeWarning, match='no memory'):
+        part(torch.ones(4))
+    part(torch.ones(4))
+    assert recorder.made == 2, 'the next time it begins anew'
 
 
 @torch.inference_mode()

@@ -1,12 +1,15 @@
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from tiny_model import picture, tiny_model, tiny_segmenter
 
-from tar_vis_core.errors import DeviceError, WeightsError
+from tar_vis_core import segmenter as segmenters
+from tar_vis_core.errors import DeviceError, DeviceLostError, WeightsError
 from tar_vis_core.instances import TrackStatus
+from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import available_devices, pick_device
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.tracking.tracker import MatchingTracker
@@ -224,6 +227,28 @@ def test_warm_up_leaves_no_trace(segmenter):
     after = segmenter.step(picture(), segmenter.new_state())
     assert [i.box for i in before.instances] == [i.box for i in after.instances]
     assert after.frame_index == 0
+
+
+def test_a_step_on_a_gpu_that_is_lost_says_so(monkeypatch):
+    segmenter, broken = tiny_segmenter(), mock.Mock(side_effect=RuntimeError('CUDA error: illegal access'))
+    monkeypatch.setattr(segmenter, '_step', broken)
+    monkeypatch.setattr(torch.cuda, 'synchronize', broken)
+    segmenter.device = torch.device('cuda:0')
+    with pytest.raises(DeviceLostError, match='restart the process'):
+        segmenter.step(picture(), segmenter.new_state())
+
+
+def test_what_runs_slower_than_it_could_is_among_the_remarks(monkeypatch):
+    monkeypatch.setattr(kernels, 'compiled', lambda: None)
+    slow, = tiny_segmenter().remarks
+    assert 'compiled kernels are missing' in slow
+    monkeypatch.setattr(segmenters, 'unused_gpu', lambda: 'device auto takes the CPU')
+    assert VideoSegmenter(device='auto').remarks == ('device auto takes the CPU', slow)
+    assert VideoSegmenter(device='cpu').remarks == (slow,)
+    monkeypatch.setattr(kernels, 'no_gpu_samples', lambda width, device: f'{width} channels by grid_sample')
+    on_gpu = tiny_segmenter()
+    on_gpu.device = torch.device('cuda:0')
+    assert on_gpu.remarks and all('channels by grid_sample' in line for line in on_gpu.remarks)
 
 
 def test_the_network_can_be_trained_after_it_was_stepped():

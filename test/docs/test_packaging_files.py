@@ -71,6 +71,13 @@ def test_pre_commit_has_the_linter_of_the_tests():
     assert re.search(r'^lint:.*\n.*ruff check \.', (ROOT / 'Makefile').read_text(), re.MULTILINE)
 
 
+def test_triton_is_the_one_that_torch_asks_for():
+    """As the metadata of torch's builds for CUDA has it: another one would be exchanged on a machine with a GPU."""
+    pins = dict(re.findall(r'^(torch|triton)==([\d.]+)', ''.join(
+        (ROOT / name).read_text() for name in ('requirements.txt', 'requirements-test.txt')), re.MULTILINE))
+    assert pins == {'torch': '2.13.0', 'triton': '3.7.1'}, 'look up the triton of a new torch'
+
+
 def test_the_quality_declaration_claims_what_is_so():
     text = (ROOT / 'QUALITY_DECLARATION.md').read_text()
     package = ElementTree.parse(ROOT / 'package.xml').getroot()

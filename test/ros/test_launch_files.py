@@ -121,6 +121,10 @@ def test_parameters_that_are_set_are_those_of_the_tables(path):
                         assert yaml.safe_load(text) == default, f'{key.value} has another default in {path.name}'
 
 
+def test_a_gpu_and_its_precision_can_be_asked_for_without_a_file():
+    assert {'device', 'precision'} <= set(overrides(parse(ROOT / 'launch' / 'camera.launch.py')))
+
+
 def test_options_of_the_replay_are_those_of_its_command():
     source = (ROOT / 'launch' / 'replay.launch.py').read_text()
     tree, known = ast.parse(source), command_line()._option_string_actions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,11 @@ from unittest import mock
 import pytest
 
 pytest.importorskip('rclpy')
-torch = pytest.importorskip('torch')
+pytest.importorskip('torch')
+import torch
+from building import BuiltProcess
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_process import Client, picture
 
 NODE = """
 import sys, weakref
@@ -32,6 +37,52 @@ def watched():
 node.give_back_memory = watched
 sys.exit(__main__.main(['node', '--ros-args', '-p', 'autostart:=true']))
 """
+
+LOSES_IT = """
+import sys, time
+from pathlib import Path
+from tar_vis_core.errors import DeviceLostError
+from tar_vis_core.options import SegmenterOptions
+from tar_vis_core.state import TemporalState
+from tar_vis_ros.node import __main__, node
+class Model:
+    device, class_names, options, warm = 'cuda:0', ('thing',), SegmenterOptions(), False
+    remarks = ('something falls back',)
+    def new_state(self, epoch):
+        return TemporalState(epoch=epoch)
+    def needs_recording(self, height, width):
+        return not self.warm
+    def warm_up(self, height, width):
+        while not Path('recorded').exists():
+            time.sleep(0.05)
+        self.warm = True
+    def step(self, *_):
+        raise DeviceLostError('the GPU cuda:0 is lost: restart the process (illegal access)')
+node.load_segmenter = lambda settings: Model()
+sys.exit(__main__.main(['node', '--ros-args', '-p', 'autostart:=true', '-p', 'image_reliability:=reliable',
+                        '-r', 'image:=/tar_vis/image']))
+"""
+
+
+def test_diagnostics_tell_what_falls_back_what_is_recorded_and_at_last_that_the_gpu_is_lost(ros_env, tmp_path):
+    process = BuiltProcess([sys.executable, '-c', LOSES_IT], ros_env, tmp_path, 'tar_vis')
+    client = Client(process)
+
+    def told(words: str) -> None:
+        client.until(lambda: client.status is not None and words in client.status.message, f'{words!r} in /diagnostics')
+
+    try:
+        told('something falls back')
+        assert len(re.findall('WARN.*something falls back', process.output)) == 1
+        client.send(client.image(picture()))
+        told('recording CUDA graphs for images of 160x120')
+        (tmp_path / 'recorded').touch()
+        told('the GPU cuda:0 is lost: restart the process')
+        assert client.status.level == DiagnosticStatus.ERROR
+        assert process.wait(120) == os.EX_TEMPFAIL, 'a respawn helps'
+    finally:
+        client.close()
+        process.close()
 
 
 def start(error: str, env: dict[str, str]) -> subprocess.Popen:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ import rclpy
 from rclpy.lifecycle import Node
 from rclpy.parameter import Parameter
 
+from tar_vis_core.foreign import foreign_segmenter
 from tar_vis_core.options import OPTIONS, SegmenterOptions
 from tar_vis_ros.depth import node as depth
 from tar_vis_ros.examples import follow_person
@@ -101,6 +103,15 @@ def test_every_option_of_the_segmenter_is_a_parameter_and_reaches_it():
                for name, option in OPTIONS.items()}
     configured = Settings(**TABLE.read({**vars(Settings()), **changed}).__dict__)
     assert settings.live_options(configured, configured) == SegmenterOptions(**changed)
+
+
+def test_the_sizes_of_images_that_are_named_are_warmed_up(monkeypatch):
+    made = mock.Mock(class_names=('person',))
+    monkeypatch.setattr(foreign_segmenter, 'open_segmenter', lambda **_: made)
+    settings.load_segmenter(Settings(warm_up_sizes=('1280x720', '64x48')))
+    assert made.warm_up.call_args_list == [mock.call(720, 1280), mock.call(48, 64)]
+    with pytest.raises(ValueError, match="'warm_up_sizes' has '1280'"):
+        settings.load_segmenter(Settings(warm_up_sizes=('1280',)))
 
 
 def test_the_parameter_file_is_the_tables_own_and_holds_the_defaults():
