@@ -15,6 +15,9 @@ FUZZ_ARGS ?=
 # other one builds them again.
 VENV := .venv$(if $(filter-out jazzy,$(ROS)),-$(ROS))
 ROS_REQUIREMENTS := requirements-ros$(if $(filter-out jazzy,$(ROS)),-$(ROS)).txt
+ifeq ($(wildcard $(ROS_REQUIREMENTS)),)
+$(error ROS is '$(ROS)', expected jazzy or kilted: there are no wheels of others)
+endif
 BIN := $(VENV)/bin
 STEP := @sh scripts/step.sh
 

@@ -88,6 +88,8 @@ class BuildInterfaces(build_ext):
         for library in stage.rglob('*-packages/tar_vis_core/runtime/kernels/*.so'):
             shutil.copy2(library, root / 'tar_vis_core' / 'runtime' / 'kernels' / library.name)
         (target / '_lib').mkdir()
+        if self.inplace:    # read by tar_vis_ros/process/which_ros.py
+            (target / '_lib' / 'built_for').write_text(sys.prefix)
         for library in stage.glob(f'lib*/lib{NAME}__*.so'):
             shutil.copy2(library, target / '_lib' / library.name)
         # an editable install carries no data files; there the checkout itself

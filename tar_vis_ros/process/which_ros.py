@@ -14,6 +14,9 @@ PACKAGES = 'rclpy', 'rcl_interfaces', 'std_msgs', 'sensor_msgs'
 WITHOUT = ('open a terminal that sources no ROS, or put "env -u PYTHONPATH -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH" '
            'before the command')
 
+# In a checkout: the environment whose ROS the messages were built with (setup.py).
+BUILT_FOR = Path(__file__).parents[1] / '_lib' / 'built_for'
+
 
 def wheels_of_ros() -> str:
     """Return the distribution whose wheels this Python has, '' if none."""
@@ -40,6 +43,10 @@ def ros_problem(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
     for library in (*_strangers('LD_LIBRARY_PATH', ['librcl.so'], env), *_strangers('PYTHONPATH', PACKAGES, env)):
         if sourced and (wheels := wheels_of_ros()) not in ('', sourced):
             return f'{library.parent} of {sourced} is sourced, and {sys.executable} has the wheels of {wheels}', WITHOUT
+    built = BUILT_FOR.read_text() if BUILT_FOR.is_file() else ''
+    if built and os.path.realpath(built) != os.path.realpath(sys.prefix):
+        return (f'the messages of this checkout were built for {built}, and this Python is of {sys.prefix}',
+                'make setup builds them again, with ROS=kilted for Kilted')
     return '', ''
 
 

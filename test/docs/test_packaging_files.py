@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -93,3 +95,33 @@ def test_the_quality_declaration_claims_what_is_so():
 @pytest.mark.parametrize('name', PROFILE_VARIABLES)
 def test_the_page_on_middleware_names_what_the_programs_set(name):
     assert name in (ROOT / 'docs/reference/middleware.md').read_text()
+
+
+@pytest.mark.skipif(shutil.which('make') is None, reason='make is not installed')
+@pytest.mark.parametrize('words, venv, requirements', [
+    ([], '.venv', 'requirements-ros.txt'), (['ROS=kilted'], '.venv-kilted', 'requirements-ros-kilted.txt')])
+def test_each_distribution_has_its_environment_and_its_requirements(tmp_path, words, venv, requirements):
+    for name in ('Makefile', 'requirements.txt', 'requirements-test.txt', requirements):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ('CMakeLists.txt', 'setup.py', 'pyproject.toml', 'package.xml'):
+        (tmp_path / name).touch()
+    done = subprocess.run(['make', '-n', 'test', *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f'-m venv {venv}\n' in done.stdout and f'-r requirements.txt -r {requirements}\n' in done.stdout
+    assert f'{venv}/bin/python -m pytest test ' in done.stdout
+
+
+def test_a_distribution_without_wheels_is_told():
+    done = subprocess.run(['make', '-n', 'test', 'ROS=lyrical'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "ROS is 'lyrical', expected jazzy or kilted" in done.stderr
+
+
+def test_both_lock_files_pin_everything_and_agree_on_what_is_used():
+    pins = {name: dict(line.split('==') for line in (ROOT / name).read_text().splitlines()
+                       if line and not line.startswith('#'))
+            for name in ('requirements-ros.txt', 'requirements-ros-kilted.txt')}
+    used = [{name.replace('jazzy-', '').replace('kilted-', '') for name in list(pinned)[:10]}
+            for pinned in pins.values()]
+    assert used[0] == used[1] and 'ros-rclpy' in used[0], 'the part "run time"'
+    kilted = pins['requirements-ros-kilted.txt']
+    assert not [name for name in kilted if 'jazzy' in name]
+    assert kilted['ros-kilted-rclpy'] == kilted['ros-rclpy'] != pins['requirements-ros.txt']['ros-rclpy']

@@ -14,6 +14,7 @@ pytest.importorskip('rclpy')
 from building import programs
 from node_process import PATIENCE_S
 
+from tar_vis_ros.process import which_ros
 from tar_vis_ros.process.which_ros import ros_problem
 
 BIN = Path(sys.executable).parent
@@ -59,3 +60,14 @@ def test_messages_alone_are_looked_at_too(tmp_path, package):
 @pytest.mark.parametrize('ending', EXTENSION_SUFFIXES)
 def test_a_ros_for_this_python_is_no_mistake(tmp_path, ending):
     assert ros_problem(sourced(tmp_path, 'rclpy', ending) | {'ROS_DISTRO': ''}) == ('', '')
+
+
+def test_messages_built_for_another_environment_are_told(tmp_path, monkeypatch):
+    """One checkout, `make` for one distribution and then a command of the other's environment."""
+    monkeypatch.setattr(which_ros, 'BUILT_FOR', tmp_path / 'built_for')
+    assert ros_problem({}) == ('', ''), 'nothing is known of a build by colcon'
+    which_ros.BUILT_FOR.write_text(sys.prefix)
+    assert ros_problem({}) == ('', '')
+    which_ros.BUILT_FOR.write_text(str(tmp_path / '.venv-kilted'))
+    problem, remedy = ros_problem({})
+    assert f'built for {tmp_path}/.venv-kilted' in problem and sys.prefix in problem and 'make setup' in remedy
