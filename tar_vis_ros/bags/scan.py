@@ -245,7 +245,8 @@ def has_journal(path: Path) -> bool:
 
 def has_views(path: Path) -> bool:
     """Return whether a database has views: no recorder makes them, and a query of theirs may have no end."""
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(
+    # ValueError: words of sqlite about a damaged name, which are no UTF-8
+    with contextlib.suppress(sqlite3.Error, ValueError), contextlib.closing(
             sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro&immutable=1', uri=True)) as database:
         return database.execute("SELECT 1 FROM sqlite_master WHERE type = 'view'").fetchone() is not None
     return False

@@ -203,3 +203,19 @@ def test_a_full_disk_is_noticed(tmp_path):
 def test_a_picture_is_written_in_silence(tmp_path, capfd, name):
     write_picture(tmp_path / name, np.full((20, 30, 3), 90, np.uint8), quality=80)
     assert read_picture(tmp_path / name).shape == (20, 30, 3) and not capfd.readouterr().err
+
+
+@pytest.mark.parametrize('claimed', [10**6, 2**30, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize('chunk', [b'IDAT', b'IEND', b'tEXt'])
+def test_a_chunk_of_a_png_that_claims_more_than_there_is_takes_no_memory(claimed, chunk):
+    data = encoded('.png', np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    if chunk == b'tEXt':
+        data = data[:33] + struct.pack('>I4s', claimed, chunk) + data[33:]
+    place = data.find(chunk)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        decode_picture(data[:place - 4] + struct.pack('>I', claimed) + data[place:])
+        assert chunk == b'IEND', 'the pixels are whole'
+    except PictureError:
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000

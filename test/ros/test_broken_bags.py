@@ -311,3 +311,15 @@ def test_a_database_whose_query_has_no_end_is_refused(good, tmp_path, metadata):
 def test_a_packed_file_without_metadata_says_what_to_do(tmp_path):
     (tmp_path / 'street_0.mcap.zstd').write_bytes(b'\x28\xb5\x2f\xfd')
     assert 'street_0.mcap.zstd can be read once it is unpacked' in read(tmp_path)[1]
+
+
+@pytest.mark.parametrize('metadata', [True, False])
+def test_a_damaged_word_inside_a_database_is_one_line(good, tmp_path, metadata):
+    bag = shutil.copytree(good / 'sqlite3', tmp_path / 'bag')
+    if not metadata:
+        (bag / 'metadata.yaml').unlink()
+    file, = bag.glob('*.db3')
+    data = file.read_bytes()
+    assert data.count(b'tablemessagesmessages') == 1
+    file.write_bytes(data.replace(b'tablemessages', b'tabl\xff\xff\xff\xffsages'))     # sqlite tells it as it is
+    assert 'cannot be read: ' in read(bag)[1]
