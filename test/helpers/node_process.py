@@ -161,13 +161,19 @@ class Client:
 
     # Services
 
-    def call(self, kind: type, name: str, request: object) -> object:
+    def call(self, kind: type, name: str, request: object, tries: int = 1) -> object:
+        """The answer of a service. It is lost if the node has not found this client yet: ask again what may be asked
+        twice.
+        """
         client = self.node.create_client(kind, f'/{self.process.name}/{name}')
         try:
             self.until(client.service_is_ready, f'service {name}')
-            future = client.call_async(request)
-            self.until(future.done, f'answer of {name}')
-            return future.result()
+            for _ in range(tries):
+                future, deadline = client.call_async(request), time.monotonic() + PATIENCE_S / tries
+                self.until(lambda f=future, d=deadline: f.done() or time.monotonic() > d, f'answer of {name}')
+                if future.done():
+                    return future.result()
+            raise AssertionError(f'no answer of {name}:\n{self.process.output}')
         finally:
             self.node.destroy_client(client)
 
@@ -177,13 +183,13 @@ class Client:
 
     @property
     def state(self) -> str:
-        return self.call(GetState, 'get_state', GetState.Request()).current_state.label
+        return self.call(GetState, 'get_state', GetState.Request(), tries=6).current_state.label
 
     def set(self, **values: object) -> str:
         """Sets parameters together; gives the reason of a refusal, '' when they are taken."""
         request = SetParametersAtomically.Request(
             parameters=[Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
-        result = self.call(SetParametersAtomically, 'set_parameters_atomically', request).result
+        result = self.call(SetParametersAtomically, 'set_parameters_atomically', request, tries=6).result
         assert result.successful != bool(result.reason)
         return result.reason
 
