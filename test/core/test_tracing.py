@@ -9,6 +9,7 @@ from tiny_model import tiny_model
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.kernels import maps
 
 needs_kernels = pytest.mark.skipif(kernels.compiled() is None, reason='the kernels are not built')
 
@@ -49,8 +50,11 @@ def test_a_graph_with_kernels_is_refused(form, words):
     lambda x: kernels.group_norm(x, 2, torch.ones(4), torch.zeros(4), 1e-5),
     lambda x: kernels.attention(*[x.flatten(2).transpose(1, 2).repeat(1, 1, 8)] * 3, 2, None),
     lambda x: kernels.sample_deformable(x.flatten(2).transpose(1, 2), torch.zeros(1, 5, 2, 1, 3, 2),
-                                        torch.zeros(1, 5, 2, 1, 3), torch.rand(5, 2), ((6, 8),))],
-    ids=['group norm', 'attention', 'deformable'])
+                                        torch.zeros(1, 5, 2, 1, 3), torch.rand(5, 2), ((6, 8),)),
+    lambda x: maps.convolve(x.repeat(1, 4, 1, 1), maps.Convolution(
+        16, (torch.ones(3, 3, 16), torch.ones(16), 1.0), ())),
+    lambda x: maps.enlarge(x.repeat(1, 4, 1, 1), (12, 16))],
+    ids=['group norm', 'attention', 'deformable', 'convolution', 'samples'])
 def test_every_kernel_refuses(call):
     x = torch.rand(1, 4, 6, 8)
     with torch.no_grad():
