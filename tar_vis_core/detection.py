@@ -20,7 +20,6 @@ MAX_CANDIDATES = 64        # masks evaluated per frame at most, best first
 MIN_CELLS = 3              # a mask of fewer stride-4 pixels is noise
 # Of two masks that overlap more, in one class or in two, the surer one stays.
 SAME_CLASS_IOU, ANY_CLASS_IOU = 0.5, 0.7
-CONTAINED = 0.75           # a mask of the same class that lies inside another to this part is a piece of it
 
 
 @dataclass
@@ -146,9 +145,8 @@ def without_duplicates(masks: np.ndarray, scores: np.ndarray, classes: np.ndarra
     common = intersections(masks, masks)
     areas = common.diagonal()
     iou = common / np.maximum(areas[:, None] + areas[None] - common, 1)
-    inside = common / np.maximum(np.minimum(areas[:, None], areas[None]), 1)
     same = classes[:, None] == classes[None]
-    duplicate = (iou > ANY_CLASS_IOU) | (same & ((iou > SAME_CLASS_IOU) | (inside > CONTAINED)))
+    duplicate = (iou > ANY_CLASS_IOU) | (same & (iou > SAME_CLASS_IOU))
     kept: list[int] = []
     for k in np.argsort(-scores, kind='stable'):
         if not duplicate[k, kept].any():

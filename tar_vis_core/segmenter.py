@@ -208,7 +208,7 @@ class VideoSegmenter:
         if tracked.hidden is not None:
             state.identities.end_all_but(tracked.slots[0])
         instances = self._follow(state, detections, tracked.slots[0], elapsed_s, size)
-        state.previous_queries, state.previous_features = out.past
+        state.previous = out.past
         state.encoded = self._kept(encoded) if options.encoder_reuse else None
         mse, index, epoch = state.frame_mse(small), state.frame_index, state.epoch
         state.frame_index += 1
@@ -259,6 +259,4 @@ class VideoSegmenter:
         add up until an object is missed; a plain pass now and then renews them. The paper has none (``0``).
         """
         every = self._options.refresh_frames
-        if state.previous_queries is None or (every and state.frame_index % every == 0):
-            return None
-        return Past(state.previous_queries, state.previous_features)
+        return None if every and state.frame_index % every == 0 else state.previous

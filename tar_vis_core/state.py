@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.latency_budget import LatencyBudget
+from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.stamp_watch import NOMINAL_INTERVAL_S, StampWatch
 from tar_vis_core.tracking.identity import IdentityTracker
 
@@ -18,11 +18,10 @@ from tar_vis_core.tracking.identity import IdentityTracker
 class TemporalState:
     """The memory of one stream, of constant size. Made by ``VideoSegmenter.new_state``, changed by ``step``."""
 
-    # The last frame's decoder output (1, Q, D), before the norm and in the decoder's own slot order: what the
-    # Synchronizer and the Routers read. The tracker must never permute it, or slots and their positions part.
-    previous_queries: Tensor | None = None
-    # The last frame's mask features (1, D', S) at stride 16, for Routers that look at the picture.
-    previous_features: Tensor | None = None
+    # The last frame's decoder output: queries (1, Q, D) before the norm and in the decoder's own slot order, which the
+    # Synchronizer and the Routers read, and what Routers that look at the picture compare. The tracker must never
+    # permute it, or slots and their positions part.
+    previous: Past | None = None
     # What the tracker keeps of the frames before, in its own slot order; its type is the tracker's.
     tracker_memory: Any = None
     # Tracks and their ids; starts anew at a reset, so ids begin at 1 again.

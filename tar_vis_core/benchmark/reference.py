@@ -78,9 +78,8 @@ class ReferenceDecoder(MaskedDecoder):
 
     def blocked_by_heads(self, x: Tensor, memory: UnreducedMemory, level: int) -> Tensor:
         """Run all heads on queries; return where their masks are negative at a level, ``(N, Q, S)``."""
-        normed = self.decoder_norm(x)
-        self.class_embed(normed)
-        masks = torch.einsum('nqd,ndhw->nqhw', self.mask_embed(normed), memory.mask_features)
+        embeddings = self.heads(x)[-1]
+        masks = torch.einsum('nqd,ndhw->nqhw', embeddings, memory.mask_features)
         return bilinear(masks, memory.levels[level].shape[-2:]).flatten(2).sigmoid() < 0.5
 
 

@@ -42,6 +42,7 @@ class DecoderOutput(HandsOn):
     trace: RoutingTrace
     shapes: BoxShapes | None = None     # where queries start from a detector's boxes
     seen: Tensor | None = None          # (N, D, S) what routers that look at the picture compare the next one with
+    objects: Tensor | None = None       # (N, Q) how likely queries are objects, for the same routers
     kept: Past | None = None            # what the next frame takes over in place of this frame's
 
     @property
@@ -67,6 +68,7 @@ class SupervisedOutput(HandsOn):
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
     worth: Tensor | None = None    # (N, routers) what routers that look at the picture say of each exit
     seen: Tensor | None = None     # as in :class:`DecoderOutput`
+    objects: Tensor | None = None  # the same
     kept: Past | None = None       # the same
 
 
@@ -93,11 +95,8 @@ class MaskedDecoder(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(3, dim))
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, ffn) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(dim)
-        # queries from a detector have its classes, and only learn whether there is an object: it has seen far more
-        self.class_embed = nn.Linear(dim, 1 if seeds else classes + 1)
-        if seeds:
-            nn.init.zeros_(self.class_embed.weight)
-            nn.init.zeros_(self.class_embed.bias)
+        # queries from a detector keep its classes: it has seen far more pictures than the decoder
+        self.class_embed = None if seeds else nn.Linear(dim, classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim or dim, 3)
         self.box_masks = BoxMasks(mask_dim or dim, 24) if seeds else None
         self.reid_embed = MLP(dim, dim, dim, 3) if reid else None   # of CTVIS and DVIS++
@@ -172,18 +171,18 @@ class MaskedDecoder(nn.Module):
     def output(self, x: Tensor, trace: RoutingTrace, memory: FrameMemory | None = None) -> DecoderOutput:
         """Return what the heads say of the last queries ``(N, Q, D)``."""
         normed, reid, logits, mask_embeddings = self.heads(x)
-        seen = shapes = None
-        if memory is not None:
-            seen = self.seen(memory)
+        shapes = None
         if memory is not None and memory.proposals is not None:
             proposals = memory.proposals
-            logits = proposals.with_no_object(logits)
+            logits = proposals.class_logits()
             shapes = BoxShapes(proposals.boxes, proposals.fine, self.box_masks)
-        return DecoderOutput(x, normed, reid, logits, mask_embeddings, trace, shapes, seen)
+        return DecoderOutput(x, normed, reid, logits, mask_embeddings, trace, shapes, *self.seen(memory, logits))
 
-    def seen(self, memory: FrameMemory) -> Tensor | None:
-        """Return the mask features that the next frame is compared with, if routers look at them."""
-        return memory.reduced(LEVEL).clone() if isinstance(self.routers, SeeingRouters) else None
+    def seen(self, memory: FrameMemory | None, logits: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return the mask features that the next frame is compared with and the chances of objects, if routers look."""
+        if memory is None or not isinstance(self.routers, SeeingRouters):
+            return None, None
+        return memory.reduced(LEVEL).clone(), 1 - logits.float().softmax(-1)[..., -1]
 
     def evidence(self, x: Tensor, previous: Past, memory: FrameMemory) -> Tensor | None:
         """Return what the last frame's queries find in this one, if routers look at it; ``x`` are this frame's."""
@@ -191,19 +190,16 @@ class MaskedDecoder(nn.Module):
             return None
         if previous.seen is None:
             raise ValueError('these routers look at the picture: give the `past` of the last output, not its queries')
-        normed = self.decoder_norm(previous.queries)
-        logits = self.class_embed(normed)
-        # a decoder on a detector's boxes says only whether there is no object
-        objects = (-logits[..., 0]).sigmoid() if self.seeds is not None else 1 - logits.softmax(-1)[..., -1]
+        embeddings = self.mask_embed(self.decoder_norm(previous.queries))
         similarity = (F.normalize(previous.queries, dim=-1) @ F.normalize(x, dim=-1).mT).amax(-1)
-        return evidence(objects.float(), self.mask_embed(normed).float(), previous.seen.float(),
+        return evidence(previous.objects, embeddings.float(), previous.seen.float(),
                         memory.reduced(LEVEL).float(), similarity.float())
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Return queries after the norm, re-identification embeddings if any, class logits, mask embeddings."""
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """Return queries after the norm, re-identification embeddings if any, class logits if any, mask embeddings."""
         normed = self.decoder_norm(x)
         reid = None if self.reid_embed is None else self.reid_embed(normed)
-        return normed, reid, self.class_embed(normed), self.mask_embed(normed)
+        return normed, reid, None if self.class_embed is None else self.class_embed(normed), self.mask_embed(normed)
 
     def synchronize(self, x: Tensor, previous: Tensor, position: Tensor, memory: FrameMemory
                     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,10 +287,8 @@ class MaskedDecoder(nn.Module):
                     states = [s.take_along_dim(memory.order[..., None], 1) for s in states]
             states.append(x)
         normed = [self.decoder_norm(s) for s in states]
-        logits = [self.class_embed(n) for n in normed]
-        if memory.proposals is not None:
-            logits = [memory.proposals.with_no_object(z) for z in logits]
+        logits = [self.class_embed(n) if memory.proposals is None else memory.proposals.class_logits() for n in normed]
         return SupervisedOutput(
             logits, [self.mask_embed(n) for n in normed], x, memory.proposals,
             torch.stack(execute, 1) if execute else None, torch.stack(executed, 1) if executed else None, worth,
-            self.seen(memory))
+            *self.seen(memory, logits[-1]))

@@ -25,8 +25,10 @@ SURE = 0.3              # probability of an object from which on a query's mask 
 class Past(NamedTuple):
     """What the decoder takes over from the last frame."""
 
-    queries: Tensor             # (N, Q, D) of the last layer
-    seen: Tensor | None = None  # (N, D', S) mask features at stride 16, for Routers that look at the picture
+    queries: Tensor                 # (N, Q, D) of the last layer
+    # For Routers that look at the picture:
+    seen: Tensor | None = None      # (N, D', S) mask features at stride 16
+    objects: Tensor | None = None   # (N, Q) probability that a query is an object
 
     @classmethod
     def of(cls, previous: Past | Tensor) -> Past:
@@ -39,12 +41,13 @@ class HandsOn:
 
     queries: Tensor
     seen: Tensor | None
+    objects: Tensor | None
     kept: Past | None
 
     @property
     def past(self) -> Past:
         """Return what the next frame takes over."""
-        return self.kept or Past(self.queries, self.seen)
+        return self.kept or Past(self.queries, self.seen, self.objects)
 
 
 def relative(change: Tensor, of: Tensor) -> Tensor:

@@ -48,7 +48,10 @@ def train_process(rank: int, size: int, recipe: Recipe, paths: TrainRun) -> None
 def begin_run(world: World, recipe: Recipe, paths: TrainRun) -> Run:
     """Return the run as its recipe starts it, or as its last checkpoint left it."""
     dtype, device = pick_precision(recipe.precision), world.device
-    model, notes = start_model(recipe, paths.init, paths.backbone)
+    resumes, weights = paths.resume and (paths.out / 'last.pt').is_file(), paths.out / 'model.safetensors'
+    # a resumed run has the parts that it had, which may have come from --init
+    init = weights if resumes and paths.init is None and weights.is_file() else paths.init
+    model, notes = start_model(recipe, init, paths.backbone)
     model.to(device, memory_format=torch.channels_last)     # what convolutions are quickest in, forwards and back
     groups = parameter_groups(model, recipe)
     if not groups:
@@ -57,7 +60,7 @@ def begin_run(world: World, recipe: Recipe, paths: TrainRun) -> Run:
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     run = Run(model, optimizer, scaler, {k: v.clone() for k, v in model.state_dict().items()})
-    if paths.resume and (paths.out / 'last.pt').is_file():
+    if resumes:
         changed = changed_options(recipe, run.restore(paths.out / 'last.pt'))
         notes = [f'going on after {run.iteration} iterations' + (
             f', with other {", ".join(changed)} than before' if changed else '')]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tar_vis_core.data.transforms import Sample
 from tar_vis_core.models.masked_decoder import SupervisedOutput
-from tar_vis_core.models.seeing_routers import Past, SeeingRouters
+from tar_vis_core.models.seeing_routers import SeeingRouters
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.losses import LossWeights, Target, make_target, set_losses, total_loss
@@ -50,7 +50,7 @@ def exit_losses(model: VideoInstanceModel, output: SupervisedOutput, features: F
             terms = set_losses(logits, embeddings, features.mask_features[one], targets[one], weights, person=person)
         else:
             alone = replace(output, logits=logits, mask_embeddings=embeddings, proposals=output.proposals.frame(b))
-            terms = proposal_losses(model, alone, features.frame(b), samples[one], size, weights, person)
+            terms = proposal_losses(model, alone, features.frame(b), samples[one], size)
         return total_loss(terms, weights)
 
     return torch.stack([torch.stack([of(b, depth) for depth in range(len(output.logits))])
@@ -103,8 +103,7 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
                 log['worth'] = float(term.detach())
             if segments:
                 if output.proposals is not None:
-                    terms = proposal_losses(
-                        model, output, features, samples, images.shape[-2:], recipe.loss, person)
+                    terms = proposal_losses(model, output, features, samples, images.shape[-2:])
                 else:
                     terms = set_losses(output.logits, output.mask_embeddings, features.mask_features, targets,
                                        recipe.loss, phase, person)
@@ -119,7 +118,7 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
                     total = total + recipe.budget_weight * (probability - recipe.budget_target) ** 2
             previous = output.past if routed else None
             if routed and recipe.detach_previous:
-                previous = Past(previous.queries.detach(), previous.seen)
+                previous = previous._replace(queries=previous.queries.detach())
     total = total / max(passes, 1)
     if tracker_trains:
         terms = tracker_losses(model, tracked, recipe, done, phase, person)

@@ -1,9 +1,9 @@
 """Losses of a decoder whose queries start from a detector's boxes.
 
-A query keeps its box, so which instance it stands for is settled once a frame by class and box, not at every depth by
-masks. Masks are compared on a grid inside the query's box, so that a small object counts as much as a large one. Of
-an instance whose mask is not known but its box, the mask's projections on the box's sides are compared (BoxInst; Tian
-et al. 2021).
+A query keeps its box and its class, so which instance it stands for is settled once a frame by these, not at every
+depth by masks. The decoder only learns masks. They are compared on a grid inside the query's box, so that a small
+object counts as much as a large one. If only the box of an instance is known, the mask's projections on the box's sides
+are compared (BoxInst; Tian et al. 2021).
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from tar_vis_core.models.proposals import box_ious, wider
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.runtime.assignment import linear_sum_assignment
 from tar_vis_core.training.distributed import mean_over_processes
-from tar_vis_core.training.losses import LossWeights
 
 LEAST_IOU = 0.5         # of boxes, for a query to stand for an instance
-MOST_PERSONS = 12       # from so many on, persons of a picture are not all labelled
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -62,15 +60,13 @@ def mask_costs(predicted: Tensor, truth: Tensor, boxed: Tensor) -> tuple[Tensor,
 
 
 def proposal_losses(model: VideoInstanceModel, output: SupervisedOutput, features: Features, samples: list[Sample],
-                    size: tuple[int, int], weights: LossWeights, person: int | None = 0) -> dict[str, Tensor]:
+                    size: tuple[int, int]) -> dict[str, Tensor]:
     """Return the losses of B frames summed over depths, averaged as Mask2Former does; a dict of the unweighted terms.
 
     ``size`` is the padded input's (height, width), to which masks of the samples are padded.
     """
     proposals, device = output.proposals, features.mask_features.device
-    logits, embeddings = torch.stack(output.logits, 1).float(), torch.stack(output.mask_embeddings, 1).float()
-    sums: dict[str, list[Tensor]] = {name: [] for name in ('class', 'mask', 'dice')}
-    count, weight_sum = 0, logits.new_zeros(())
+    embeddings, count = torch.stack(output.mask_embeddings, 1).float(), 0
     inside, fine, truth, asked, projected = [], [], [], [], []
     for b, (sample, mask_features) in enumerate(zip(samples, features.mask_features.float().unbind(), strict=True)):
         pad = 0, size[1] - sample.masks.shape[2], 0, size[0] - sample.masks.shape[1]
@@ -79,19 +75,6 @@ def proposal_losses(model: VideoInstanceModel, output: SupervisedOutput, feature
         boxed = sample.boxed[seen].to(device)
         boxes = proposals.boxes[b]
         q, t = assign(proposals.logits[b], boxes, labels, mask_boxes(masks)) if len(labels) else (labels, labels)
-        target = torch.full((len(boxes),), logits.shape[-1] - 1, device=device)
-        # an object that the detector names wrongly is better not shown
-        named = proposals.logits[b, q].argmax(-1) == labels[t]
-        target[q[named]] = labels[t[named]]
-        weight = torch.full((len(boxes),), weights.no_object, device=device)
-        if person is not None and (labels == person).sum() >= MOST_PERSONS:
-            weight[proposals.logits[b].argmax(-1) == person] = 0
-        weight[ignored_share(F.pad(sample.ignore, pad).to(device), boxes) > 0.5] = 0
-        weight[q[named]] = 1
-        z = logits[b]                                                     # (M, Q, C + 1)
-        losses = F.cross_entropy(z.flatten(0, 1), target.repeat(len(z)), reduction='none').unflatten(0, z.shape[:2])
-        sums['class'].append((weight * losses).sum(-1))
-        weight_sum = weight_sum + weight.sum() * len(z)
         if len(q):
             inside.append(sampled(mask_features, boxes[q]))
             fine.append(sampled(proposals.fine[b].float(), boxes[q]))
@@ -99,26 +82,17 @@ def proposal_losses(model: VideoInstanceModel, output: SupervisedOutput, feature
             asked.append(embeddings[b][:, q])
             projected.append(boxed[t])
             count += len(q)
-    zero = embeddings.new_zeros(())
-    sums['mask'], sums['dice'] = [zero], [zero]
-    if count:
-        truth, projected, asked = torch.cat(truth), torch.cat(projected), torch.cat(asked, 1)
-        inside, fine = torch.cat(inside), torch.cat(fine)
-        # the decoder may stop at any depth: half of the masks are drawn from the last one's embeddings
-        last, rows = len(asked) - 1, torch.arange(asked.shape[1], device=device)
-        earlier = torch.randint(max(last, 1), rows.shape, device=device)
-        depth = torch.where(torch.rand(rows.shape, device=device) < 0.5, last, earlier)
-        products = torch.einsum('mkd,kdyx->mkyx', asked, inside)
-        drawn = products[depth, rows] + model.decoder.box_masks(asked[depth, rows], inside, fine)
-        sums['mask'], sums['dice'] = mask_costs(torch.cat((products, drawn[None])), truth, projected)
-    count, weight_sum = mean_over_processes(torch.stack((weight_sum.new_tensor(float(count)), weight_sum))).unbind()
-    count = count.clamp(min=1e-3)        # the mean over processes may lie below one
-    shares = {'class': weight_sum.clamp(min=1e-3) / logits.shape[1], 'mask': count, 'dice': count}
-    return {name: sum(frame.sum() for frame in frames) / shares[name] for name, frames in sums.items()}
-
-
-def ignored_share(ignore: Tensor, boxes: Tensor) -> Tensor:
-    """Return the share of ``boxes (Q, 4)`` that lies in the ignored region ``(H, W)``, ``(Q,)``."""
-    inner = F.grid_sample(ignore[None, None].float().expand(len(boxes), -1, -1, -1), grid_in(boxes)[:, ::4, ::4],
-                          align_corners=False)
-    return inner.flatten(1).mean(1)
+    mean_count = mean_over_processes(embeddings.new_tensor(float(count))).clamp(min=1e-3)   # over processes below one
+    if not count:
+        nothing = embeddings.sum() * 0
+        return {'mask': nothing, 'dice': nothing}
+    truth, projected, asked = torch.cat(truth), torch.cat(projected), torch.cat(asked, 1)
+    inside, fine = torch.cat(inside), torch.cat(fine)
+    # the decoder may stop at any depth: half of the masks are drawn from the last one's embeddings
+    last, rows = len(asked) - 1, torch.arange(asked.shape[1], device=device)
+    earlier = torch.randint(max(last, 1), rows.shape, device=device)
+    depth = torch.where(torch.rand(rows.shape, device=device) < 0.5, last, earlier)
+    products = torch.einsum('mkd,kdyx->mkyx', asked, inside)
+    drawn = products[depth, rows] + model.decoder.box_masks(asked[depth, rows], inside, fine)
+    mask, dice = mask_costs(torch.cat((products, drawn[None])), truth, projected)
+    return {'mask': mask.sum() / mean_count, 'dice': dice.sum() / mean_count}

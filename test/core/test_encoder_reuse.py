@@ -63,7 +63,7 @@ def test_a_picture_that_stands_still_gives_the_same_answers_without_the_encoder(
         assert answer(got) == answer(expected) and got.instances
         assert got.routing.executed == expected.routing.executed
         assert result_line(got)['encoder_reused'] == got.encoder_reused
-    assert torch.equal(off.state.previous_queries, on.state.previous_queries)
+    assert torch.equal(off.state.previous.queries, on.state.previous.queries)
     assert (off.encoded, on.encoded) == (frames, 3)
 
 

@@ -11,6 +11,7 @@ import torch
 from coco_files import write_coco
 
 from tar_vis_core.weights.loading import read_tensors
+from tar_vis_core.weights.manifest import packaged_weights
 
 ITERATIONS = 5
 
@@ -45,11 +46,12 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(tmp_path, processes):
     write_coco(tmp_path, images=3)
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     # with two processes the whole run is torchrun's: it must not matter who starts them
-    subprocess.run(command(tmp_path, whole, processes, torchrun=processes > 1), check=True, timeout=240)
+    init = ['--init', str(packaged_weights('nano'))]     # with Routers, which a run on stills alone would not have
+    subprocess.run([*command(tmp_path, whole, processes, torchrun=processes > 1), *init], check=True, timeout=240)
     words = command(tmp_path, parts, processes)
     if processes == 1:
-        kill_after_checkpoints(words, parts, 1, 0.0)
-    kill_after_checkpoints([*words, '--resume'], parts, 3 - processes, 0.15)
+        kill_after_checkpoints([*words, *init], parts, 1, 0.0)
+    kill_after_checkpoints([*words, *init, '--resume'], parts, 3 - processes, 0.15)
     (parts / 'last.tmp').write_bytes(b'half a checkpoint')
     with (parts / 'log.csv').open('a') as log:
         log.write('4,0.1')       # half a row of an iteration that no checkpoint has

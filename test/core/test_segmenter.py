@@ -216,7 +216,7 @@ def test_half_precision_steps_and_stays_close(precision):
     for k in range(2):
         _, b = (s.step(picture(k), state) for s, state in zip((exact, half), states, strict=True))
         assert b.reset_reason == ''
-    similarity = torch.cosine_similarity(states[0].previous_queries.float(), states[1].previous_queries.float(), -1)
+    similarity = torch.cosine_similarity(states[0].previous.queries.float(), states[1].previous.queries.float(), -1)
     assert similarity.mean() > 0.9
 
 

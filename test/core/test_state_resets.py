@@ -88,7 +88,7 @@ def test_a_requested_reset_is_reported_once_and_every_reset_raises_the_epoch(seg
     for epoch in (1, 2, 3):
         segmenter.step(picture(epoch), state, 7.2)
         segmenter.reset(state, 'operator')
-        assert state.previous_queries is None and state.tracker_memory is None, 'forgotten at once'
+        assert state.previous is None and state.tracker_memory is None, 'forgotten at once'
         assert_fresh(segmenter.step(picture(3), state, 7.0), 'requested: operator', epoch)
         assert segmenter.step(picture(4), state, 7.1).reset_reason == ''
 
@@ -102,18 +102,18 @@ def test_a_reset_equals_a_new_stream(segmenter):
         assert [(i.track_id, i.box, i.score) for i in a.instances] == [(i.track_id, i.box, i.score)
                                                                       for i in b.instances]
         assert a.routing.executed == b.routing.executed
-    assert torch.equal(used.previous_queries, new.previous_queries)
+    assert torch.equal(used.previous.queries, new.previous.queries)
 
 
 def test_bad_input_leaves_the_state_as_it_was(segmenter):
     state = segmenter.new_state()
     follow(segmenter, state)
-    before = (state.frame_index, state.epoch, state.last_stamp_s, state.image_size, state.previous_queries)
+    before = (state.frame_index, state.epoch, state.last_stamp_s, state.image_size, state.previous.queries)
     for image, stamp in ((np.zeros((0, 5, 3), np.uint8), 100.3), (np.zeros((4, 4), np.uint8), 100.3),
                          (np.zeros((4, 4, 3), np.float32), 100.3), (picture(), float('nan'))):
         with pytest.raises(ValueError):
             segmenter.step(image, state, stamp)
-    assert before == (state.frame_index, state.epoch, state.last_stamp_s, state.image_size, state.previous_queries)
+    assert before == (state.frame_index, state.epoch, state.last_stamp_s, state.image_size, state.previous.queries)
     assert segmenter.step(picture(3), state, 100.3).frame_index == 3
 
 
@@ -140,7 +140,7 @@ def test_they_are_noticed_in_a_first_frame_whatever_the_tracker_makes_of_them(tr
         broken.weight.fill_(float('nan'))
     state = segmenter.new_state()
     assert segmenter.step(picture(3), state).instances == []
-    assert state.reset_reason == 'the network gave numbers that are not finite' and state.previous_queries is None
+    assert state.reset_reason == 'the network gave numbers that are not finite' and state.previous is None
 
 
 def test_two_streams_do_not_know_of_each_other(segmenter):
@@ -159,7 +159,7 @@ def test_the_state_does_not_grow(segmenter):
     shapes = set()
     for k in range(12):
         segmenter.step(picture(k % 3), state, 100 + 0.1 * k)
-        shapes.add((state.previous_queries.shape, state.tracker_memory.shape, state.small_frame.shape))
+        shapes.add((state.previous.queries.shape, state.tracker_memory.shape, state.small_frame.shape))
         # a view would keep the whole batch of some larger tensor alive
         assert state.tracker_memory.untyped_storage().nbytes() <= 2 * state.tracker_memory.nbytes
     assert len(shapes) == 1
