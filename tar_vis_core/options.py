@@ -146,7 +146,7 @@ class SegmenterOptions(Options):
         choices=('auto', *ROUTINGS))
     fixed_layers: int = option(3, 'decoder layers that run when routing is fixed', low=1,
                                high=max(preset.decoder_layers for preset in PRESETS.values()))
-    score_threshold: float = option(0.55, 'score that a new track needs; a known one goes on with half of it',
+    score_threshold: float = option(0.6, 'score that a new track needs; a known one goes on with half of it',
                                     low=0, high=1)
     max_instances: int = option(20, 'instances reported per image at most', low=1, high=1000)
     class_filter: tuple[str, ...] = option((), 'class names to report; empty: all')
