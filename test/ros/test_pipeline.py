@@ -248,16 +248,18 @@ def test_colours_without_a_name_are_told_once(rig):
     assert len([line for line in rig.logger.lines if '8UC3 tells no colours: taken for bgr8' in line]) == 1
 
 
-def test_graphs_of_a_new_size_are_recorded_before_its_first_step(rig):
+@pytest.mark.parametrize(('device', 'what'), [('cpu', 'compiling the encoder'), ('cuda:0', 'recording CUDA graphs')])
+def test_what_a_new_size_needs_is_made_before_its_first_step(rig, device, what):
+    rig.pipeline.device = device
     rig.model.cold.add((120, 160))
     held(rig)
-    assert 'recording CUDA graphs for images of 160x120' in rig.pipeline.recording
+    assert f'{what} for images of 160x120' in rig.pipeline.recording
     rig.model.gate.set()
     rig.outputs.instances.wait_for(1)
     rig.send(1.1)
     rig.outputs.instances.wait_for(2)
     assert [step if isinstance(step, str) else step[0] for step in rig.model.steps] == ['warm-up', 1.0, 1.1]
-    assert not rig.pipeline.recording and sum('recording' in line for line in rig.logger.lines) == 1
+    assert not rig.pipeline.recording and sum(what in line for line in rig.logger.lines) == 1
 
 
 def test_a_lost_gpu_is_asked_no_more(rig):
