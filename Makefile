@@ -43,7 +43,7 @@ demo: setup  ## masks on a moving camera's pictures, results in demo/ (VIDEO=fil
 	@$(BIN)/tar-vis-demo $(if $(VIDEO),--video '$(VIDEO)') $(if $(CAMERA),--camera '$(CAMERA)') $(DEMO_ARGS)
 
 test: setup $(REQUIRED_TEST)  ## run every test, in two processes (PYTEST_ARGS='-k masks' for some)
-	@$(BIN)/python -m pytest test -q -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --durations=20 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest test -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=20 $(PYTEST_ARGS)
 
 quick: setup $(REQUIRED_TEST)  ## the tests that take no longer than two minutes together
 	@$(BIN)/python -m pytest test -q -m quick $(PYTEST_ARGS)

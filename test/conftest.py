@@ -21,13 +21,11 @@ QUICK = frozenset({
     'test_state_resets.py', 'test_viewer_configurations.py', 'test_whole_files.py'})
 
 # What takes minutes is begun first, so that no process ends long after the other.
-LONG = ('colcon', 'test_replay', 'test_replay_ends', 'test_parity', 'test_node_processes', 'test_soak',
+LONG = ('test_build', 'test_replay', 'test_replay_ends', 'test_parity', 'test_node_processes', 'test_soak',
         'test_printed_commands', 'test_cuda_graph_streams', 'test_dvis_parity')
-GROUP = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line('markers', 'xdist_group(name): tests that run in one process, one after another')
     if missing := QUICK - {path.name for path in Path(__file__).parent.rglob('test_*.py')}:
         raise pytest.UsageError(f'QUICK in {__file__} names files that do not exist: {", ".join(sorted(missing))}')
 
@@ -43,11 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in QUICK:
             item.add_marker('quick')
-        # processes of `make test` take turns at files, which share fixtures; one of them makes the colcon workspace
-        item.stash[GROUP] = 'colcon' if 'source_copy' in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(item.stash[GROUP]))
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        items.sort(key=lambda item: LONG.index(item.stash[GROUP]) if item.stash[GROUP] in LONG else len(LONG))
+    if 'PYTEST_XDIST_WORKER' in os.environ:     # the processes of `make test` take turns at files, which share fixtures
+        items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def _limit_threads() -> None:
