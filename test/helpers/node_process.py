@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -223,6 +224,17 @@ class Client:
             if answered():
                 return decode_result(self.instances[stamp], self.diagnostics[stamp])
         raise AssertionError(f'no answer to the image of {stamp}:\n{self.process.output}')
+
+
+@contextmanager
+def client_of(process: NodeProcess) -> Iterator[Client]:
+    """A client of a node process, which must end in order with it."""
+    client = Client(process)
+    try:
+        yield client
+    finally:
+        client.close()
+        assert process.end() == 0
 
 
 def key(stamp: Time) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 pytest.importorskip('onnxruntime')
-from node_process import Client, NodeProcess, nano_weights, picture
+from node_process import NodeProcess, client_of, nano_weights, picture
 
 from tar_vis_core.options import SegmenterOptions
 from tar_vis_core.segmenter import VideoSegmenter
@@ -25,12 +25,8 @@ def weights(folder):
 def client(folder, weights):
     process = NodeProcess(folder, 'engine_node', device='cpu', threads=1, engine='onnxruntime', input_short_side=96,
                           score_threshold=0.05, warm_up_sizes="['160x120']", weights=f"'{weights}'")
-    client = Client(process)
-    try:
+    with client_of(process) as client:
         yield client
-    finally:
-        client.close()
-        assert process.end() == 0
 
 
 def test_it_answers_as_the_library_with_pytorch_does(client, weights):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip('rclpy')
-from node_process import Client, NodeProcess, picture
+from node_process import NodeProcess, client_of, picture
 from saved_weights import save_weights
 
 from tar_vis_core.models.presets import PRESETS
@@ -23,12 +23,8 @@ OFFICIAL = [name for name, config in PRESETS.items() if config.family not in ('n
 def client(tmp_path_factory):
     """A client of one node, which each test leaves unconfigured."""
     process = NodeProcess(tmp_path_factory.mktemp('every_model'), 'every_model_node', device='cpu', threads=1)
-    client = Client(process)
-    try:
+    with client_of(process) as client:
         yield client
-    finally:
-        client.close()
-        assert process.end() == 0
 
 
 @pytest.mark.parametrize('preset', OFFICIAL)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip('rclpy')
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
-from node_process import Client, NodeProcess
+from node_process import NodeProcess, client_of
 from onnx_files import colour_model, picture
 from PIL import Image as Picture
 from replay_process import Command, answers, environment, report_of
@@ -31,12 +31,8 @@ def model(folder) -> Path:
 def client(folder, model):
     """A client of one unconfigured node, which each test leaves unconfigured."""
     process = NodeProcess(folder, 'foreign_node', model='onnx', weights=model, threads=1)
-    client = Client(process)
-    try:
+    with client_of(process) as client:
         yield client
-    finally:
-        client.close()
-        assert process.end() == 0
 
 
 def shown(step: int) -> np.ndarray:
