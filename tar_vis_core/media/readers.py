@@ -23,6 +23,9 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.p
 FOLDER_FPS = 10.0       # a folder of images has no rate of its own
 FALLBACK_FPS = 25.0     # for a video file that states none
 ENOUGH = 0.9            # of the frames that a video says it has: some containers tell an estimate by length and rate
+# FFmpeg's decoders run in threads that write also between our calls: only FFmpeg itself can keep them quiet (-8, its
+# AV_LOG_QUIET). OpenCV reads this when it opens its first video.
+os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 logger = logging.getLogger(__name__)
 
 
