@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tar_vis_core.benchmark import reference
 from tar_vis_core.benchmark.cost import gflops_by_stage, metered
-from tar_vis_core.benchmark.reference import PublishedAttention, unfused_attention, with_parts
+from tar_vis_core.benchmark.reference import PublishedAttention, in_reference_style, unfused_attention
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.models import deformable
 from tar_vis_core.models.cuda_graphs import eager
@@ -78,7 +78,7 @@ def reference_line(model: VideoInstanceModel, device: str = 'cpu', precision: st
                    short_side: int = 0, keep_memory: bool = True) -> Contender:
     """Return the first line, around the weights of a plain model."""
     full = SegmenterOptions('full', input_short_side=short_side)
-    segmenter = VideoSegmenter.from_model(with_parts(model), device, precision, full, tracker, keep_memory)
+    segmenter = VideoSegmenter.from_model(in_reference_style(model), device, precision, full, tracker, keep_memory)
     return Contender(segmenter, full, unfused_attention)
 
 

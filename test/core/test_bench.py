@@ -71,6 +71,31 @@ def test_reference_style_and_ours_agree(changes):
         assert gap.max() < 1e-4, name
 
 
+@pytest.mark.parametrize('routing', ['full', 'adaptive'])
+def test_the_reference_style_gives_the_same_answers_by_other_operations(routing):
+    model = tiny_model().eval()
+    torch.nn.init.normal_(model.decoder.routers.weight2)        # they choose by what they see
+    torch.nn.init.zeros_(model.decoder.routers.bias2)
+    separate, einsums = [], []
+    with torch.inference_mode():
+        features = model.encode(model.normalize(torch.from_numpy(picture()).permute(2, 0, 1)[None].float()))
+        previous = model.decode(features).queries.flip(1)
+        ours = model.decode(features, previous, routing)
+        with torch.profiler.profile() as fused:
+            model.decode(features, previous, routing)
+        published = reference_style.in_reference_style(model)
+        with reference_style.unfused_attention(), torch.profiler.profile() as unfused:
+            theirs = published.decode(features, previous, routing)
+    assert theirs.trace.executed == ours.trace.executed
+    assert (theirs.logits - ours.logits).abs().max() < 1e-3 and (theirs.queries - ours.queries).abs().max() < 1e-3
+    for profiled in (fused, unfused):
+        counts = {event.key: event.count for event in profiled.key_averages()}
+        separate.append(counts.get('aten::_scaled_dot_product_attention_math', 0))
+        einsums.append(counts.get('aten::einsum', 0))
+    runs = sum(ours.trace.executed)
+    assert separate[0] == 0 < 2 * runs <= separate[1] and einsums == [0, runs + 1]
+
+
 def test_reference_style_is_fused_on_a_gpu(monkeypatch):
     """As published implementations are there, so that no ratio flatters ours."""
     monkeypatch.setattr(kernels, 'samples_on_gpu', lambda *_: True)

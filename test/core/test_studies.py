@@ -10,21 +10,17 @@ import numpy as np
 import pytest
 import torch
 from saved_weights import save_weights
-from tiny_model import picture
 from tubes import perfect, square, tube, video
 
-from tar_vis_core.benchmark.reference import ReferenceDecoder, unfused_attention, with_parts
 from tar_vis_core.commands.main import main
 from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
-from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.studies.bootstrap import Precision, interval, mean_rows, resamples, spearman, with_interval
 from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
 from tar_vis_core.studies.inputs import StudyInputs, open_videos
 from tar_vis_core.studies.motion import rows_of
 from tar_vis_core.studies.report import write_report
-from tar_vis_core.studies.timing import VARIANTS, lines_of
 from tar_vis_core.weights.loading import read_tensors
 
 SMALL = ['--videos', '2', '--frames', '3', '--size', '64x96', '--device', 'cpu']
@@ -207,58 +203,6 @@ def test_motion_needs_routers(tmp_path, capsys):
     save_weights(crowd_model(routing=False), bare, {'preset': 'crowd'})
     assert main(['study', 'motion', '--out', str(tmp_path), *SMALL, '--weights', str(bare)]) == 1
     assert 'hold no routers' in capsys.readouterr().err
-
-
-def test_profile(weights, tmp_path):
-    rows = study('profile', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
-    assert [row['stage'] for row in rows] == ['backbone', 'pixel_decoder', 'decoder', 'tracker', 'all']
-    assert [row['paper percent'] for row in rows] == ['17', '28', '52', '3', '100'] and rows[-1]['paper ms'] == '40.50'
-    for routing in ('full', 'adaptive'):
-        *parts, whole = (float(row[f'{routing} percent']) for row in rows)
-        assert min(parts) > 0 and sum(parts) == pytest.approx(whole, abs=0.05) == 100
-
-
-@pytest.mark.parametrize('routing', ['full', 'adaptive'])
-def test_the_reference_style_gives_the_same_answers_by_other_operations(routing):
-    model = crowd_model()
-    torch.nn.init.normal_(model.decoder.mask_embed.layers[-1].weight)       # masks that differ, with empty ones
-    kernels, einsums = [], []
-    with torch.inference_mode():
-        features = model.encode(model.normalize(torch.from_numpy(picture()).permute(2, 0, 1)[None].float()))
-        previous = model.decode(features).queries.flip(1)
-        ours = model.decode(features, previous, routing)
-        with torch.profiler.profile() as fused:
-            model.decode(features, previous, routing)
-        published = with_parts(model, {MaskedDecoder: ReferenceDecoder})
-        with unfused_attention(), torch.profiler.profile() as unfused:
-            theirs = published.decode(features, previous, routing)
-    assert theirs.trace.executed == ours.trace.executed
-    assert (theirs.logits - ours.logits).abs().max() < 1e-3 and (theirs.queries - ours.queries).abs().max() < 1e-3
-    for profiled in (fused, unfused):
-        counts = {event.key: event.count for event in profiled.key_averages()}
-        kernels.append(counts.get('aten::_scaled_dot_product_attention_math', 0))
-        einsums.append(counts.get('aten::einsum', 0))
-    runs = sum(ours.trace.executed)
-    assert kernels[0] == 0 < 2 * runs <= kernels[1] and einsums == [0, runs + 1]
-
-
-def test_each_variant_decodes_as_it_says():
-    lines = lines_of(crowd_model(), 'cpu', 'float32')
-    assert tuple(lines) == VARIANTS
-    for variant, line in lines.items():
-        state = line.segmenter.new_state()
-        executed = [line.step(picture(k), state).routing.executed_layers for k in range(3)]
-        assert (max(executed[1:]) < 9) == variant.tar and executed[0] == 9
-
-
-def test_operations(weights, tmp_path):
-    rows = study('operations', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
-    assert {row['variant']: row['paper frames/s'] for row in rows} == {
-        'reference style': '24.70', 'fused attention': '27.80', 'small masks': '27.20', 'TAR': '31.70',
-        'fused attention, small masks': 'n/a', 'all': '34.60'}
-    for row in rows:
-        assert float(row['frames/s']) == pytest.approx(1e3 / float(row['frame ms']), rel=0.01)
-        assert float(row['frame ms']) > float(row['decoder ms']) > 0
 
 
 TRAINING = ['--iterations', '2', '--resamples', '5', *(word for change in (
