@@ -70,7 +70,7 @@ class ModelConfig:
 PRESETS = {
     # queries start from a detector's boxes
     'nano': ModelConfig(
-        'nano', 'nanodet', 'coco', dim=128, mask_dim=64, queries=64, decoder_ffn=512, decoder_layers=3, short_side=320,
+        'nano', 'nanodet', 'coco', dim=128, mask_dim=64, queries=64, decoder_ffn=512, decoder_layers=2, short_side=320,
         tracker='motion', synchronizer='bipartite', routers='seeing'),
     'minvis_r50': ModelConfig('minvis', 'r50', short_side=360),
     'minvis_swin_l': ModelConfig('minvis', 'swin_l', queries=200),

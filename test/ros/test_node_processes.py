@@ -14,10 +14,11 @@ from std_srvs.srv import Trigger
 
 from tar_vis_core.instances import TrackStatus
 from tar_vis_core.media.overlay import Trails, draw_overlay
+from tar_vis_core.models.presets import PRESETS
 from tar_vis_ros.conversions.images import image_to_array, image_to_rgb
 from tar_vis_ros.conversions.label_images import IMAGES, Moving
 
-LAYERS = 3
+LAYERS = PRESETS['nano'].decoder_layers
 
 
 @pytest.fixture(scope='module')
@@ -190,8 +191,8 @@ def test_parameters_take_effect_on_the_next_frame(client):
     try:
         assert client.set(routing='full') == ''
         assert client.ask(client.image(picture())).routing.executed == (True,) * LAYERS
-        assert client.set(routing='fixed', fixed_layers=2) == ''
-        assert client.ask(client.image(picture())).routing.executed_layers == 2
+        assert client.set(routing='fixed', fixed_layers=1) == ''
+        assert client.ask(client.image(picture())).routing.executed_layers == 1
         assert client.set(max_instances=1, class_filter=['person']) == ''
         visible = [i for i in client.ask(client.image(picture())).instances if i.status != TrackStatus.LOST]
         assert len(visible) <= 1 and {i.class_name for i in visible} <= {'person'}
@@ -215,13 +216,13 @@ def test_parameters_take_effect_on_the_next_frame(client):
     ({'autostart': True}, ['read-only']),
 ])
 def test_wrong_parameters_are_refused_with_a_reason(client, values, words):
-    assert client.set(routing='fixed', fixed_layers=2) == ''
+    assert client.set(routing='fixed', fixed_layers=1) == ''
     try:
         reason = client.set(**values)
         assert reason and '\n' not in reason
         for word in words:
             assert word in reason
-        assert client.ask(client.image(picture())).routing.executed_layers == 2, 'what stood stands'
+        assert client.ask(client.image(picture())).routing.executed_layers == 1, 'what stood stands'
     finally:
         assert client.set(routing='adaptive', fixed_layers=3) == ''
 
