@@ -81,7 +81,7 @@ class Instance:
 class RoutingTrace:
     """Which decoder layers ran for a frame."""
 
-    executed: tuple[bool, ...]        # one per decoder layer; warm-up layers are always True
+    executed: tuple[bool, ...]        # one per decoder layer; warm-up layers run unless ``encoder_reused``
     execute_probability: np.ndarray   # float32, one per layer, NaN where no router was asked
 
     @property
@@ -96,14 +96,17 @@ class RoutingTrace:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Milliseconds of the stages, on a GPU by events in its stream, and of the whole step by the host's clock."""
+    """Milliseconds of the stages, on a GPU by events in its stream, and of the whole step by the host's clock.
 
-    preprocess: float   # copy to the device, resize, normalise, pad
-    encoder: float      # backbone and pixel decoder
-    decoder: float      # masked decoder with synchronizer and routers
-    masks: float        # classification, masks at the source size, run lengths
-    tracker: float      # matching and identities
-    total: float
+    A stage that did not run took 0.
+    """
+
+    preprocess: float = 0.0   # copy to the device, resize, normalise, pad
+    encoder: float = 0.0      # backbone and pixel decoder
+    decoder: float = 0.0      # masked decoder with synchronizer and routers
+    masks: float = 0.0        # classification, masks at the source size, run lengths
+    tracker: float = 0.0      # matching and identities
+    total: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,4 +122,4 @@ class FrameResult:
     frame_mse: float              # against the previous frame, squared grey levels (0..65025); NaN for the first
     times: StageTimes
     reset_reason: str = ''        # why the state was reset before this frame; empty when it was not
-    encoder_reused: bool = False  # masks are of an earlier frame's picture (SegmenterOptions.encoder_reuse)
+    encoder_reused: bool = False  # the answer of an earlier frame, see ``still_picture.py``

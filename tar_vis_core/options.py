@@ -159,7 +159,7 @@ class SegmenterOptions(Options):
     refresh_frames: int = option(
         10, 'with adaptive, every so many frames a plain pass of all layers; 0: only at first', low=0, high=100000)
     encoder_reuse: float = option(
-        0.0, 'grey levels: an image that differs less reuses the features of an earlier one; 0: off', low=0, high=255)
+        0.0, 'grey levels: an image that differs less takes over the masks of an earlier one; 0: off', low=0, high=255)
     reset_gap_s: float = option(2.0, 'seconds between two image stamps after which tracks start anew; 0: never',
                                 low=0, high=86400)
     grace_frames: int = option(15, 'images that a track may be out of sight and still keep its id', low=0, high=10000)

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from tar_vis_core.detection import Detection, detect
-from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.errors import NotFiniteError, unknown_name
-from tar_vis_core.instances import FrameResult, Instance, StageTimes, TrackStatus
+from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus
 from tar_vis_core.io.paths import user_path
-from tar_vis_core.models.cuda_graphs import is_static, recorded_parts
+from tar_vis_core.models.cuda_graphs import recorded_parts
 from tar_vis_core.models.deformable import head_widths
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.presets import find_preset
@@ -32,6 +31,7 @@ from tar_vis_core.runtime.device import (
     watched,
 )
 from tar_vis_core.state import TemporalState
+from tar_vis_core.still_picture import SegmentedFrame
 from tar_vis_core.tracking.tracker import make_tracker
 from tar_vis_core.weights.loading import load_model
 from tar_vis_core.weights.manifest import packaged_weights
@@ -158,12 +158,11 @@ class VideoSegmenter:
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         options = self._options
         try:
-            for reuse in {0.0, options.encoder_reuse}:
-                # with this bias all layers run although all routers are asked
-                self._options = replace(options, skip_bias=OPTIONS['skip_bias'].low, encoder_reuse=reuse)
-                state = self.new_state()
-                for _ in range(2):
-                    self.step(image, state)
+            # with this bias all layers run although all routers are asked
+            self._options = replace(options, skip_bias=OPTIONS['skip_bias'].low, encoder_reuse=0.0)
+            state = self.new_state()
+            for _ in range(2):
+                self.step(image, state)
         finally:
             self._options = options
         self._warm.add((height, width))
@@ -191,34 +190,52 @@ class VideoSegmenter:
         options, size = self._options, image.shape[:2]
         clock, budget, recordings = StageClock(self.device), state.budget_of(options.latency_budget_ms), self.recordings
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s, stream_break)
-        with compute_context(self.device, self.dtype):
-            encoded, small = self._encode(image, state.encoded, clock)
-            features = encoded.features
-            out = self.model.decode(features, self._previous(state), self.routing, options.fixed_layers,
-                                    options.skip_bias + (budget.bias if budget else 0.0))
-            clock.lap('decoder')
-            tracked, state.tracker_memory = self.tracker.track(out, features.mask_features, state.tracker_memory)
-            clock.lap('tracker')
-        try:
-            detections, broken = detect(tracked, features, image, encoded.geometry,
-                                              CONTINUE_SHARE * options.score_threshold, self._allowed), ''
-        except NotFiniteError as error:
-            detections, broken = [], str(error)
-        clock.lap('masks')
-        if tracked.hidden is not None:
-            state.identities.end_all_but(tracked.slots[0])
-        instances = self._follow(state, detections, tracked.slots[0], elapsed_s, size)
-        state.previous = out.past
-        state.encoded = self._kept(encoded) if options.encoder_reuse else None
+        small = small_grey(image) if state.segmented else None
+        if state.segmented and state.segmented.stands_for(small, options):
+            segmented, broken = replace(state.segmented, reused=state.segmented.reused + 1), ''
+            trace = RoutingTrace((False,) * self.num_layers, np.full(self.num_layers, np.nan, np.float32))
+            clock.lap('preprocess')
+        else:
+            segmented, trace, broken = self._segment(image, small, state, budget.bias if budget else 0.0, clock)
+            small = segmented.small
+        instances = self._follow(state, segmented.detections, segmented.slots, elapsed_s, size)
+        state.segmented = segmented if options.encoder_reuse else None
         mse, index, epoch = state.frame_mse(small), state.frame_index, state.epoch
         state.frame_index += 1
         if broken:  # it would poison all frames to come
             state.reset(broken)
         clock.lap('tracker')
         times = StageTimes(**clock.times())
-        if budget and self.recordings == recordings:    # a step that records takes seconds, once
-            budget.update(times.total, out.trace.executed_layers, self.num_layers, out.trace.routed)
-        return FrameResult(*size, index, epoch, instances, out.trace, mse, times, reset_reason, encoded.reused > 0)
+        # a step that records takes seconds, once
+        if budget and not segmented.reused and self.recordings == recordings:
+            budget.update(times.total, trace.executed_layers, self.num_layers, trace.routed)
+        return FrameResult(*size, index, epoch, instances, trace, mse, times, reset_reason, segmented.reused > 0)
+
+    def _segment(self, image: np.ndarray, small: np.ndarray | None, state: TemporalState, bias: float,
+                 clock: StageClock) -> tuple[SegmentedFrame, RoutingTrace, str]:
+        """Run the model on an image. Return what it found, which layers ran, and which numbers were not finite."""
+        options = self._options
+        with compute_context(self.device, self.dtype):
+            images, geometry = prepare(self.model, image, options.input_short_side or self.model.config.short_side)
+            clock.lap('preprocess')
+            features = self._engine.encode(images) if self._engine else self.model.encode(images)
+            small = small_grey(image) if small is None else small       # while a GPU is at work
+            clock.lap('encoder')
+            out = self.model.decode(features, self._previous(state), self.routing, options.fixed_layers,
+                                    options.skip_bias + bias)
+            clock.lap('decoder')
+            tracked, state.tracker_memory = self.tracker.track(out, features.mask_features, state.tracker_memory)
+            clock.lap('tracker')
+        try:
+            detections, broken = detect(tracked, features, image, geometry, CONTINUE_SHARE * options.score_threshold,
+                                        self._allowed), ''
+        except NotFiniteError as error:
+            detections, broken = [], str(error)
+        clock.lap('masks')
+        if tracked.hidden is not None:
+            state.identities.end_all_but(tracked.slots[0])
+        state.previous = out.past
+        return SegmentedFrame(small, options, detections, tracked.slots[0]), out.trace, broken
 
     def _follow(self, state: TemporalState, detections: list[Detection], slots: np.ndarray, elapsed_s: float,
                 size: tuple[int, int]) -> list[Instance]:
@@ -228,29 +245,6 @@ class VideoSegmenter:
         tracks = identities.update(detections, slots, options.score_threshold, options.max_instances, elapsed_s, *size)
         return [identities.instance(track, status, self.class_names) for track, status in tracks
                 if self._allowed[track.class_id] or status != TrackStatus.LOST]
-
-    def _encode(self, image: np.ndarray, before: EncodedFrame | None, clock: StageClock
-                ) -> tuple[EncodedFrame, np.ndarray]:
-        """Return the frame's features, its own or those of the frame encoded before, and its small grey picture."""
-        short_side = self._options.input_short_side or self.model.config.short_side
-        small = None if before is None else small_grey(image)
-        if small is not None and before.stands_for(small, short_side, self._options.encoder_reuse):
-            for stage in ('preprocess', 'encoder'):
-                clock.lap(stage)
-            return replace(before, reused=before.reused + 1), small
-        images, geometry = prepare(self.model, image, short_side)
-        clock.lap('preprocess')
-        features = self._engine.encode(images) if self._engine else self.model.encode(images)
-        small = small_grey(image) if small is None else small       # while a GPU is at work
-        clock.lap('encoder')
-        return EncodedFrame(features, geometry, small, short_side), small
-
-    @staticmethod
-    def _kept(encoded: EncodedFrame) -> EncodedFrame:
-        """Return the frame in memory that outlasts the step: recorded parts overwrite their results in each step."""
-        features = encoded.features
-        tensors = features.mask_features, *features.levels
-        return replace(encoded, features=features.clone()) if any(map(is_static, tensors)) else encoded
 
     def _previous(self, state: TemporalState) -> Past | None:
         """Return what the last frame left, or None if this frame is decoded plainly.

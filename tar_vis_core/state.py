@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tar_vis_core.encoder_reuse import EncodedFrame
 from tar_vis_core.latency_budget import LatencyBudget
 from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.stamp_watch import NOMINAL_INTERVAL_S, StampWatch
+from tar_vis_core.still_picture import SegmentedFrame
 from tar_vis_core.tracking.identity import IdentityTracker
 
 
@@ -28,8 +28,8 @@ class TemporalState:
     identities: IdentityTracker = field(default_factory=IdentityTracker)
     # The last frame in grey, about 64 pixels wide: for the inter-frame mean squared error.
     small_frame: np.ndarray | None = None
-    # With ``encoder_reuse`` the last frame that was encoded, whose features still pictures take over; else None.
-    encoded: EncodedFrame | None = None
+    # With ``encoder_reuse`` the last frame that the model has seen, whose objects still pictures take over; else None.
+    segmented: SegmentedFrame | None = None
     # Index of the next frame since the last reset.
     frame_index: int = 0
     # Rises by one at every reset: (epoch, track id) never comes twice in a stream.

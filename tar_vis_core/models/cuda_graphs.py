@@ -26,8 +26,7 @@ from tar_vis_core.errors import first_line
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime.device import watched
 
-# of a part, those used last: four sizes of image, each with features of the frame itself and of an earlier one
-# (``encoder_reuse``); cameras of more sizes are recorded again and again
+# of a part, those used last, one for each size of image; cameras of more sizes are recorded again and again
 MOST = 8
 LONGEST_PAUSE = 1024    # calls of a part until it is tried again to record where there was no memory for it
 ONE_AT_A_TIME = threading.Lock()    # torch records one graph at a time in a process

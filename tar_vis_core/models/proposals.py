@@ -35,10 +35,6 @@ class Proposals:
     content: Tensor     # (N, Q, C) the detector's features of the cell
     fine: Tensor        # (N, F, 2 h, 2 w) features of the detector's stem, from which masks are drawn
 
-    def clone(self) -> Proposals:
-        """Return the same in memory of its own."""
-        return Proposals(self.boxes.clone(), self.logits.clone(), self.content.clone(), self.fine.clone())
-
     def ordered(self, order: Tensor) -> Proposals:
         """Return them in another order, ``(N, Q)`` indices."""
         parts = self.boxes, self.logits, self.content

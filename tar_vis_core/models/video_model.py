@@ -36,11 +36,6 @@ class Features:
     levels: list[Tensor]       # (N, D, ., .) at strides 32, 16, 8
     proposals: Proposals | None = None      # where the backbone is a detector
 
-    def clone(self) -> Features:
-        """Return a copy in memory of its own."""
-        return Features(self.mask_features.clone(), [level.clone() for level in self.levels],
-                        None if self.proposals is None else self.proposals.clone())
-
     def frame(self, n: int) -> Features:
         """Return those of one frame, as a batch of one."""
         return Features(self.mask_features[n:n + 1], [level[n:n + 1] for level in self.levels],

@@ -37,7 +37,7 @@ def torch_alone(monkeypatch):
     monkeypatch.setattr(kernels, 'compiled', lambda: None)
 
 
-def test_a_still_picture_keeps_its_features_while_another_camera_is_encoded():
+def test_a_still_picture_keeps_its_answer_while_another_camera_is_segmented():
     plain, played = pair()
     for one in (plain, played):
         one.options = replace(one.options, encoder_reuse=5.0)

@@ -9,7 +9,7 @@ from building import ROOT
 # From the ground up: what stands in a line imports lines above it, and its own.
 FLOORS = [
     {'errors', 'instances', 'io'}, {'runtime'}, {'media'}, {'models'}, {'options', 'flags', 'masks', 'weights', 'data'},
-    {'engines', 'preprocess', 'encoder_reuse', 'detection', 'latency_budget', 'stamp_watch'}, {'tracking'},
+    {'engines', 'preprocess', 'detection', 'latency_budget', 'stamp_watch'}, {'tracking', 'still_picture'},
     {'state'}, {'segmenter'}, {'foreign'}, {'training', 'evaluation', 'benchmark'}, {'studies'}, {'commands'}]
 ROS_FLOORS = [{'conversions', 'process'}, {'node', 'depth', 'bags', 'client', 'video_source'},
               {'replay', 'demo', 'examples'}]
