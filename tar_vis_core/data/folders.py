@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -10,6 +12,7 @@ from urllib.parse import unquote
 from tar_vis_core.errors import DataError
 from tar_vis_core.io.json_files import file_name
 
+logger = logging.getLogger(__name__)
 BESIDE = 'images', 'data', 'img', 'JPEGImages', 'frames'    # where tools put the pictures of an annotation file
 SAMPLE = 16                                                 # names that choose the folder
 
@@ -43,7 +46,14 @@ def find_pictures(json_path: Path, names: Sequence[str], *usual: str) -> list[Pa
 
 
 def check_pictures(json_path: Path, names: Sequence[str], paths: Sequence[Path]) -> None:
-    """Raise DataError if pictures are missing. It names how many, the first one, and the likely reason."""
+    """Raise DataError if pictures are missing: how many, the first one, and the likely reason. Warn of one named twice.
+
+    Names of two folders fall together where a tool leaves the folders out; labels are then on another picture.
+    """
+    again = [path for path, times in Counter(paths).items() if times > 1]
+    if again:
+        logger.warning('%s: %d pictures are named more than once, such as %s: are all labels on their own picture?',
+                       json_path, len(again), again[0])
     missing = [(name, path) for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
     if not missing:
         return

@@ -38,8 +38,8 @@ def read_labels(path: str | Path) -> dict[str, Any]:
 
 
 def holds_videos(content: Mapping[str, Any]) -> bool:
-    """Return whether this is YouTube-VIS rather than COCO: it lists videos."""
-    return content.get('videos') is not None
+    """Return whether this is YouTube-VIS rather than COCO: it lists videos. An empty list beside images is none."""
+    return content.get('videos') is not None and not (content['videos'] == [] and content.get('images'))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def parse_json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        if not error.doc[error.pos:].strip() or error.msg.startswith('Unterminated string'):
+        if not error.doc[error.pos:].strip(' \t\r\n\0') or error.msg.startswith('Unterminated string'):
             raise DataError(f'{name}: the JSON ends in the middle, at line {error.lineno}: only a part of it was '
                             'written or copied') from error
         raise DataError(f'{name}: no valid JSON at line {error.lineno}, column {error.colno}: {error.msg}') from error

@@ -37,9 +37,9 @@ AFTER_SCAN = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')     # a marker that ends c
 FRAME_END, SCAN = 0xD9, 0xDA
 HUFFMAN, ARITHMETIC = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7}, {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
-# What libjpeg and libpng say of a picture of which something is missing. Bytes between the last block and the end
-# marker are none of it: some cameras write them into every frame.
-DAMAGE = re.compile(r'Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0xd9)|Premature end of JPEG|'
+# What libjpeg and libpng say of a picture of which something is missing. A few bytes between the last block and the end
+# marker are none of it: some cameras write one to four into every frame. More of them are pixels that found no place.
+DAMAGE = re.compile(r'Corrupt JPEG data: (?!(\d|1[0-6]) extraneous bytes before marker 0xd9)|Premature end of JPEG|'
                     r'Inconsistent progression|Invalid SOS|libpng error: ')
 CHATTER = re.compile(DAMAGE.pattern + r'|Corrupt JPEG data: |Warning: unknown JFIF|Unknown Adobe|libpng warning: |'
                      r'\[ *(WARN|ERROR|INFO):\d')     # the last one: OpenCV's own lines

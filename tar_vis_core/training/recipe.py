@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import yaml
-
-from tar_vis_core.errors import DataError, TarVisError, near, one_line
+from tar_vis_core.errors import DataError, TarVisError, near
 from tar_vis_core.io.json_files import read_text
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.yaml_files import parse_yaml
 from tar_vis_core.models.presets import find_preset
 from tar_vis_core.runtime.device import PRECISIONS
 from tar_vis_core.training.losses import LossWeights
@@ -96,9 +95,9 @@ def load_recipe(name: str, changes: Iterable[str] | None = None) -> Recipe:
         known = ', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))
         raise RecipeError(f'no recipe {name!r}; give a YAML file or one of: {known}')
     try:
-        values = yaml.safe_load(read_text(path)) or {}
-    except (DataError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f'{path}: no YAML: {one_line(error)[:200]}') from error
+        values = parse_yaml(read_text(path), str(path)) or {}
+    except DataError as error:
+        raise RecipeError(str(error)) from error
     if not isinstance(values, dict):
         raise RecipeError(f'{path}: expected options and their values, found {type(values).__name__}')
     for change in changes or ():
@@ -106,10 +105,14 @@ def load_recipe(name: str, changes: Iterable[str] | None = None) -> Recipe:
         if not separator:
             raise RecipeError(f'--set {change!r}: expected key=value')
         group, _, inner = key.partition('.')
+        try:
+            value = parse_yaml(text, f'--set {change!r}')
+        except DataError as error:
+            raise RecipeError(str(error)) from error
         if inner:
-            values.setdefault(group, {})[inner] = yaml.safe_load(text)
+            values.setdefault(group, {})[inner] = value
         else:
-            values[key] = yaml.safe_load(text)
+            values[key] = value
     values['loss'] = LossWeights(**_checked(values.get('loss', {}), LossWeights(), f'{path.name}: loss'))
     recipe = Recipe(**_checked(values, Recipe(), path.name))
     _check(recipe, path.name)

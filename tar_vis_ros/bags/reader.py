@@ -1,4 +1,4 @@
-"""Read the images of a recorded topic as they were recorded: their CDR is passed on, not decoded.
+"""Read the images of a recorded topic as they were recorded: their CDR is passed on, once it is known to be whole.
 
 Formats: rosbag2 folders and single .db3 and .mcap files, read by the library rosbags. Messages lie in a bag as ROS
 sends them, OMG CDR behind a header of four bytes, the second of which tells the byte order.
@@ -16,6 +16,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
 from tar_vis_core.errors import one_line
+from tar_vis_ros.bags.compression import plain_message
 from tar_vis_ros.bags.stored import BagError, open_bag
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
@@ -73,12 +74,14 @@ class ImageBag:
         index = 0
         for recorded_ns, cdr in self._stored.messages(self.topic, self._kind, self.count):
             try:
+                cdr = bytes(plain_message(cdr))
                 stamp_ns = header_stamp_ns(cdr)
-            except (struct.error, IndexError, TypeError):       # too short for a header, or a text: missing
+                whole = data_end(cdr, self._kind) <= len(cdr)
+            except (struct.error, IndexError, TypeError):       # too short for its fields, or a text: missing
                 continue
-            if not isinstance(recorded_ns, int):    # a column of sqlite may hold anything
+            if not whole or not isinstance(recorded_ns, int):   # a column of sqlite may hold anything
                 continue
-            yield RecordedMessage(index, stamp_ns, recorded_ns, bytes(cdr))
+            yield RecordedMessage(index, stamp_ns, recorded_ns, cdr)
             index += 1
         if index < self.count or self._stored.broken:
             missing = f'{self.count - index} of {self.count} images are missing' if index < self.count else \
@@ -107,9 +110,29 @@ def read_topics(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def header_stamp_ns(cdr: bytes) -> int:
-    """Return the stamp of a message that begins with a header, nanoseconds. Raise struct.error if it is too short."""
+    """Return the stamp of a message that begins with a header, nanoseconds. Raise struct.error if this one does not."""
     seconds, nanoseconds = struct.unpack_from('<iI' if cdr[1] & 1 else '>iI', cdr, 4)
+    if cdr[0] or nanoseconds >= 10**9:
+        raise struct.error('no CDR that begins with a stamp')
     return seconds * 10**9 + nanoseconds
+
+
+def data_end(cdr: bytes, kind: str) -> int:
+    """Return where the last field of an image message ends, its data, as the lengths in the message have it.
+
+    Raise struct.error if the fields before are not there. A subscriber would find it out, too, but copies the data.
+    """
+    number = struct.Struct('<I' if cdr[1] & 1 else '>I')
+
+    def end(place: int) -> int:     # of a text or data, which lie behind their length
+        return place + 4 + number.unpack_from(cdr, place)[0]
+
+    def aligned(place: int) -> int:
+        return place + 3 & ~3
+    place = aligned(end(12))        # behind header.frame_id
+    if kind == COMPRESSED:
+        return end(aligned(end(place)))                     # format
+    return end(aligned(end(place + 8) + 1) + 4)             # height, width, encoding, is_bigendian, step
 
 
 def _choose(connections: list[Connection], path: Path, topic: str) -> list[Connection]:

@@ -11,7 +11,6 @@ import os
 import shutil
 import sqlite3
 import struct
-import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from lz4.frame import LZ4FrameDecompressor
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from tar_vis_ros.bags.compression import unpack_records
 
 MCAP_MAGIC, SQLITE_MAGIC = b'\x89MCAP0\r\n', b'SQLite format 3\0'
 SCHEMA, CHANNEL, MESSAGE, CHUNK, DATA_END, FOOTER = 0x03, 0x04, 0x05, 0x06, 0x0F, 0x02
@@ -33,7 +27,6 @@ MESSAGE_HEAD = struct.Struct('<HIQQ')   # channel, sequence, log time, publish t
 CHUNK_HEAD = struct.Struct('<QQQI')     # first and last time, size and checksum of the records
 MAX_CHUNK = 2**31                       # bytes of records: more is a damaged number
 MAX_DATABASE = 2**40
-PIECE = 2**16                           # bytes that are unpacked at a time, so that those before a break come out
 
 
 @dataclass
@@ -175,7 +168,7 @@ class McapScan(Scan):
         data = content[start + 8:start + 8 + packed]
         if size > MAX_CHUNK or compression not in ('', 'lz4', 'zstd'):
             return b'', False
-        records = _unpacked(data, compression, size) if compression else data
+        records = unpack_records(data, compression, size) if compression else data
         if len(records) == size and checksum and crc32(records) != checksum:
             return b'', False       # nobody knows which of its messages are damaged
         return records, len(records) == size
@@ -266,19 +259,3 @@ def _text(content: bytes, start: int) -> tuple[str, int]:
     if end > len(content):
         raise struct.error('cut')
     return content[start + 4:end].decode(), end
-
-
-def _unpacked(data: bytes, compression: str, size: int) -> bytes:
-    """Return the part of compressed records that can be unpacked, ``size`` bytes at most."""
-    machine = LZ4FrameDecompressor() if compression == 'lz4' else zstd.ZstdDecompressor()
-    parts, length = [], 0
-    with contextlib.suppress(Exception):    # of a damaged or cut stream, whatever the library raises
-        for start in range(0, len(data), PIECE):
-            parts.append(machine.decompress(data[start:start + PIECE], max_length=size - length))
-            length += len(parts[-1])
-            while length < size and not machine.needs_input and not machine.eof:
-                parts.append(machine.decompress(b'', max_length=size - length))
-                length += len(parts[-1])
-            if machine.eof or length >= size:
-                break
-    return b''.join(parts)

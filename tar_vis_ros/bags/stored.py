@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
-import yaml
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
-from tar_vis_core.errors import TarVisError, one_line
+from tar_vis_core.errors import DataError, TarVisError, one_line
 from tar_vis_core.io.input_files import problem_of, what_it_is
+from tar_vis_core.io.yaml_files import parse_yaml
+from tar_vis_ros.bags.compression import plain_path, unpack_file
 from tar_vis_ros.bags.scan import Channel, McapScan, Scan, SqliteScan, has_journal, has_views, storage_of
 
 SUFFIXES = ('.db3', '.mcap')
+SHOWN_FILES = 5
 EXPECTED = 'expected a rosbag2 folder, a .db3 or a .mcap file'
 
 
@@ -32,6 +36,7 @@ class StoredBag:
         self.files, self.broken = list(files), ''   # the latter: why not all could be read
         self._reader, self._counts, self._lost = reader, counts, lost
         self._scans: list[Scan] = []
+        self._unpacked = contextlib.ExitStack()
         if reader is None:
             self.look_inside()
 
@@ -55,7 +60,7 @@ class StoredBag:
         problems = []
         for file in self.files:
             try:
-                self._scans.append(_scan(file))
+                self._scans.append(_scan(file, self._unpacked))
             except BagError as error:
                 problems.append(error)
         if not self._scans:
@@ -105,6 +110,7 @@ class StoredBag:
         self._close_reader()
         for scan in self._scans:
             scan.close()
+        self._unpacked.close()
 
     def _close_reader(self) -> None:
         reader, self._reader = self._reader, None
@@ -119,35 +125,36 @@ def open_bag(path: Path) -> StoredBag:
         raise BagError(f'{path}: no such bag; {EXPECTED}')
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix not in SUFFIXES:
+    if plain_path(path).suffix not in SUFFIXES:
         raise BagError(f'{path}: not a rosbag2 bag; expected a folder, a .db3 or a .mcap file'
                        + (', which rosbags-convert makes of a ROS 1 bag' if path.suffix == '.bag' else ''))
     if problem := problem_of(path):
         raise BagError(f'{path}: {problem}')
-    return StoredBag([path], _indexed(path, [path])[0], {}, [])
+    return StoredBag([path], _indexed(path, [path]), {}, [])
 
 
 def _open_folder(path: Path) -> StoredBag:
-    # not the companion files that a Mac puts beside them, ._NAME
-    present = sorted((file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()
-                      and not file.name.startswith('.')), key=_number)
+    # not the companion files that a Mac puts beside them, ._NAME, nor a packed file that was unpacked
+    present = sorted((file for file in path.iterdir() if plain_path(file).suffix in SUFFIXES and file.is_file()
+                      and not file.name.startswith('.')
+                      and (plain_path(file) == file or not plain_path(file).exists())),
+                     key=_number)
     metadata, problem = _metadata(path)
     names = _named_files(metadata)
-    files = [path / name for name in names if (path / name).is_file()]
+    by_name = {plain_path(file).name: file for file in present}
+    plain = dict.fromkeys(plain_path(Path(name)).name for name in names)
+    files = [by_name[name] for name in plain if name in by_name]
     if metadata and not files:
         problem = f'its files are missing: metadata.yaml names {", ".join(names) or "none"}'
     if not files:   # no metadata, or the files were renamed
         if not present:
-            packed = next((file.name for file in path.iterdir() if file.suffix == '.zstd'), None)
-            raise BagError(f'{path}: {problem}, and no data; ' + (
-                f'{packed} can be read once it is unpacked (zstd -d)' if packed else EXPECTED))
+            raise BagError(f'{path}: {problem}, and no data; {EXPECTED}')
         return StoredBag(present, None, _counts(metadata), _gaps(path, present, problem))
-    counts = _counts(metadata)
-    reader, reason = _indexed(path, files) if counts else (None, '')
-    compressed = str(metadata.get('compression_mode') or 'none').lower()
-    if reader is None and compressed != 'none' and (compressed == 'message' or not all(map(storage_of, files))):
-        raise BagError(f'{path}: cannot be read: {reason}')     # scans know nothing of rosbag2's own compression
-    return StoredBag(files, reader, counts, [f'{name} is missing' for name in names if path / name not in files])
+    counts, mode = _counts(metadata), str(metadata.get('compression_mode') or 'none').lower()
+    # rosbags unpacks rosbag2's own compression without a limit, and reads a file as often as it is named
+    reader = _indexed(path, files) if counts and mode in ('none', 'storage') and files == [
+        path / name for name in names] else None
+    return StoredBag(files, reader, counts, [f'{name} is missing' for name in plain if name not in by_name])
 
 
 def _named_files(metadata: Mapping) -> list[str]:
@@ -173,9 +180,9 @@ def _metadata(path: Path) -> tuple[Mapping, str]:
     if not file.is_file():
         return {}, 'no metadata.yaml in this folder'
     try:
-        content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))['rosbag2_bagfile_information']
+        content = parse_yaml(file.read_text(encoding='utf-8-sig'))['rosbag2_bagfile_information']
         return (content, '') if isinstance(content, Mapping) else ({}, 'metadata.yaml says nothing')
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, DataError):
         return {}, 'metadata.yaml cannot be read'
 
 
@@ -184,46 +191,49 @@ def _gaps(path: Path, files: Sequence[Path], problem: str) -> list[str]:
     if len(files) > 1 and (len({_recording(file) for file in files}) > 1 or _number(files[0])[0] < 0):
         raise BagError(f'{path}: {problem}, and {len(files)} files that are not parts of one recording '
                        f'({", ".join(file.name for file in files)}): give them one by one, or run ros2 bag reindex')
-    numbers = {_number(file)[0] for file in files} if len(files) > 1 else set()
-    return [f'file {number} of the recording is missing' for number in range(max(numbers, default=0))
-            if number not in numbers]
+    # one file alone may have any name; rosbag2 names it after the folder
+    numbers = {_number(file)[0] for file in files} if len(files) > 1 or _recording(files[0])[0] == path.name else {-1}
+    missing = max(numbers) + 1 - len(numbers) if min(numbers) >= 0 else 0
+    first = itertools.islice((n for n in itertools.count() if n not in numbers), min(missing, SHOWN_FILES))
+    return [f'file {number} of the recording is missing' for number in first] + [
+        f'so are {missing - SHOWN_FILES} others'] * (missing > SHOWN_FILES)
 
 
 def _recording(file: Path) -> tuple[str, str]:
-    return re.sub(r'_\d+$', '', file.stem), file.suffix
+    return re.sub(r'_\d+$', '', plain_path(file).stem), plain_path(file).suffix
 
 
 def _number(file: Path) -> tuple[int, str]:
     """Return the number that rosbag2 gives a part of a split recording, -1 for none; 10 comes after 9."""
-    found = re.search(r'_(\d+)$', file.stem)
+    found = re.search(r'_(\d+)$', plain_path(file).stem)
     return (int(found[1]) if found else -1), file.name
 
 
-def _indexed(path: Path, files: Sequence[Path]) -> tuple[Reader | None, str]:
-    """Return a reader by index and metadata; None and the reason if those do not serve."""
-    if any(file.suffix == '.db3' and has_journal(file) for file in files):
-        return None, 'a journal lies beside the database'
-    if any(map(has_views, files)):
-        return None, 'the database has views'
+def _indexed(path: Path, files: Sequence[Path]) -> Reader | None:
+    """Return a reader by index and metadata; None if those do not serve."""
+    if any(file.suffix == '.db3' and has_journal(file) for file in files) or any(map(has_views, files)):
+        return None
     try:
         reader = Reader(path)
         reader.open()
-        return reader, ''
-    except Exception as error:      # whatever rosbags raises
-        return None, one_line(error)
+        return reader
+    except Exception:       # whatever rosbags raises
+        return None
 
 
-def _scan(file: Path) -> Scan:
-    storage = storage_of(file)
-    if storage == 'sqlite3' and has_views(file):
-        raise BagError(f'{file}: cannot be read: the database has views, which no recorder makes')
+def _scan(file: Path, unpacked: contextlib.ExitStack) -> Scan:
     try:
+        data = file if plain_path(file) == file else unpack_file(
+            file, Path(unpacked.enter_context(tempfile.TemporaryDirectory())))
+        storage = storage_of(data)
+        if storage == 'sqlite3' and has_views(data):
+            raise ValueError('the database has views, which no recorder makes')
         if storage:
-            return (McapScan if storage == 'mcap' else SqliteScan)(file)
+            return (McapScan if storage == 'mcap' else SqliteScan)(data)
     except Exception as error:
         reason = one_line(error).removesuffix('.')
         raise BagError(f'{file}: cannot be read: {reason}; it may be cut off or damaged') from error
-    with file.open('rb') as start:
+    with data.open('rb') as start:
         known = what_it_is(start.read(512))
     raise BagError(f'{file}: cannot be read: ' + (f'it is {known}' if known else 'neither MCAP nor sqlite3 data'))
 

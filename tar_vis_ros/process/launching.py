@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
-from tar_vis_core.errors import TarVisError
+from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.yaml_files import parse_yaml
 from tar_vis_ros.process.parameter_files import sections
 from tar_vis_ros.process.parameters import ParameterError, Table
 
@@ -53,6 +53,6 @@ def check_arguments(given: Mapping[str, str], table: Table, viewers: Mapping[str
 
 def _value(text: str) -> object:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except DataError:
         return text

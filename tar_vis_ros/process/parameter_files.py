@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
-from tar_vis_core.errors import TarVisError, one_line
+from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.input_files import problem_of
 from tar_vis_core.io.json_files import read_text
+from tar_vis_core.io.yaml_files import parse_yaml
 
 PARAMETERS = 'ros__parameters'
 SHOWN = 5
@@ -23,9 +22,9 @@ def sections(path: Path) -> dict[str, Mapping]:
     Raise TarVisError if it is no parameter file.
     """
     try:
-        content = yaml.safe_load(read_text(path))
-    except (OSError, RecursionError, yaml.YAMLError) as error:
-        raise TarVisError(f'{path}: cannot be read as YAML: {one_line(error)}') from error
+        content = parse_yaml(read_text(path), str(path))
+    except OSError as error:
+        raise TarVisError(f'{path}: cannot be read: {error.strerror or error}') from error
     found = dict(_walk('', content)) if isinstance(content, Mapping) else {}
     if not found:
         raise TarVisError(f'{path}: no parameters in it; expected NODE: {PARAMETERS}: NAME: VALUE')

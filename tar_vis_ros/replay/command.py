@@ -14,6 +14,7 @@ from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.terminal import say_anything
 from tar_vis_core.io.whole_files import make_folder, write_text
+from tar_vis_core.io.yaml_files import parse_yaml
 from tar_vis_ros.bags.command import number_between
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.node.settings import TABLE
@@ -125,7 +126,7 @@ def check_options(asked: ReplayRun) -> None:
         if name in OWN:
             raise TarVisError(f'-p {text}: the replay sets {", ".join(OWN)} itself')
         if name in TABLE.options:
-            TABLE.check(name, yaml.safe_load(value))
+            TABLE.check(name, parse_yaml(value, f'-p {text}'))
         elif not name.startswith('qos_overrides.'):
             raise TarVisError(f'-p {text}: {TABLE.unknown(name)}')
 

@@ -45,7 +45,8 @@ def test_the_locale_does_not_matter(tmp_path, locale):
 
 @pytest.mark.parametrize(('data', 'words'), [
     (b'', 'an empty file'), (b'\0' * 4096, 'zero bytes only'), (b'{"a": [1, 2', 'ends in the middle'),
-    (b'{"a": "b', 'ends in the middle'), (b'{"a":', 'ends in the middle'), (b'[' * 100_000, 'nested too deeply'),
+    (b'{"a": "b', 'ends in the middle'), (b'{"a":', 'ends in the middle'),
+    (b'{"a": [1' + bytes(99), 'ends in the middle'), (b'[' * 100_000, 'nested too deeply'),
     (b'{"a":' * 100_000 + b'1' + b'}' * 100_000, 'nested too deeply'), (b'{"a": 1}}', 'line 1, column 9'),
     (b"{'a': 1}", 'no valid JSON at line 1'), (b'{"a": ' + b'9' * 5000 + b'}', 'no valid JSON'),
     ('{"a": "ß"}'.encode('latin-1'), 'no text in UTF-8.*0xdf'), (b'\x1f\x8b\x08\0', 'compressed by gzip'),

@@ -439,6 +439,22 @@ def test_videos_with_nothing_to_find_are_one_line(tmp_path, capsys):
     assert 'there is nothing to find' in capsys.readouterr().err
 
 
+def test_an_empty_list_of_videos_beside_images_is_coco(tmp_path):
+    path = edit(write_coco(tmp_path), lambda c: c.update(videos=[]))
+    assert open_set(path).kind == 'COCO'
+
+
+@pytest.mark.parametrize('write', [write_coco, write_ytvis])
+def test_a_picture_that_is_named_twice_is_told(tmp_path, caplog, write):
+    def one_name(content):
+        if write is write_coco:
+            content['images'][1]['file_name'] = content['images'][0]['file_name']
+        else:
+            content['videos'][0]['file_names'][1] = content['videos'][0]['file_names'][0]
+    open_set(edit(write(tmp_path), one_name))
+    assert '1 pictures are named more than once, such as' in caplog.text
+
+
 def test_reading_is_quiet_where_all_is_well(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     load_coco(write_coco(tmp_path / 'a'))

@@ -236,19 +236,35 @@ class Messages(Target):
 
 
 class Bags(Target):
-    """rosbag2 folders in both storages: the storage, the metadata, and files alone."""
+    """rosbag2 folders in both storages, also compressed: the storage, the metadata, and files alone."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        from rclpy.serialization import serialize_message
+        from rosbags.rosbag2 import CompressionFormat, CompressionMode, Writer
+        from sensor_msgs.msg import Image
+
         from tar_vis_ros.bags.maker import BagOptions, write_images
+        from tar_vis_ros.bags.writer import STORAGES, known_types
         self.seeds: dict[str, dict[str, bytes]] = {}
         pictures = [np.full((8, 12, 3), value, np.uint8) for value in (10, 90, 200)]
-        for storage in ('mcap', 'sqlite3'):
+        bag = folder / 'seed'
+        for storage in STORAGES:
             for compressed in (False, True):
-                bag = folder / 'seed'
                 write_images(bag, pictures, BagOptions(storage=storage, compressed=compressed))
-                self.seeds[f'{storage}_{compressed}'] = {path.name: path.read_bytes() for path in bag.iterdir()}
-                shutil.rmtree(bag)
+                self._keep(f'{storage}_{compressed}', bag)
+            for mode in (CompressionMode.FILE, CompressionMode.MESSAGE):
+                writer = Writer(bag, version=9, storage_plugin=STORAGES[storage])
+                writer.set_compression(mode, CompressionFormat.ZSTD)
+                with writer:
+                    image = writer.add_connection('/image', 'sensor_msgs/msg/Image', typestore=known_types())
+                    for stamp in range(3):
+                        writer.write(image, stamp, serialize_message(Image()))
+                self._keep(f'{storage}_{mode.name}', bag)
+
+    def _keep(self, name: str, bag: Path) -> None:
+        self.seeds[name] = {path.name: path.read_bytes() for path in bag.iterdir()}
+        shutil.rmtree(bag)
 
     def make(self, rng: np.random.Generator) -> None:
         shutil.rmtree(self.folder / 'bag', ignore_errors=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import resource
 import shutil
 import sqlite3
 import struct
+from array import array
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,19 +19,23 @@ import yaml
 
 pytest.importorskip('rclpy')
 from rclpy.serialization import serialize_message
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-from sensor_msgs.msg import Image
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Writer
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 from tiny_model import picture
 
+from tar_vis_ros.bags import stored
+from tar_vis_ros.bags.compression import unpack_file, zstd
 from tar_vis_ros.bags.maker import BagOptions, write_images
 from tar_vis_ros.bags.reader import BagError, ImageBag
-from tar_vis_ros.bags.scan import CHUNK, DATA_END, RECORD
+from tar_vis_ros.bags.scan import CHUNK, DATA_END, RECORD, McapScan
+from tar_vis_ros.bags.writer import STORAGES as STORAGE_PLUGINS
 from tar_vis_ros.bags.writer import BagWriter, known_types
 from tar_vis_ros.conversions.images import array_to_image
 
 IMAGES = 9
 STORAGES = ('mcap', 'sqlite3')
+OWN_MODES = CompressionMode.FILE, CompressionMode.MESSAGE
 
 
 @pytest.fixture(scope='module')
@@ -60,11 +68,11 @@ def change_metadata(bag: Path, change) -> None:
     file.write_text(yaml.safe_dump(content))
 
 
-def packed(path: Path, compression: CompressionFormat | None) -> Path:
-    """An MCAP file, its chunks compressed or not."""
-    writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
-    if compression:
-        writer.set_compression(CompressionMode.STORAGE, compression)
+def compressed(path: Path, storage: str, mode: CompressionMode | None) -> Path:
+    """A bag of rosbag2's own compression, or of MCAP's chunks (STORAGE)."""
+    writer = Writer(path, version=9, storage_plugin=STORAGE_PLUGINS[storage])
+    if mode:
+        writer.set_compression(mode, CompressionFormat.ZSTD)
     with writer as bag:
         connection = bag.add_connection('/image', 'sensor_msgs/msg/Image', typestore=known_types())
         for number in range(IMAGES):
@@ -72,13 +80,17 @@ def packed(path: Path, compression: CompressionFormat | None) -> Path:
             header.stamp.sec, header.stamp.nanosec = 1, number * 10**8
             bag.write(connection, 10**9 + number * 10**8,
                       serialize_message(array_to_image(picture(number, 96, 128), 'rgb8', header)))
-    file, = path.glob('*.mcap')
-    return file
+    return path
 
 
-@pytest.mark.parametrize('compression', [None, CompressionFormat.ZSTD])
-def test_an_mcap_file_may_break_off_anywhere(tmp_path, compression):
-    whole = packed(tmp_path / 'whole', compression).read_bytes()
+def packed(path: Path, mode: CompressionMode | None) -> Path:
+    """An MCAP file."""
+    return next(compressed(path, 'mcap', mode).glob('*.mcap'))
+
+
+@pytest.mark.parametrize('mode', [None, CompressionMode.STORAGE, CompressionMode.MESSAGE])
+def test_an_mcap_file_may_break_off_anywhere(tmp_path, mode):
+    whole = packed(tmp_path / 'whole', mode).read_bytes()
     counts, cut = [], tmp_path / 'cut.mcap'
     for share in np.linspace(0.02, 1, 40):
         cut.write_bytes(whole[:int(share * len(whole)) - 1])
@@ -308,11 +320,6 @@ def test_a_database_whose_query_has_no_end_is_refused(good, tmp_path, metadata):
     assert 'views' in read(bag)[1]
 
 
-def test_a_packed_file_without_metadata_says_what_to_do(tmp_path):
-    (tmp_path / 'street_0.mcap.zstd').write_bytes(b'\x28\xb5\x2f\xfd')
-    assert 'street_0.mcap.zstd can be read once it is unpacked' in read(tmp_path)[1]
-
-
 @pytest.mark.parametrize('metadata', [True, False])
 def test_a_damaged_word_inside_a_database_is_one_line(good, tmp_path, metadata):
     bag = shutil.copytree(good / 'sqlite3', tmp_path / 'bag')
@@ -323,3 +330,101 @@ def test_a_damaged_word_inside_a_database_is_one_line(good, tmp_path, metadata):
     assert data.count(b'tablemessagesmessages') == 1
     file.write_bytes(data.replace(b'tablemessages', b'tabl\xff\xff\xff\xffsages'))     # sqlite tells it as it is
     assert 'cannot be read: ' in read(bag)[1]
+
+
+@pytest.mark.parametrize('metadata', ['all', 'says none', 'none'])
+@pytest.mark.parametrize('mode', OWN_MODES)
+@pytest.mark.parametrize('storage', STORAGES)
+def test_compression_of_the_recorder_needs_no_metadata(tmp_path, storage, mode, metadata):
+    bag = compressed(tmp_path / 'bag', storage, mode)
+    if metadata == 'none':      # the recorder was killed
+        (bag / 'metadata.yaml').unlink()
+    elif metadata == 'says none':
+        change_metadata(bag, lambda info: info.update(compression_mode='', compression_format=''))
+    file = next(path for path in bag.iterdir() if path.suffix != '.yaml')
+    assert file.name.endswith('.zstd') == (mode == CompressionMode.FILE)
+    assert read(bag) == read(file) == (list(range(IMAGES)), '')
+
+
+def test_a_packed_file_may_break_off_anywhere(tmp_path):
+    bag = compressed(tmp_path / 'bag', 'mcap', CompressionMode.FILE)
+    file, = bag.glob('*.zstd')
+    whole, counts = file.read_bytes(), []
+    for share in np.linspace(0.02, 0.98, 20):
+        file.write_bytes(whole[:int(share * len(whole))])
+        stamps, said = read(bag)
+        assert stamps == list(range(len(stamps))) and said
+        counts.append(len(stamps))
+    assert counts == sorted(counts) and len(set(counts)) > IMAGES / 2
+
+
+def test_a_recorder_that_packs_its_files_leaves_the_last_one_open(tmp_path):
+    bag = split(tmp_path / 'street', 'mcap', 4)
+    for part in bag.glob('*_[012].mcap'):
+        part.with_name(f'{part.name}.zstd').write_bytes(zstd.compress(part.read_bytes()))
+        if not part.name.endswith('_2.mcap'):       # somebody unpacked it and kept both
+            part.unlink()
+    assert read(bag) == (list(range(8)), '')
+
+
+def test_of_a_recording_only_the_last_parts_are_there(tmp_path):
+    bag = split(tmp_path / 'street', 'sqlite3', 12, each=1)
+    for part in bag.glob('*.db3'):
+        if not part.name.endswith('_11.db3'):
+            part.unlink()
+    stamps, said = read(bag)
+    assert stamps == [11] and 'file 0 of the recording is missing' in said and 'so are 6 others' in said
+    assert read(bag.rename(tmp_path / 'other_name')) == ([11], ''), 'a file of any name'
+
+
+@pytest.mark.parametrize('storage', STORAGES)
+def test_a_file_that_metadata_names_twice_is_read_once(good, tmp_path, storage):
+    bag = shutil.copytree(good / storage, tmp_path / 'bag')
+    change_metadata(bag, lambda info: info.update(relative_file_paths=2 * info['relative_file_paths']))
+    assert read(bag) == (list(range(IMAGES)), '')
+
+
+def test_metadata_whose_aliases_stand_for_gigabytes_is_none(good, tmp_path):
+    bag = shutil.copytree(good / 'mcap', tmp_path / 'bag')
+    names = 'abcdefghij'
+    lines = [f'a: &a [{", ".join("x" * 9)}]', *(f'{name}: &{name} [{", ".join([f"*{before}"] * 9)}]'
+                                                for before, name in itertools.pairwise(names))]
+    (bag / 'metadata.yaml').write_text('\n'.join([
+        *lines, 'rosbag2_bagfile_information: {relative_file_paths: *j, topics_with_message_count: *j}']))
+    assert read(bag) == (list(range(IMAGES)), '')
+
+
+@pytest.mark.parametrize('kind', [Image, CompressedImage])
+def test_a_message_that_breaks_off_is_missing_wherever_it_ends(tmp_path, kind):
+    header, data = Header(frame_id='front'), array('B', bytes(36))
+    whole = serialize_message(Image(header=header, height=3, width=4, encoding='rgb8', step=12, data=data)
+                              if kind is Image else CompressedImage(header=header, format='jpeg', data=data))
+    with BagWriter(tmp_path / 'bag', 'mcap', {'/image': kind}) as bag:
+        bag.write('/image', 1, whole)
+        for length in range(len(whole)):
+            bag.write('/image', 2, whole[:length])
+        bag.write('/image', 3, b'\xff' + whole[1:])     # no CDR
+        bag.write('/image', 4, whole[:12] + b'\xff\xff\xff\x7f' + whole[16:])     # the length of a text
+    stamps, said = read(tmp_path / 'bag')
+    assert len(stamps) == 1 and f'{len(whole) + 2} of {len(whole) + 3} images are missing' in said
+
+
+def test_what_inflates_to_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
+    machine = zstd.ZstdCompressor()
+    bomb = b''.join([machine.compress(bytes(2**24)) for _ in range(64)]) + machine.flush()
+    with BagWriter(tmp_path / 'bag', 'mcap', {'/image': Image}) as bag:
+        bag.write('/image', 1, serialize_message(Image()))
+        bag.write('/image', 2, bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    stamps, said = read(tmp_path / 'bag')
+    assert len(stamps) == 1 and '1 of 2 images are missing' in said
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000, 'KiB, at most MAX_MESSAGE'
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=10**7))
+    whole = packed(tmp_path / 'whole', None).read_bytes()
+    (tmp_path / 'full.mcap.zstd').write_bytes(zstd.compress(whole[:len(whole) // 2]) + bomb)
+    seen = []
+    monkeypatch.setattr(stored, 'unpack_file', lambda *given: seen.append(unpack_file(*given)) or seen[-1])
+    monkeypatch.setattr(McapScan, 'close', lambda self: seen.append(seen[0].stat().st_size))
+    stamps, said = read(tmp_path / 'full.mcap.zstd')
+    assert 0 < len(stamps) < IMAGES and 'breaks off' in said and seen[-1] < 6 * 10**6
+    assert not seen[0].exists(), 'nothing stays behind'

@@ -144,7 +144,19 @@ def shorter_stream(data: bytes) -> bytes:
     return data[:place - 4] + chunk(b'IDAT', zlib.compress(rows[:len(rows) // 2])) + chunk(b'IEND', b'')
 
 
+def half_as_high(data: bytes) -> bytes:
+    """A bit of the header flipped: the decoder ends in the middle of the pixels."""
+    frame = data.index(b'\xff\xc0')
+    return data[:frame + 5] + struct.pack('>H', 24) + data[frame + 7:]
+
+
+def zeros(data: bytes) -> bytes:
+    """A block of a disk that was never written: it decodes to more of the picture than was coded there."""
+    return data[:-700] + bytes(200) + data[-500:]
+
+
 @pytest.mark.parametrize(('extension', 'damage'), [
+    ('.jpg', half_as_high), ('.jpg', zeros),
     ('.jpg', end_lost), ('.jpg', hole), ('.jpg', with_restarts(end_lost)), ('.jpg', with_restarts(hole)),
     ('.jpg', progressive(end_lost)), ('.png', shorter_stream), ('.png', hole), ('.png', end_lost),
     ('.jpg', cut), ('.jpg', without_end), ('.jpg', thumbnail_then_cut), ('.jpg', lambda data: data[:30]),

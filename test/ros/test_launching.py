@@ -14,6 +14,7 @@ VIEWERS = {'overlay': 'a_viewer_that_nobody_has', 'rviz': 'rviz_of_ours'}
 @pytest.mark.parametrize(('name', 'text', 'words'), [
     ('latency_budget_ms', 'fast', ["latency_budget_ms:=fast", "'fast'", 'number']),
     ('latency_budget_ms', '-1', ['latency_budget_ms:=-1', 'from 0']),
+    ('latency_budget_ms', '2026-13-45', ['latency_budget_ms:=2026-13-45', 'number']),
     ('routing', 'clever', ['routing:=clever', 'adaptive']),
     ('image_transport', 'theora', ['image_transport:=theora', 'compressed']),
     ('params_file', '/nowhere/robot.yaml', ['params_file:=/nowhere/robot.yaml: no such file']),

@@ -52,7 +52,9 @@ def test_the_sections_of_a_nested_file(tmp_path):
                     '/fleet/robot_1/tar_vis, /fleet/robot_1/planner')
 
 
-@pytest.mark.parametrize('text', ['', '[1, 2]', 'score_threshold: 0.3', '{', 'tar_vis: {ros__parameters: }'])
+@pytest.mark.parametrize('text', [
+    '', '[1, 2]', 'score_threshold: 0.3', '{', 'tar_vis: {ros__parameters: }',
+    'tar_vis: {ros__parameters: {a: 2026-13-45}}', 'a: &a {ros__parameters: {b: 1}}\ntar_vis: *a'])
 def test_what_is_no_parameter_file_is_one_line(tmp_path, text):
     with pytest.raises(TarVisError) as error:
         sections(written(tmp_path, text))

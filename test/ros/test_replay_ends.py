@@ -184,6 +184,7 @@ def test_a_node_that_cannot_start_is_reported_with_its_last_words(data, tmp_path
     (['-p', 'modle:=minvis'], "there is no parameter 'modle' (did you mean 'model'?)"),
     (['-p', 'model:=minvi'], "parameter 'model' is 'minvi' (did you mean 'minvis'?)"),
     (['-p', 'model'], 'expected NAME:=VALUE'),
+    (['-p', 'model:=['], '-p model:=[: cannot be read as YAML'),
     (['-p', 'image_transport:=raw'], 'the replay sets image_topics, image_transport, autostart itself'),
     (['--params-file', 'nowhere.yaml'], 'nowhere.yaml: no such file'),
     (['--truth', 'nowhere.json'], 'nowhere.json: no such file'),
