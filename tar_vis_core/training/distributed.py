@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tar_vis_core.errors import TarVisError, one_line
 from tar_vis_core.runtime.allocator import keep_freed_memory
 from tar_vis_core.runtime.device import pick_device
 
@@ -46,7 +47,10 @@ def join_processes(rank: int, size: int, device: str, rendezvous: Path) -> World
         keep_freed_memory()
         torch.set_num_threads(1)       # with more, the order of sums and so the result depends on their number
     if size > 1:
-        dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', **meeting)
+        try:
+            dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', **meeting)
+        except dist.DistError as error:
+            raise TarVisError(f'the {size} processes of the training cannot meet: {one_line(error)}') from error
     return World(rank, size, chosen)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,17 +76,24 @@ class LossLog:
         kept = lines[:1] + [line for line in lines[1:] if line.endswith('\n') and int(line.partition(',')[0]) < start]
         write_text(path, ''.join(kept))
         self._names = lines[0].strip().split(',') if lines else None
-        self._file = path.open('a', newline='')
+        self._path, self._rows = path, io.StringIO(newline='')
         self._writer = None
 
     def add(self, row: dict[str, float]) -> None:
-        """Add one iteration; the first row of a file names its terms."""
+        """Add one iteration, for the next flush; the first row of a file names its terms."""
         if self._writer is None:
-            self._writer = csv.DictWriter(self._file, self._names or list(row), restval='', extrasaction='ignore',
+            self._writer = csv.DictWriter(self._rows, self._names or list(row), restval='', extrasaction='ignore',
                                           lineterminator='\n')
             if self._names is None:
                 self._writer.writeheader()
         self._writer.writerow({k: f'{v:.5g}' for k, v in row.items()})
 
     def flush(self) -> None:
-        self._file.flush()
+        """Append the rows since the last call to the file. Raise WriteError."""
+        try:
+            with self._path.open('a', newline='') as file:
+                file.write(self._rows.getvalue())
+        except OSError as error:
+            raise WriteError(f'cannot write {self._path}: {error.strerror}') from error
+        self._rows.seek(0)
+        self._rows.truncate()

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 from tar_vis_core.errors import TarVisError
 from tar_vis_core.io.paths import user_path
+from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.training.distributed import under_torchrun
 from tar_vis_core.training.loop import TrainRun, train_process
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     run = TrainRun(args.data, args.out, args.init, args.backbone, args.device, args.resume, args.stop_at)
     try:
         recipe = load_recipe(args.recipe, args.set)
-        args.out.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out)
         alone = under_torchrun() or recipe.processes == 1 or pick_device(args.device).type == 'cuda'
         if not alone and recipe.workers:
             raise RecipeError('workers: processes that this command starts cannot have any; --set processes=1 or '

@@ -84,6 +84,8 @@ def config_of(header: WeightsHeader, preset: str, path: str | Path) -> ModelConf
     routers = header.routers if header.has_routing else config.routers
     config = replace(config, routing=header.has_routing, routers=routers)
     names = header.class_names
+    if len(set(names)) < len(names) or not all(map(str.isprintable, names)):
+        raise WeightsError(f'{path}: its class names are damaged: one comes twice, or cannot be printed')
     if names:
         class_set = header.metadata.get('class_set')
         if CLASS_SETS.get(class_set) != names:

@@ -1,6 +1,8 @@
 """A run that is killed at any time and resumed gives the weights of one that was not, bit for bit."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 import torch
 from coco_files import write_coco
 
+from tar_vis_core.training.train import main
 from tar_vis_core.weights.loading import read_tensors
 from tar_vis_core.weights.manifest import packaged_weights
 
@@ -68,3 +71,18 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(tmp_path, processes):
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
     for number, moments in one['optimizer']['state'].items():
         assert all(torch.equal(v, other['optimizer']['state'][number][k]) for k, v in moments.items())
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_full_disk_is_one_line(tmp_path, processes):
+    write_coco(tmp_path, images=3)
+    done = subprocess.run(command(tmp_path, tmp_path / 'out', processes), capture_output=True, text=True, timeout=240,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)))
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert re.search(r'^tar-vis train: .*(cannot write|cannot meet)', done.stderr, re.M), done.stderr
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path, capsys):
+    (tmp_path / 'out').write_text('mine')
+    assert main(['nano', '--data', str(tmp_path), '--out', str(tmp_path / 'out')]) == 1
+    assert 'cannot be a folder for results' in capsys.readouterr().err

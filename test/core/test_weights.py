@@ -198,6 +198,14 @@ def test_classes_are_those_of_the_file(names, class_set, tiny, tmp_path):
     assert (config.class_set, config.class_names, config.classes) == (class_set, names, len(names))
 
 
+@pytest.mark.parametrize('names', [('cup', 'spoon', 'cup'), ('cup', '\x1b[2J')])
+def test_class_names_that_are_none_are_refused(names, tiny, tmp_path):
+    save_weights(VideoInstanceModel(replace(tiny, classes=len(names))), tmp_path / 'a', {
+        'preset': 'tiny', 'class_names': '\n'.join(names)})
+    with pytest.raises(WeightsError, match='class names are damaged'):
+        load_model('tiny', tmp_path / 'a')
+
+
 def test_what_is_no_model_is_not_loaded_as_one(tiny, tmp_path):
     save_weights(VideoInstanceModel(tiny), tmp_path / 'a', {'preset': 'tiny', 'kind': 'backbone'})
     with pytest.raises(WeightsError, match="is of kind 'backbone', expected the weights of a whole model") as error:
