@@ -68,5 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers = f'{np.mean(executed):.2f} of {segmenter.num_layers} layers, ' if segmenter.num_layers else ''
     still = f' ({reused} stood still)' if reused else ''
     print(f'{len(spent)} frames{still}, {len(tracks)} tracks, {layers}'
-          f'{1e3 * np.mean(spent):.0f} ms a frame (mean; median {1e3 * np.median(spent):.0f})\n{video.path}\n{args.out / "instances.jsonl"}')
+          f'{1e3 * np.mean(spent):.0f} ms a frame (mean; median {1e3 * np.median(spent):.0f})\n'
+          f'{video.path}\n{args.out / "instances.jsonl"}')
     return 0
