@@ -1,4 +1,4 @@
-"""The plain model run as the published implementations run it, for ``tar-vis bench``.
+"""The plain model run as the published implementations run it, for ``tar-vis bench`` and ``tar-vis study operations``.
 
 Full-size masks and all heads after every layer, attention as separate products, deformable attention as Deformable
 DETR's pure PyTorch form, on GPUs fused. The weights and the results are the model's own, up to rounding; only the work
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -135,9 +136,9 @@ class Float32PixelDecoder(PixelDecoder):
 STYLE = {MaskedDecoder: ReferenceDecoder, DeformableAttention: PublishedAttention, PixelDecoder: Float32PixelDecoder}
 
 
-def in_reference_style(model: VideoInstanceModel) -> VideoInstanceModel:
-    """Return a plain model with the parts of the reference style around the same weights."""
+def in_reference_style(model: VideoInstanceModel, style: Mapping[type, type] = STYLE) -> VideoInstanceModel:
+    """Return a plain model with other parts around the same weights: by default all of the reference style."""
     made = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     for part in made.modules():
-        part.__class__ = STYLE.get(type(part), type(part))
+        part.__class__ = style.get(type(part), type(part))
     return made

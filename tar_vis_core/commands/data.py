@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tar_vis_core.data.label_fields import by_id, entries, holds_videos, read_labels
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.media.pictures import write_picture
 
 
 def synth(out: Path, videos: int, frames: int, size: tuple[int, int], gaps: list[int], seed: int) -> None:
@@ -68,11 +69,15 @@ def split(path: Path, every: int) -> None:
         print(f'{written}: {len(part[listed])} {listed}, {len(part["annotations"])} annotations')
 
 
-def check(path: Path) -> None:
-    """Print what a file holds."""
-    from tar_vis_core.data.inspection import describe, open_set
+def check(path: Path, sheet: Path | None, seed: int) -> None:
+    """Print what a file holds, and draw samples of it."""
+    from tar_vis_core.data.inspection import contact_sheet, describe, open_set
 
-    print('\n'.join(describe(open_set(path))))
+    data = open_set(path)
+    print('\n'.join(describe(data)))
+    if sheet:
+        write_picture(sheet, contact_sheet(data, seed))
+        print(f'\nsamples: {sheet}')
 
 
 def size(text: str) -> tuple[int, int]:
@@ -102,8 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                              help='from frame to frame the world goes on by one of these, drawn each time; 0: not at '
                                   'all (default: 1)')
         command.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
-    checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds')
+    checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds, draw samples')
     checking.add_argument('path', type=user_path, help='the JSON file, or a folder with one')
+    checking.add_argument('--sheet', type=user_path, metavar='PNG',
+                          help='draw samples with their masks into this picture')
+    checking.add_argument('--seed', type=int, default=0, help='which samples are drawn (default: 0)')
     checking.set_defaults(call=check)
     splitting = actions.add_parser('split', help='hold a part of a COCO or YouTube-VIS file out, to choose by')
     splitting.add_argument('path', type=user_path,

@@ -9,12 +9,14 @@ from tar_vis_core.commands.data import size
 from tar_vis_core.flags import add_flags, chosen
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.options import options_of
-from tar_vis_core.studies import executed_layers, motion, trained_variants
+from tar_vis_core.studies import executed_layers, motion, timing, trained_variants
 
 # name: what it asks for, its function, one line of help
 STUDIES = {
     'layers': (executed_layers.LayersStudy, executed_layers.run, 'AP by decoder layers, TAR, its controls'),
     'motion': (motion.MotionStudy, motion.run, 'executed layers against inter-frame difference'),
+    'operations': (timing.TimingStudy, timing.run_operations, 'speed by attention kernel, mask size and TAR'),
+    'profile': (timing.TimingStudy, timing.run_profile, 'shares of the time of a frame by stage'),
     'synchronizer': (trained_variants.TrainingStudy, trained_variants.run_synchronizers, 'three synchronizers; trains'),
     'warmup': (trained_variants.WarmupStudy, trained_variants.run_warmup, 'number of warm-up layers; trains'),
 }

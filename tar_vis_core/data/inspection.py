@@ -1,4 +1,4 @@
-"""Show what a labelled data set holds, in words: YouTube-VIS and COCO files."""
+"""Show what a labelled data set holds, in words and in a picture: YouTube-VIS and COCO files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
@@ -15,7 +16,11 @@ from tar_vis_core.data.coco import load_coco
 from tar_vis_core.data.label_fields import category_names, holds_videos, read_labels
 from tar_vis_core.data.ytvis import Track, VideoRecord, load_ytvis
 from tar_vis_core.errors import DataError
+from tar_vis_core.media.overlay import track_colour
 from tar_vis_core.media.pictures import picture_header
+
+CELL = 192, 288                 # height, width of a picture on a contact sheet
+COLUMNS = 4
 
 
 @dataclass
@@ -110,3 +115,41 @@ def _common(texts: Iterable[str], most: int = 5) -> str:
     counts = Counter(texts)
     rest = len(counts) - most
     return ', '.join(f'{text} ({n})' for text, n in counts.most_common(most)) + (f', {rest} others' if rest > 0 else '')
+
+
+def contact_sheet(data: LabelledSet, seed: int = 0, rows: int = 5) -> np.ndarray:
+    """Return random samples as one RGB picture. A row shows four frames of a video, or four images, above their masks.
+
+    Raise DataError for pictures that cannot be read or are not of the size that the file says.
+    """
+    rng = np.random.default_rng(seed)
+    if data.kind == 'YouTube-VIS':
+        chosen = rng.permutation(len(data.records))[:rows]
+        places = [[(data.records[i], int(frame)) for frame in np.linspace(0, len(data.records[i].paths) - 1, COLUMNS)]
+                  for i in chosen]
+    else:
+        chosen = rng.permutation(len(data.records))[:rows * COLUMNS]
+        places = [[(data.records[i], 0) for i in chosen[start:start + COLUMNS]]
+                  for start in range(0, len(chosen), COLUMNS)]
+    height, width = CELL
+    sheet = np.full((2 * height * max(1, len(places)), COLUMNS * width, 3), 255, np.uint8)
+    for row, line in enumerate(places):
+        for column, (record, frame) in enumerate(line):
+            image = record.frame(frame)
+            x = column * width
+            for half, picture in enumerate((image, painted_masks(record, frame, image))):
+                y = (2 * row + half) * height
+                scale = min(height / image.shape[0], width / image.shape[1])
+                small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:height, :width]
+                sheet[y:y + small.shape[0], x:x + small.shape[1]] = small
+    return sheet
+
+
+def painted_masks(record: VideoRecord, frame: int, image: np.ndarray) -> np.ndarray:
+    """Return a darkened copy of a frame with its masks. An object has the same colour throughout its video."""
+    picture = image // 3
+    for index, track in enumerate(record.tracks):
+        mask = track.mask(frame)
+        if mask is not None:
+            picture[mask] = 0.4 * image[mask] + 0.6 * np.array(track_colour(index))
+    return picture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -93,3 +95,14 @@ def inputs_text(inputs: StudyInputs, records: list[VideoRecord]) -> str:
 def machine_text(device: torch.device) -> str:
     """Return a line about the machine and the threads in use."""
     return f'{in_words(machine(device))}, {torch.get_num_threads()} threads'
+
+
+def first_frames(records: list[VideoRecord], count: int) -> Iterator[np.ndarray]:
+    """Return the first ``count`` frames of the videos; they start again if there are fewer."""
+    while True:
+        for record in records:
+            for image in record.frames():
+                if count <= 0:
+                    return
+                count -= 1
+                yield image

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from saved_weights import save_weights
+from tiny_model import picture
 from tubes import perfect, square, tube, video
 
 from tar_vis_core.commands.main import main
@@ -21,6 +22,7 @@ from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
 from tar_vis_core.studies.inputs import StudyInputs, open_videos
 from tar_vis_core.studies.motion import rows_of
 from tar_vis_core.studies.report import write_report
+from tar_vis_core.studies.timing import VARIANTS, lines_of
 from tar_vis_core.weights.loading import read_tensors
 
 SMALL = ['--videos', '2', '--frames', '3', '--size', '64x96', '--device', 'cpu']
@@ -203,6 +205,34 @@ def test_motion_needs_routers(tmp_path, capsys):
     save_weights(crowd_model(routing=False), bare, {'preset': 'crowd'})
     assert main(['study', 'motion', '--out', str(tmp_path), *SMALL, '--weights', str(bare)]) == 1
     assert 'hold no routers' in capsys.readouterr().err
+
+
+def test_profile(weights, tmp_path):
+    rows = study('profile', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
+    assert [row['stage'] for row in rows] == ['backbone', 'pixel_decoder', 'decoder', 'tracker', 'all']
+    assert [row['paper percent'] for row in rows] == ['17', '28', '52', '3', '100'] and rows[-1]['paper ms'] == '40.50'
+    for routing in ('full', 'adaptive'):
+        *parts, whole = (float(row[f'{routing} percent']) for row in rows)
+        assert min(parts) > 0 and sum(parts) == pytest.approx(whole, abs=0.05) == 100
+
+
+def test_each_variant_decodes_as_it_says():
+    lines = lines_of(crowd_model(), 'cpu', 'float32')
+    assert tuple(lines) == VARIANTS
+    for variant, line in lines.items():
+        state = line.segmenter.new_state()
+        executed = [line.step(picture(k), state).routing.executed_layers for k in range(3)]
+        assert (max(executed[1:]) < 9) == variant.tar and executed[0] == 9
+
+
+def test_operations(weights, tmp_path):
+    rows = study('operations', tmp_path, '--weights', str(weights), '--timed', '2', '--warm-up', '1')
+    assert {row['variant']: row['paper frames/s'] for row in rows} == {
+        'reference style': '24.70', 'fused attention': '27.80', 'small masks': '27.20', 'TAR': '31.70',
+        'fused attention, small masks': 'n/a', 'all': '34.60'}
+    for row in rows:
+        assert float(row['frames/s']) == pytest.approx(1e3 / float(row['frame ms']), rel=0.01)
+        assert float(row['frame ms']) > float(row['decoder ms']) > 0
 
 
 TRAINING = ['--iterations', '2', '--resamples', '5', *(word for change in (

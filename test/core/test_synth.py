@@ -227,8 +227,9 @@ def test_a_folder_with_videos_is_not_written_over(written, capsys):
     assert (written / 'instances.json').read_bytes() == before
 
 
-def test_check_tells_what_is_there(written, capsys):
-    assert main(['data', 'check', str(written)]) == 0
+def test_check_tells_what_is_there_and_draws_it(written, tmp_path, capsys):
+    sheet = tmp_path / 'sheet.png'
+    assert main(['data', 'check', str(written), '--sheet', str(sheet)]) == 0
     told = capsys.readouterr().out
     tracks = [track for record in load_ytvis(written / 'instances.json') for track in record.tracks]
     assert 'YouTube-VIS, 3 videos' in told and '144x96 (3)' in told and 'a video has 4' in told
@@ -236,11 +237,13 @@ def test_check_tells_what_is_there(written, capsys):
     assert rows == {name: [str(sum(t.category == name for t in tracks)),
                            str(sum(rle is not None for t in tracks if t.category == name for rle in t.rles))]
                     for name in CROWD}
+    picture = cv2.imread(str(sheet))
+    assert picture.shape == (2 * 3 * 192, 4 * 288, 3) and picture.std() > 10
 
 
 def test_check_reads_coco_and_tells_what_is_partly_labelled(tmp_path, capsys):
     path = write_coco(tmp_path, annotated='person', pseudo=True)
-    assert main(['data', 'check', str(path)]) == 0
+    assert main(['data', 'check', str(path), '--sheet', str(tmp_path / 'sheet.jpg')]) == 0
     told = capsys.readouterr().out
     assert 'COCO, 3 images' in told and '3 images show objects that are not labelled' in told
     assert '6 machine-made masks' in told
