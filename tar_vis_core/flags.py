@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from tar_vis_core.models.presets import PRESETS
-from tar_vis_core.options import InferenceOptions, Option, options_of
+from tar_vis_core.options import Option, options_of
 
 METAVARS = {str: 'TEXT', int: 'N', float: 'X'}
 
@@ -27,16 +26,6 @@ def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) ->
         if many:
             how |= {'nargs': '*', 'action': 'extend'}
         parser.add_argument(flag(name), default=None, help=words.replace('%', '%%'), **how)
-
-
-def add_model_flags(parser: argparse.ArgumentParser, foreign: Mapping[str, str] | None = None) -> None:
-    """Add the flags that choose a model and how it runs.
-
-    ``foreign`` says what ``--weights`` is for foreign models, if they are taken.
-    """
-    also = ''.join(f'; {name}: your own, --weights is {what}' for name, what in (foreign or {}).items())
-    parser.add_argument('--preset', default='nano', help=f'{", ".join(PRESETS)} (default: nano){also}')
-    add_flags(parser, options_of(InferenceOptions))
 
 
 def flag(name: str) -> str:

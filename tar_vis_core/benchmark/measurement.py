@@ -35,7 +35,9 @@ from tar_vis_core.benchmark.cost import memory, parameters_by_part
 from tar_vis_core.benchmark.machine import machine, power_draw
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.models.packed import inference_form
+from tar_vis_core.models.presets import PRESETS, STUDIED
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model, input_size
+from tar_vis_core.options import InferenceOptions, option, same_option
 from tar_vis_core.runtime.device import pick_device, pick_precision
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.weights.loading import load_model
@@ -44,38 +46,28 @@ from tar_vis_core.weights.manifest import packaged_weights
 POWER_S = 5.0       # for so long a GPU's power is watched
 
 
-@dataclass(frozen=True)
-class BenchRun:
+@dataclass(frozen=True, kw_only=True)
+class BenchRun(InferenceOptions):
     """The choices of a measurement; a file of figures keeps them."""
 
-    preset: str = 'nano'
-    untrained: bool = False             # fresh weights (seed 0) in place of a file, routers set
-    weights: str | None = None
-    adapter: str | None = None
-    tracker: str = 'auto'
-    device: str = 'auto'
-    precision: str = 'float32'
-    threads: int = 0
-    source: str = 'photographs'
-    size: str = '640x480'               # of the source's images
-    short_side: int = 0                 # pixels of the network input's shorter edge; 0: the preset's
-    frames: int = 110                   # warm-up included
-    warm_up: int = 10                   # first frames, not timed
-    beside: int = 0                     # busy processes beside a second round of all lines
-    against: str = ''                   # ONNX file of another network that takes turns with the lines
+    preset: str = option('nano', ', '.join(PRESETS | STUDIED))
+    untrained: bool = option(False, 'fresh weights (seed 0) in place of a file, routers set: cost without a checkpoint')
+    source: str = option('photographs', 'video, folder, or photographs')
+    size: str = option('640x480', "of the source's images", pattern=r'\d+x\d+', example='WIDTHxHEIGHT such as 640x480')
+    short_side: int = same_option(SegmenterOptions, 'input_short_side')
+    frames: int = option(110, 'frames, warm-up included', low=2)
+    warm_up: int = option(10, 'first frames, not timed', low=1)
+    beside: int = option(0, 'measure a second time with so many busy processes beside it', low=0, high=1024)
+    against: str = option('', 'ONNX file of another network, run by ONNX Runtime in turn with the lines; timed alone')
 
 
 def read_images(run: BenchRun) -> tuple[list[np.ndarray], float]:
-    """Return the source's frames at ``--size`` and their rate; ValueError for a wrong option or too few frames."""
-    width, _, height = run.size.partition('x')
-    if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f'--size is {run.size!r}, expected WIDTHxHEIGHT such as 640x480')
-    if run.warm_up < 1:
-        raise ValueError(f'--warm-up is {run.warm_up}, expected at least 1')
+    """Return the source's frames at ``--size`` and their rate; ValueError for too few frames."""
+    width, height = map(int, run.size.split('x'))
     if run.frames <= run.warm_up:
         raise ValueError(f'--frames is {run.frames}, expected more than the {run.warm_up} that warm up')
     with open_frames(run.source) as reader:
-        images = [cv2.resize(f.image, (int(width), int(height)), interpolation=cv2.INTER_AREA)
+        images = [cv2.resize(f.image, (width, height), interpolation=cv2.INTER_AREA)
                   for f in play(reader, limit=run.frames)]
         if len(images) <= run.warm_up:
             raise ValueError(f'{run.source} has {len(images)} frames, expected more than {run.warm_up}')
@@ -84,14 +76,10 @@ def read_images(run: BenchRun) -> tuple[list[np.ndarray], float]:
 
 def plain_model(run: BenchRun) -> VideoInstanceModel:
     """Return the model of the command line; ValueError if both weights and none are asked for."""
-    if run.beside < 0:
-        raise ValueError(f'--beside is {run.beside}, expected a whole number >= 0')
-    if run.threads < 0:
-        raise ValueError(f'--threads is {run.threads}, expected a whole number >= 0')
     if run.threads:
         torch.set_num_threads(run.threads)
     if not run.untrained:
-        return load_model(run.preset, run.weights or packaged_weights(run.preset), run.adapter)
+        return load_model(run.preset, run.weights or packaged_weights(run.preset), run.adapter or None)
     if run.weights or run.adapter:
         raise ValueError('--untrained excludes --weights and --adapter; give one of them')
     torch.manual_seed(0)

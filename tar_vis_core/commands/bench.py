@@ -12,34 +12,21 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 
 from tar_vis_core.benchmark.measurement import BenchRun, measure
 from tar_vis_core.benchmark.report import TIMED, TOLERANCE, fallen, print_figures, ratios, read_figures
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.flags import add_model_flags
+from tar_vis_core.flags import add_flags, chosen, flag
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.options import options_of
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser(prog='tar-vis bench', description=__doc__, epilog=TIMED,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = BenchRun()
-    made.add_argument('--source', default=usual.source, help='video, folder, or photographs (default)')
-    made.add_argument('--frames', type=int, default=usual.frames, help='frames, warm-up included (default: 110)')
-    made.add_argument('--warm-up', type=int, default=usual.warm_up, help='first frames, not timed (default: 10)')
-    made.add_argument('--size', default=usual.size, metavar='WxH', help='size of the source image (default: 640x480)')
-    made.add_argument('--short-side', type=int, default=usual.short_side,
-                      help="pixels of the network input's shorter edge (default: the preset's)")
-    made.add_argument('--untrained', action='store_true',
-                      help='fresh weights (seed 0) in place of a file, routers set: cost without a checkpoint')
-    add_model_flags(made)
-    made.add_argument('--beside', type=int, default=usual.beside, metavar='N',
-                      help='measure a second time with N busy processes beside it')
-    made.add_argument('--against', default=usual.against, metavar='FILE.onnx',
-                      help='another network, run by ONNX Runtime in turn with the lines; timed alone')
+    add_flags(made, options_of(BenchRun))
     made.add_argument('--json', type=user_path, metavar='FILE', help='write the figures here, too')
     made.add_argument('--guard', type=user_path, metavar='FILE',
                       help='run the configuration of this file of --json again; exit code 1 if a ratio has fallen')
@@ -48,28 +35,22 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def asked(args: argparse.Namespace) -> BenchRun:
-    """Return the measurement of the command line."""
-    given = {field.name: getattr(args, field.name) for field in fields(BenchRun)}
-    return BenchRun(**{name: value for name, value in given.items() if value is not None})
-
-
 def guarded(args: argparse.Namespace) -> tuple[BenchRun, dict]:
     """Return the measurement of ``--guard``'s file, and its figures. Raise ValueError if other options are given."""
-    run, usual, stored = asked(args), BenchRun(), read_figures(args.guard)
-    given = [field.name for field in fields(BenchRun) if getattr(run, field.name) != getattr(usual, field.name)]
-    if given:
-        raise ValueError(f'--guard takes --{given[0].replace("_", "-")} from {args.guard}; leave it out')
+    stored = read_figures(args.guard)
+    if given := next((name for name in options_of(BenchRun) if getattr(args, name) is not None), None):
+        raise ValueError(f'--guard takes {flag(given)} from {args.guard}; leave it out')
     if not 0 < args.tolerance < 1:
         raise ValueError(f'--tolerance is {args.tolerance}, expected a share between 0 and 1')
-    return BenchRun(**stored['configuration']), stored
+    # None is an empty text of an older file
+    return BenchRun(**{name: value for name, value in stored['configuration'].items() if value is not None}), stored
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure. Return the exit code, 1 for an error or if the guard finds that a ratio has fallen."""
     args = parser().parse_args(argv)
     try:
-        run, stored = guarded(args) if args.guard else (asked(args), None)
+        run, stored = guarded(args) if args.guard else (chosen(args, BenchRun), None)
         figures = measure(run)
         print_figures(figures)
         if args.json:

@@ -7,21 +7,30 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from tar_vis_core.errors import TarVisError
-from tar_vis_core.flags import add_flags, add_model_flags, chosen
+from tar_vis_core.flags import add_flags, chosen
 from tar_vis_core.foreign.foreign_segmenter import open_segmenter
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.media.overlay import Trails, draw_overlay
 from tar_vis_core.media.recording import JsonLines, OverlayVideo, result_line
-from tar_vis_core.models.presets import FOREIGN
-from tar_vis_core.options import OPTIONS, EngineOptions, SegmenterOptions, options_of
+from tar_vis_core.models.presets import FOREIGN, PRESETS
+from tar_vis_core.options import OPTIONS, EngineOptions, SegmenterOptions, option, options_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunModel(EngineOptions):
+    """The model of a command line."""
+
+    preset: str = option('nano', ', '.join(PRESETS) + ''.join(
+        f'; {name}: your own, --weights is {what}' for name, what in FOREIGN.items()))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,9 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--out', type=user_path, default=Path('results'),
                       help='folder for the results (default: results)')
     made.add_argument('--frames', type=int, default=0, help='end after so many frames (default: all)')
-    model = made.add_argument_group('model')
-    add_model_flags(model, FOREIGN)
-    add_flags(model, {'engine': options_of(EngineOptions)['engine']})
+    add_flags(made.add_argument_group('model'), options_of(RunModel))
     add_flags(made.add_argument_group('segmenter'), OPTIONS)
     return made
 
@@ -41,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Segment a source of frames, and write the results to a folder."""
     args = parser().parse_args(argv)
-    model = chosen(args, EngineOptions)
+    model = chosen(args, RunModel)
     segmenter = open_segmenter(
-        args.preset, model.weights or None, model.device, model.precision, chosen(args, SegmenterOptions),
+        model.preset, model.weights or None, model.device, model.precision, chosen(args, SegmenterOptions),
         model.threads, model.tracker, model.adapter or None, model.engine)
     state, tracks, executed, spent, reused = segmenter.new_state(), set(), [], [], 0
     trails = Trails()

@@ -21,24 +21,25 @@ from tar_vis_core.errors import DataError
 from tar_vis_core.io.whole_files import write_text
 from tar_vis_core.media.frames import TimedImage
 from tar_vis_core.media.pictures import JPEG_SUFFIXES, picture_header, read_picture
+from tar_vis_core.options import Options, option
 from tar_vis_ros.bags.reader import BagError
-from tar_vis_ros.bags.writer import BagWriter
+from tar_vis_ros.bags.writer import STORAGES, BagWriter
 from tar_vis_ros.conversions.images import array_to_image
 
 LAST_NS = 2**31 * 10**9     # stamps of ROS end before
 
 
-@dataclass(frozen=True)
-class BagOptions:
+@dataclass(frozen=True, kw_only=True)
+class BagOptions(Options):
     """How images are recorded."""
 
-    storage: str = 'mcap'
-    topic: str = '/camera/image_raw'    # compressed images are on TOPIC/compressed
-    compressed: bool = False            # JPEG instead of raw pixels
-    quality: int = 95                   # of the JPEG, 1 to 100
-    frame_id: str = 'camera'
-    fps: float = 10.0                   # images per second
-    start_s: float = 1.0                # stamp of the first image
+    storage: str = option('mcap', 'format of the bag', choices=tuple(STORAGES))
+    topic: str = option('/camera/image_raw', 'topic of the images')
+    compressed: bool = option(False, 'JPEG images on TOPIC/compressed, else raw ones on TOPIC')
+    quality: int = option(95, 'of the JPEG', low=1, high=100)
+    frame_id: str = option('camera', 'of the headers')
+    fps: float = option(10.0, "images per second; of a video its own if this is not given", low=0.001, high=10000)
+    start_s: float = option(1.0, 'stamp of the first image, seconds', low=0, high=2**31 - 1)
 
     @property
     def full_topic(self) -> str:

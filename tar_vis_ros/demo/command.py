@@ -36,7 +36,6 @@ from tar_vis_ros.process.dds import use_shared_memory_profile
 from tar_vis_ros.process.domains import ClaimedDomain
 
 NODE = '/tar_vis'
-NODE_OPTIONS = ('model', 'backbone', 'weights', 'adapter', 'device', 'precision', 'routing')
 MAX_WIDTH = 1280            # wider images are scaled down to this
 CONFIGURE_S = 180.0         # the model loads and warms up
 CAMERA_RATE, CAMERA_FRAMES = 10.0, 200
@@ -56,13 +55,13 @@ class DemoRun:
     frames: int               # 0: all
     rate: float               # 0: the source's own
     live: bool
-    parameters: tuple[str, ...]     # NAME:=VALUE, of the node
+    parameter: list[str]      # NAME:=VALUE, of the node
     domain_id: int            # 0: one that is free
 
     @property
     def routing(self) -> str:
         """Return how the node is asked to choose layers."""
-        given = dict(text.split(':=', 1) for text in self.parameters if ':=' in text)
+        given = dict(text.split(':=', 1) for text in self.parameter if ':=' in text)
         return given.get('routing', TABLE.options['routing'].default)
 
 
@@ -103,7 +102,7 @@ def plan_source(options: DemoRun) -> SourcePlan:
 
 def node_arguments(options: DemoRun) -> list[str]:
     """Return the ROS arguments of the node: only what was asked for; the rest is the node's default."""
-    return ['--ros-args', *(part for setting in options.parameters for part in ('-p', setting))]
+    return ['--ros-args', *(part for setting in options.parameter for part in ('-p', setting))]
 
 
 def run_graph(options: DemoRun, plan: SourcePlan, writer: FrameWriter, interrupt: StopRequest) -> int:
@@ -256,18 +255,11 @@ def parse(arguments: list[str] | None) -> DemoRun:
     parser.add_argument('--rate', type=float, default=0.0, metavar='R',
                         help="frames per second at most (default: the file's own)")
     parser.add_argument('--live', action='store_true', help='send at the full rate and let the node drop what is late')
-    for name in NODE_OPTIONS:
-        parser.add_argument(f'--{name}', help=f"the node's parameter: {TABLE.options[name].description}")
-    parser.add_argument('--set', action='append', default=[], metavar='NAME:=VALUE', help='any parameter of the node')
+    parser.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME:=VALUE',
+                        help='a parameter of the node, such as routing:=full; may come again')
     parser.add_argument('--domain-id', type=int, default=0, metavar='N',
                         help='ROS domain to run in, to watch with other tools (default: one that is free)')
-    given = vars(parser.parse_args(arguments))
-    settings = {name: given.pop(name) for name in NODE_OPTIONS}
-    for name in ('weights', 'adapter'):
-        if settings[name]:
-            settings[name] = str(user_path(settings[name]).absolute())
-    named = [f'{name}:={value}' for name, value in settings.items() if value is not None]
-    return DemoRun(parameters=(*named, *given.pop('set')), **given)
+    return DemoRun(**vars(parser.parse_args(arguments)))
 
 
 def main(args: list[str] | None = None) -> int:

@@ -11,11 +11,12 @@ from pathlib import Path
 import yaml
 
 from tar_vis_core.errors import TarVisError
+from tar_vis_core.flags import add_flags, chosen
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.terminal import say_anything
 from tar_vis_core.io.whole_files import make_folder, write_text
 from tar_vis_core.io.yaml_files import parse_yaml
-from tar_vis_ros.bags.command import number_between
+from tar_vis_core.options import option, options_of
 from tar_vis_ros.bags.reader import ImageBag
 from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.children import StopRequest
@@ -23,7 +24,7 @@ from tar_vis_ros.process.dds import use_shared_memory_profile
 from tar_vis_ros.process.parameter_files import PARAMETERS, is_for, listed, sections
 from tar_vis_ros.replay import report
 from tar_vis_ros.replay.comparison import table
-from tar_vis_ros.replay.outcome import NODE, BagOutcome, Job
+from tar_vis_ros.replay.outcome import NODE, BagOutcome, Job, ReplayOptions
 from tar_vis_ros.replay.pool import replay_all
 from tar_vis_ros.replay.proof import differences, read_reference
 from tar_vis_ros.replay.truth import find_truth
@@ -45,23 +46,16 @@ processed is reported all the same.
 """
 
 
-@dataclass(frozen=True)
-class ReplayRun:
+@dataclass(frozen=True, kw_only=True)
+class ReplayRun(ReplayOptions):
     """The choices of a command line."""
 
     bags: list[Path]
-    topic: str                  # of the images; '': the only one in the bag
-    mode: str                   # lossless or realtime
-    rate: float                 # realtime: so many times as fast as recorded
     out: Path
     truth: Path | None
     parameter: list[str]        # NAME:=VALUE, of the node that is started
     params_file: Path | None
-    node: str                   # to drive instead of starting one
-    to: str                     # its topic of images; '': the bag's
-    jobs: int                   # bags at once
-    patience: float             # seconds that an answer may take
-    pictures: int               # in the report at most
+    jobs: int = option(1, 'bags at once; more disturb the times of each other', low=1, high=1000)
     check: Path | None          # report.json of an earlier replay whose answers are expected
     compare: list[Path] | None  # two --out folders; nothing is replayed then
 
@@ -71,10 +65,6 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='tar-vis-replay', description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('bags', nargs='*', type=user_path, metavar='BAG', help='rosbag2 folder, .db3 or .mcap file')
-    parser.add_argument('--topic', default=Job.topic, help='topic of the images (default: the only one in the bag)')
-    parser.add_argument('--mode', choices=('lossless', 'realtime'), default=Job.mode, help='(default: %(default)s)')
-    parser.add_argument('--rate', type=number_between(0.001, 1000), default=Job.rate,
-                        help='realtime: so many times as fast as recorded (default: %(default)g)')
     parser.add_argument('--out', type=user_path, default=Path('replay'), metavar='FOLDER',
                         help='(default: %(default)s)')
     parser.add_argument('--truth', type=user_path, metavar='JSON',
@@ -82,22 +72,12 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME:=VALUE',
                         help='a parameter of the node that is started; may come again')
     parser.add_argument('--params-file', type=user_path, metavar='YAML', help='parameters of the node that is started')
-    parser.add_argument('--node', default='', metavar='NAME',
-                        help='drive this active node instead of starting one, such as /tar_vis; one camera of several: '
-                             '/tar_vis/front')
-    parser.add_argument('--to', default='', metavar='TOPIC', help='with --node: its topic of images '
-                        "(default: the bag's)")
-    parser.add_argument('--jobs', type=number_between(1, 1000, int), default=1,
-                        help='bags at once; more disturb the times of each other (default: %(default)s)')
-    parser.add_argument('--patience', type=number_between(0.1, 86400), default=Job.patience_s, metavar='SECONDS',
-                        help='lossless: give an answer so long (default: %(default)g)')
     parser.add_argument('--check', type=user_path, metavar='REPORT.json',
                         help='lossless: end with 1 if an answer is not that of this earlier replay; times do not '
                         'count')
     parser.add_argument('--compare', type=user_path, nargs=2, metavar=('A', 'B'),
                         help='replay nothing: print the differences of two --out folders, with intervals')
-    parser.add_argument('--pictures', type=number_between(0, 100000, int), default=Job.pictures,
-                        help='pictures in the report at most (default: %(default)s)')
+    add_flags(parser, options_of(ReplayRun))
     return parser
 
 
@@ -134,6 +114,7 @@ def check_options(asked: ReplayRun) -> None:
 def plan(asked: ReplayRun) -> tuple[list[Job], int, dict[str, str]]:
     """Return the jobs, their number of images, and by path what is wrong with the other bags."""
     jobs, images, bad, taken = [], 0, {}, set()
+    pictures = max(1, asked.pictures // len(asked.bags)) if asked.pictures else 0
     for number_, path in enumerate(map(str, asked.bags), 1):
         try:
             with ImageBag(path, asked.topic) as bag:
@@ -145,10 +126,9 @@ def plan(asked: ReplayRun) -> tuple[list[Job], int, dict[str, str]]:
             continue
         taken.add(name)
         jobs.append(Job(
-            bag=path, folder=str(asked.out / name), number=number_, alone=len(asked.bags) == 1, topic=asked.topic,
-            mode=asked.mode, rate=asked.rate, node=asked.node, to=asked.to,
+            bag=path, folder=str(asked.out / name), number=number_, alone=len(asked.bags) == 1,
             parameters=tuple(asked.parameter), params_file=str(asked.params_file or ''), truth=str(asked.truth or ''),
-            patience_s=asked.patience, pictures=max(1, asked.pictures // len(asked.bags)) if asked.pictures else 0))
+            **{option: getattr(asked, option) for option in options_of(ReplayOptions)} | {'pictures': pictures}))
     return jobs, images, bad
 
 
@@ -236,10 +216,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if '--ros-args' in words:       # what launch adds
         words = words[:words.index('--ros-args')]
     say_anything()
-    asked = ReplayRun(**vars(command_line().parse_args(words)))
+    args = command_line().parse_args(words)
+    others = {name: value for name, value in vars(args).items() if name not in options_of(ReplayRun)}
     try:
-        return run(asked)
-    except (TarVisError, OSError) as error:
+        return run(chosen(args, ReplayRun, **others))
+    except (TarVisError, ValueError, OSError) as error:
         print(f'tar-vis-replay: {error}', file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tar_vis_core.io.whole_files import write_text
+from tar_vis_core.options import Options, option
 
 ANSWERS, FRAMES, RESULTS, PICTURES = 'answers', 'frames.json', 'results.json', 'pictures'   # in a bag's own folder
 NODE = '/tar_vis'       # the node that is started for a bag
@@ -75,24 +76,31 @@ class BagOutcome:
         return cls(**content)
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(Options):
+    """How bags are replayed."""
+
+    topic: str = option('', 'topic of the images; empty: the only one in the bag')
+    mode: str = option('lossless', 'how the images go out', choices=('lossless', 'realtime'))
+    rate: float = option(1.0, 'realtime: so many times as fast as recorded', low=0.001, high=1000)
+    node: str = option('', 'drive this active node instead of starting one, such as /tar_vis; one camera of several: '
+                           '/tar_vis/front')
+    to: str = option('', "with --node: its topic of images; empty: the bag's")
+    patience: float = option(60.0, 'lossless: seconds that an answer may take', low=0.1, high=86400)
+    pictures: int = option(200, 'pictures in the report at most', low=0, high=100000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ReplayOptions):
     """One bag to replay, as the command passes it to its process."""
 
     bag: str
     folder: str                          # of its outcome
     number: int = 1                      # among the bags of the command
     alone: bool = True
-    topic: str = ''
-    mode: str = 'lossless'
-    rate: float = 1.0
-    node: str = ''                       # a running node; '': start one
-    to: str = ''                         # topic to publish on; '': the bag's
     parameters: tuple[str, ...] = ()     # NAME:=VALUE of the node that is started
     params_file: str = ''
     truth: str = ''
-    patience_s: float = 60.0
-    pictures: int = 200
 
     @classmethod
     def from_json(cls, values: Mapping) -> Job:

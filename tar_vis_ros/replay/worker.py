@@ -140,7 +140,7 @@ def replay_bag(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None
             caller.wait(lambda: player.listeners, f'nobody listened on {publish_topic(job, bag)}', FIND_S)
             with BagWriter(Path(job.folder) / ANSWERS, bag.storage, player.topics) as writer:
                 if job.mode == 'lossless':
-                    player.lossless(with_progress(bag.images()), writer, caller, job.patience_s)
+                    player.lossless(with_progress(bag.images()), writer, caller, job.patience)
                 else:
                     player.real_time(with_progress(bag.images()), writer, caller, job.rate)
     except KeyboardInterrupt:

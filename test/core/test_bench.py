@@ -31,8 +31,9 @@ from tar_vis_core.benchmark.machine import in_words, machine, power_draw
 from tar_vis_core.benchmark.reference import ReferenceDecoder
 from tar_vis_core.benchmark.report import TOLERANCE, fallen, ratios
 from tar_vis_core.commands import bench
-from tar_vis_core.commands.bench import asked, parser
+from tar_vis_core.commands.bench import parser
 from tar_vis_core.commands.main import main
+from tar_vis_core.flags import chosen
 from tar_vis_core.models.deformable import sample_by_grid
 from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.packed_layers import packable
@@ -209,7 +210,7 @@ def made_up(*times, fps=None):
     lines = {name: {'fps': 1e3 / t, 'median_ms': dict.fromkeys(STAGES, 0.0) | {'backbone': t / 2, 'total': t}}
              for name, t in zip((REFERENCE, FULL, TAR), times)}
     return {'title': 'a toy', 'date': '2026-01-01', 'machine': {}, 'lines': lines,
-            'configuration': asdict(asked(parser().parse_args(TOY)))}
+            'configuration': asdict(chosen(parser().parse_args(TOY), measurement.BenchRun))}
 
 
 def test_ratios_compare_a_line_with_the_one_before():
@@ -300,7 +301,7 @@ def test_what_a_gpu_has_lent_to_all_is_read_from_the_card(monkeypatch):
         monkeypatch.setattr(measurement, name, value)
     with mock.patch.multiple(torch.cuda, empty_cache=mock.DEFAULT, reset_peak_memory_stats=mock.DEFAULT,
                              mem_get_info=lambda device: (3, 5)):
-        run = asked(parser().parse_args([*TOY, '--device', 'cpu']))
+        run = chosen(parser().parse_args([*TOY, '--device', 'cpu']), measurement.BenchRun)
         assert measurement.resources_taken(run, FULL, [picture(0, 64, 96)]) == (3, None, 2)
 
 

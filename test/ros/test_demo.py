@@ -191,7 +191,7 @@ def test_claimed_domains_are_valid_and_differ_until_they_are_released():
 def weights(tmp_path_factory) -> list[str]:
     """Options that name weights: none where the package has them, else an untrained model's."""
     path = nano_weights(tmp_path_factory.mktemp('weights'))
-    return ['--weights', path] if path else []
+    return ['-p', f'weights:={path}'] if path else []
 
 
 @pytest.fixture
@@ -202,8 +202,8 @@ def demo(ros_env, tmp_path):
     def start(*arguments: str) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, '-m', 'tar_vis_ros.demo.command', '--out', str(tmp_path / 'demo'), '--domain-id',
-             ros_env['ROS_DOMAIN_ID'], '--set', 'input_short_side:=96', '--set', f'score_threshold:={MARK}',
-             '--set', 'threads:=1', *arguments],
+             ros_env['ROS_DOMAIN_ID'], '-p', 'input_short_side:=96', '-p', f'score_threshold:={MARK}',
+             '-p', 'threads:=1', *arguments],
             env=ros_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)
         return process
@@ -270,7 +270,7 @@ def test_ctrl_c_keeps_what_is_there_and_leaves_no_process(demo, tmp_path, weight
 
 
 def test_a_node_that_cannot_configure_is_reported_with_its_last_words(demo, tmp_path):
-    process = demo('--weights', str(tmp_path / 'absent.safetensors'))
+    process = demo('-p', f'weights:={tmp_path / "absent.safetensors"}')
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert 'the node could not configure, it said:' in output
