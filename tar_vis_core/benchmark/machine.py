@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     import torch
 
 
-def processor() -> str:
-    """Return the CPU's name, if Linux has it."""
+def cpu_facts() -> dict[str, str]:
+    """Return what Linux says of a processor, by the first words of its lines; empty elsewhere."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
         lines = []
-    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')),
-                platform.processor() or platform.machine())
+    return {name.strip(): value.strip() for name, _, value in (line.partition(':') for line in reversed(lines))}
+
+
+def processor() -> str:
+    """Return the CPU's name, if the system has it."""
+    return cpu_facts().get('model name') or platform.processor() or platform.machine()
 
 
 def package_version() -> str:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from tar_vis_core.benchmark.machine import package_version, processor
+from tar_vis_core.benchmark.machine import cpu_facts, package_version, processor
 from tar_vis_core.errors import WeightsError
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import available_devices, unused_gpu
@@ -41,12 +41,8 @@ def versions() -> Finding:
 
 
 def cpu() -> Finding:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((set(line.partition(':')[2].split()) for line in lines if line.startswith(('flags', 'Features'))),
-                 set())
+    facts = cpu_facts()
+    flags = set((facts.get('flags') or facts.get('Features', '')).split())     # of x86, of ARM
     has = [feature for feature in FEATURES if feature in flags]
     remedy = '' if not flags or FAST & set(has) else \
         "this processor has no wide vector units: a frame takes several times as long (a virtual machine may hide " \
