@@ -15,7 +15,8 @@ def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) ->
     """Add a flag for each option. A flag that is not given stays None."""
     for name, option in options.items():
         many = isinstance(option.default, tuple)
-        default = ' '.join(map(str, option.default)) if many else option.default
+        default = ' '.join(f'{value:g}' if isinstance(value, float) else str(value)
+                           for value in (option.default if many else [option.default]))
         words = option.description
         if option.kind in METAVARS and (option.kind is not str or option.choices or option.example):
             words += f'; {option.expected}'

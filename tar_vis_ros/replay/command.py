@@ -38,11 +38,11 @@ DESCRIPTION = """Replay recorded images through the node and report on its answe
   lossless   the next image when the last one is answered: accuracy, whatever the speed of this machine
   realtime   every image at its recorded time: latency and drops on this machine
 
-Without --node every bag gets a node of its own, on a ROS domain of its own. Ground truth is NAME.truth.json beside the
-bag (tar-vis-bag from-youtube-vis makes both), or --truth. Into --out go report.html, report.json, results.json, and a
-folder for each bag with its answers as a bag (answers), one record an image (frames.json) and pictures.
-Exit code: 0, 1 where a node failed or an answer differs from --check, 2 for bad input, 130 after Ctrl-C; what was
-processed is reported all the same.
+Without --node every bag gets its own node on its own ROS domain. Ground truth is NAME.truth.json beside the bag
+(tar-vis-bag from-youtube-vis makes both), or --truth. --out receives report.html, report.json, results.json, and a
+folder for each bag: its answers as a bag (answers), one record for each image (frames.json), pictures.
+Exit code: 0; 1 if a node failed or an answer differs from --check; 2 for bad input; 130 after Ctrl-C. Images that were
+processed are reported in any case.
 """
 
 
@@ -79,6 +79,12 @@ def command_line() -> argparse.ArgumentParser:
                         help='replay nothing: print the differences of two --out folders, with intervals')
     add_flags(parser, options_of(ReplayRun))
     return parser
+
+
+def choices(words: Sequence[str]) -> ReplayRun:
+    """Return the choices of a command line. Raise ValueError for a value that is not allowed."""
+    args, known = command_line().parse_args(words), options_of(ReplayRun)
+    return chosen(args, ReplayRun, **{name: value for name, value in vars(args).items() if name not in known})
 
 
 def check_options(asked: ReplayRun) -> None:
@@ -216,10 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if '--ros-args' in words:       # what launch adds
         words = words[:words.index('--ros-args')]
     say_anything()
-    args = command_line().parse_args(words)
-    others = {name: value for name, value in vars(args).items() if name not in options_of(ReplayRun)}
     try:
-        return run(chosen(args, ReplayRun, **others))
+        return run(choices(words))
     except (TarVisError, ValueError, OSError) as error:
         print(f'tar-vis-replay: {error}', file=sys.stderr)
         return BAD_INPUT

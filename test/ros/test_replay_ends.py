@@ -36,7 +36,7 @@ from tar_vis_ros.bags.command import main as make_bags
 from tar_vis_ros.bags.maker import BagOptions, write_images
 from tar_vis_ros.bags.writer import BagWriter
 from tar_vis_ros.conversions.images import array_to_image
-from tar_vis_ros.replay.command import FILES, ReplayRun, command_line, main, plan
+from tar_vis_ros.replay.command import FILES, choices, main, plan
 
 
 @pytest.fixture(scope='module')
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(data, tmp_path, capsys
 def test_bags_of_one_name_have_folders_of_their_own(data, tmp_path):
     shutil.copytree(data / 'raw/00001', tmp_path / '00001')
     bags = [str(data / 'raw/00001'), str(tmp_path / '00001'), str(tmp_path / 'nowhere')]
-    jobs, images, bad = plan(ReplayRun(**vars(command_line().parse_args([*bags, '--out', str(tmp_path / 'out')]))))
+    jobs, images, bad = plan(choices([*bags, '--out', str(tmp_path / 'out')]))
     assert [Path(job.folder).name for job in jobs] == ['00001', '00001_2']
     assert images == 2 * FRAMES and list(bad) == bags[2:]
 
