@@ -6,7 +6,7 @@ from collections import deque
 from statistics import median
 
 NOMINAL_INTERVAL_S = 1 / 15     # between images whose rate is not known yet
-REMEMBERED = 9                  # steps that tell the interval
+REMEMBERED = 9                  # steps that the interval is estimated from
 LATE = 1.5                      # intervals: two neighbours in the wrong order are one apart, and stamps jitter
 UNCHANGED = 5                   # images in a row with one stamp are no chance
 

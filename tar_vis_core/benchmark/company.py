@@ -1,4 +1,4 @@
-"""What a measurement has beside it: busy processes, and another network that takes its turns."""
+"""Load and comparison for a measurement: busy processes, and another network that takes turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tar_vis_core.runtime.onnx_sessions import open_session
 
 
 def _work() -> None:
-    """Read and write memory without end, as programs do that have something to do."""
+    """Read and write memory without end, as a busy program does."""
     numbers = np.ones(1 << 20, np.float32)
     while True:
         numbers *= 1.0001

@@ -46,7 +46,7 @@ def smi_name(device: torch.device) -> str:
 
 
 def power_limit_w(device: torch.device) -> float | None:
-    """Return the watts that a GPU may draw, if nvidia-smi has them."""
+    """Return the power limit of a GPU in watts, None if nvidia-smi does not have it."""
     if shutil.which('nvidia-smi') is None:
         return None
     asked = subprocess.run(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.limit',

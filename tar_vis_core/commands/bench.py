@@ -1,9 +1,9 @@
-"""A model's whole step, timed in three lines that take turns in one run, and what it costs.
+"""Time and cost of a model's whole step, in three lines that take turns in one run.
 
 The lines are a reference-style baseline (the plain model as published implementations compute: all layers, full-size
 masks and all heads after every layer, unfused attention, deformable attention by grid_sample, the pixel decoder in
-float32), ours with all layers, and ours with TAR. --guard measures a file's configuration again and fails if ratios
-between lines have fallen.
+float32), ours with all layers, and ours with TAR. --guard repeats the measurement of a file and fails if ratios between
+lines have fallen.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog='tar-vis bench', description=__doc__, epilog=TIMED,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(made, options_of(BenchRun))
-    made.add_argument('--json', type=user_path, metavar='FILE', help='write the figures here, too')
+    made.add_argument('--json', type=user_path, metavar='FILE', help='also write the figures to this file')
     made.add_argument('--guard', type=user_path, metavar='FILE',
-                      help='run the configuration of this file of --json again; exit code 1 if a ratio has fallen')
+                      help='repeat the measurement of a file of --json; exit code 1 if a ratio has fallen')
     made.add_argument('--tolerance', type=float, default=TOLERANCE,
-                      help=f'share by which --guard lets a ratio fall (default: {TOLERANCE})')
+                      help=f'share by which a ratio may fall with --guard (default: {TOLERANCE})')
     return made
 
 

@@ -1,4 +1,4 @@
-"""``tar-vis data``: make videos, look at what a data set holds, hold a part of it out."""
+"""``tar-vis data``: make videos, describe a data set, hold out a part of it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def split(path: Path, every: int) -> None:
 
 
 def check(path: Path, sheet: Path | None, seed: int) -> None:
-    """Print what a file holds, and draw samples of it."""
+    """Print a description of a file, and draw samples of it."""
     from tar_vis_core.data.inspection import contact_sheet, describe, open_set
 
     data = open_set(path)
@@ -90,30 +90,30 @@ def size(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``tar-vis data synth|move|check|split``."""
-    parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, look at data sets, divide them.')
+    parser = argparse.ArgumentParser(prog='tar-vis data', description='Make videos, check data sets, split them.')
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     making = actions.add_parser('synth', help='made-up videos of look-alike crowds, as a YouTube-VIS file')
-    making.add_argument('--videos', type=int, default=50, help='how many (default: 50)')
+    making.add_argument('--videos', type=int, default=50, help='number of videos (default: 50)')
     making.set_defaults(call=synth)
     moving = actions.add_parser('move', help='videos of COCO stills that a camera moves over, as a YouTube-VIS file')
     moving.add_argument('stills', type=user_path, help='COCO file, pictures beside it')
     moving.set_defaults(call=move)
     for command, frames, canvas in ((making, 36, (192, 288)), (moving, 12, (256, 384))):
         command.add_argument('out', type=user_path, help='folder for instances.json and JPEGImages')
-        command.add_argument('--frames', type=int, default=frames, help=f'frames of each (default: {frames})')
+        command.add_argument('--frames', type=int, default=frames, help=f'frames of each video (default: {frames})')
         command.add_argument('--size', type=size, default=canvas, metavar='HxW',
-                             help=f'pixels (default: {canvas[0]}x{canvas[1]})')
+                             help=f'size of a frame, pixels (default: {canvas[0]}x{canvas[1]})')
         command.add_argument('--gaps', type=int, nargs='+', default=[1], metavar='N',
-                             help='from frame to frame the world goes on by one of these, drawn each time; 0: not at '
-                                  'all (default: 1)')
+                             help='from one frame to the next the world advances by one of these, drawn each time; '
+                                  '0: not at all (default: 1)')
         command.add_argument('--seed', type=int, default=0, help='the same seed gives the same videos (default: 0)')
-    checking = actions.add_parser('check', help='print what a YouTube-VIS or COCO file holds, draw samples')
+    checking = actions.add_parser('check', help='describe a YouTube-VIS or COCO file, draw samples')
     checking.add_argument('path', type=user_path, help='the JSON file, or a folder with one')
     checking.add_argument('--sheet', type=user_path, metavar='PNG',
                           help='draw samples with their masks into this picture')
-    checking.add_argument('--seed', type=int, default=0, help='which samples are drawn (default: 0)')
+    checking.add_argument('--seed', type=int, default=0, help='chooses the samples (default: 0)')
     checking.set_defaults(call=check)
-    splitting = actions.add_parser('split', help='hold a part of a COCO or YouTube-VIS file out, to choose by')
+    splitting = actions.add_parser('split', help='hold out a part of a COCO or YouTube-VIS file')
     splitting.add_argument('path', type=user_path,
                            help='the JSON file; NAME_fit.json and NAME_held.json come beside it')
     splitting.add_argument('--every', type=int, default=15, metavar='N',

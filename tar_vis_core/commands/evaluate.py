@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog='tar-vis eval', description=__doc__)
     made.add_argument('--data', type=user_path, required=True,
                       help="COCO JSON, images beside it; or YouTube-VIS JSON, frames in JPEGImages beside it")
-    made.add_argument('--json', type=user_path, metavar='FILE', help='write the figures here, too')
+    made.add_argument('--json', type=user_path, metavar='FILE', help='also write the figures to this file')
     made.add_argument('--results', type=user_path, metavar='FILE',
                       help='videos: evaluate this results.json (or zip) and run no model')
     made.add_argument('--out', type=user_path, metavar='FOLDER', help='videos: write the predictions of each decoding')
@@ -96,7 +96,7 @@ def evaluate_on_videos(asked: EvalRun) -> None:
     if not labelled and (asked.results or not asked.out):
         held = ', '.join(f'{name} ({number})' for name, number in counts.most_common(20)) or 'no object at all'
         raise DataError(f'{asked.data}: nothing of {", ".join(names) or "no category"} is labelled here, so there is '
-                        f'nothing to find; it has {held}. --out FOLDER writes predictions without figures')
+                        f'nothing to evaluate; it has {held}. --out FOLDER writes predictions without figures')
     if asked.results:
         predictions = read_results(asked.results, records, categories)
         rows = [score_row(asked.results.name, records, predictions, [],

@@ -1,4 +1,4 @@
-"""The command ``tar-vis``. Its subcommands need no ROS; those that tell of ROS are in the other package."""
+"""The command ``tar-vis``. Its subcommands need no ROS, except those of the other package."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ COMMANDS = {
     'run': ('tar_vis_core.commands.run', 'a video, folder or camera to an overlay video and instances.jsonl'),
     'train': ('tar_vis_core.training.train', 'train a model by a recipe'),
     'eval': ('tar_vis_core.commands.evaluate', 'mask AP on stills or videos, by layers and by routing'),
-    'data': ('tar_vis_core.commands.data', 'make videos of look-alike crowds, look at data sets'),
+    'data': ('tar_vis_core.commands.data', 'make, check and split labelled data'),
     'study': ('tar_vis_core.commands.study', "the paper's studies: table, plot, the paper's values beside ours"),
     'bench': ('tar_vis_core.commands.bench', 'time of the whole step and of its stages'),
     'export': ('tar_vis_core.commands.export', 'the image encoder as an ONNX file, compared with PyTorch'),
-    'see': ('tar_vis_ros.see.command', 'who is where, as text or JSON, from a node or a picture'),
-    'doctor': ('tar_vis_ros.doctor.command', 'what is wrong on this machine, and what to do'),
+    'see': ('tar_vis_ros.see.command', 'objects in sight, as text or JSON, from a node or a picture'),
+    'doctor': ('tar_vis_ros.doctor.command', 'problems of this machine, and their remedies'),
     'weights': ('tar_vis_core.commands.weights', 'list, get, verify and convert files of weights'),
 }
 

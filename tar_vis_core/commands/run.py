@@ -1,4 +1,4 @@
-"""A video, a folder or a camera through the segmenter; an overlay video and a line of JSON a frame."""
+"""Segment a video, a folder or a camera. Write an overlay video, and one line of JSON for each frame."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 video.add(frame.position_s, draw_overlay(frame.image, result.instances,
                                                            trails=trails.follow(result)))
         except KeyboardInterrupt:
-            print('interrupted; what was done so far is kept', file=sys.stderr)
+            print('interrupted; the results so far are kept', file=sys.stderr)
     if not spent:
         raise TarVisError(f'{args.source}: no frame was read')
     layers = f'{np.mean(executed):.2f} of {segmenter.num_layers} layers, ' if segmenter.num_layers else ''

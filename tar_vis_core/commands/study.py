@@ -11,7 +11,7 @@ from tar_vis_core.io.paths import user_path
 from tar_vis_core.options import options_of
 from tar_vis_core.studies import executed_layers, motion, timing, trained_variants
 
-# name: what it asks for, its function, one line of help
+# name: its options, its function, one line of help
 STUDIES = {
     'layers': (executed_layers.LayersStudy, executed_layers.run, 'AP by decoder layers, TAR, its controls'),
     'motion': (motion.MotionStudy, motion.run, 'executed layers against inter-frame difference'),

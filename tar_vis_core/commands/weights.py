@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     converting = actions.add_parser('convert', help='an official .pth or .pkl checkpoint to safetensors')
     converting.add_argument('source', type=user_path, metavar='FILE')
     converting.add_argument('-o', '--out', type=user_path, required=True, metavar='OUT')
-    converting.add_argument('--preset', help='insist on it (default: told by the names of the tensors)')
+    converting.add_argument('--preset', help='the expected preset (default: found by the names of the tensors)')
     converting.add_argument('--classes', metavar='SET', help='a class set, or a text file with one name a line')
     converting.set_defaults(call=convert_weights)
     splitting = actions.add_parser('split', help='weights with TAR into base weights and a small adapter')

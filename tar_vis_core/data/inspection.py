@@ -1,4 +1,4 @@
-"""Show what a labelled data set holds, in words and in a picture: YouTube-VIS and COCO files."""
+"""Describe a labelled data set, in words and in a picture: YouTube-VIS and COCO files."""
 
 from __future__ import annotations
 

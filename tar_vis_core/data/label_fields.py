@@ -147,7 +147,7 @@ def entries(path: Path, content: Mapping[str, Any], key: str, noun: str, kind: s
 
 
 def by_id(made: Iterable[Entry], told_by: Callable[[Entry], str]) -> dict[Id, Entry]:
-    """Return entries by their ids. Raise DataError if an id comes twice; ``told_by`` tells two entries apart."""
+    """Return entries by their ids. Raise DataError if an id comes twice; ``told_by`` distinguishes two entries."""
     found: dict[Id, Entry] = {}
     for entry in made:
         own = entry.id()

@@ -121,7 +121,7 @@ class OnnxDetector:
         boxes, scores, classes, coefficients = (self._selected_rows if self._selected else self._raw_rows)(
             rows[0].astype(np.float32, copy=False), min_score)
         prototypes = prototypes[0].astype(np.float32, copy=False)
-        with np.errstate(all='ignore'):     # told below
+        with np.errstate(all='ignore'):     # raised below
             logits = (coefficients @ prototypes.reshape(len(prototypes), -1)).reshape(-1, *prototypes.shape[1:])
         if not (np.isfinite(logits).all() and np.isfinite(boxes).all()):
             raise NotFiniteError

@@ -1,1 +1,1 @@
-"""Files that strangers wrote, and files that are written whole or not at all."""
+"""Checks of input files, and atomic writing of result files."""

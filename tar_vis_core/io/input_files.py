@@ -29,7 +29,7 @@ def problem_of(path: str | Path) -> str | None:
 
 
 def what_it_is(head: bytes) -> str | None:
-    """Return the kind of a file that is none of ours, as its first hundreds of bytes show it; None if they do not."""
+    """Return the kind of a foreign file by its first hundreds of bytes; None if it is not known."""
     if not head:
         return 'an empty file'
     if not head.strip(b'\0'):

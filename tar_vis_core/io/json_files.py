@@ -1,4 +1,4 @@
-"""Read JSON that any tool on any system wrote."""
+"""Read JSON files of any tool and system."""
 
 from __future__ import annotations
 

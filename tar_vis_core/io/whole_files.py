@@ -54,7 +54,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         try:
             yield half
             with half.open('rb') as file:
-                os.fsync(file.fileno())     # some file systems tell only now that there was no room
+                os.fsync(file.fileno())     # some file systems report a full disk only now
             os.replace(half, goal)
         finally:
             half.unlink(missing_ok=True)

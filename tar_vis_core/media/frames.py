@@ -43,7 +43,7 @@ def open_frames(source: str, rate: float = 0.0, width: int = 0) -> FrameReader:
     """Return the reader that fits ``source``.
 
     ``source`` is a video file, an image, a folder of images, a camera (``0`` or ``/dev/video0``), or ``photographs``
-    (also when empty). ``rate`` and ``width`` are asked of a camera and of nothing else. Raise SourceError with one line
+    (also when empty). ``rate`` and ``width`` are for cameras only. Raise SourceError with one line
     that says what to do.
     """
     if source in ('', PHOTOGRAPHS):
@@ -93,12 +93,12 @@ class SourceClock:
 
     def tick(self, time_s: float | None) -> None:
         """Take the time of the next frame, None if the source does not say."""
-        told = time_s if time_s is not None and math.isfinite(time_s) else None
+        known = time_s if time_s is not None and math.isfinite(time_s) else None
         if self.passed_s is None:
-            self._first_s, self.passed_s = told or 0.0, 0.0
+            self._first_s, self.passed_s = known or 0.0, 0.0
             return
-        told_s = -1.0 if told is None else told - self._first_s
-        self.passed_s = told_s if told_s > self.passed_s + MIN_STEP_S else self.passed_s + self.period_s
+        known_s = -1.0 if known is None else known - self._first_s
+        self.passed_s = known_s if known_s > self.passed_s + MIN_STEP_S else self.passed_s + self.period_s
 
     def next_pass(self) -> None:
         """Continue a period after the last frame of the pass that ends."""

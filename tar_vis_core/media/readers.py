@@ -22,7 +22,7 @@ from tar_vis_core.media.pictures import PictureError, max_pixels, read_picture, 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FOLDER_FPS = 10.0       # a folder of images has no rate of its own
 FALLBACK_FPS = 25.0     # for a video file that states none
-ENOUGH = 0.9            # of the frames that a video says it has: some containers tell an estimate by length and rate
+ENOUGH = 0.9            # of the frames that a video declares: some containers only estimate them by length and rate
 # FFmpeg's decoders run in threads that write also between our calls: only FFmpeg itself can keep them quiet (-8, its
 # AV_LOG_QUIET). OpenCV reads this when it opens its first video.
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
@@ -38,9 +38,9 @@ class FrameReader(ABC):
 
     name: str = ''
     fps: float = FOLDER_FPS      # the source's own rate
-    count: int | None = None     # frames in one pass, where the source says so
+    count: int | None = None     # frames in one pass, if the source has the number
     live: bool = False           # a camera: it sets the pace and cannot be rewound
-    time_s: float | None = None  # of the image read last, in the source's own time, where the source has times
+    time_s: float | None = None  # of the image read last, in the source's own time, if the source has times
 
     @abstractmethod
     def read(self) -> np.ndarray | None:
@@ -108,12 +108,12 @@ class VideoFileReader(FrameReader):
         if not good and self.count and self._given < ENOUGH * self.count - 1:
             logger.warning('%s: %d frames could be read, and it says that it has %d: it may be cut off or damaged',
                            self.path, self._given, self.count)
-            self.count = self._given    # said once
+            self.count = self._given    # warned once
         return self._taken(image) if good else None
 
     def close(self) -> None:
         if self._capture is not None:
-            with quiet_stderr():    # what the decoder's threads have to say comes late
+            with quiet_stderr():    # messages of the decoder's threads come late
                 self._capture.release()
             self._capture = None
 

@@ -16,11 +16,11 @@ from tar_vis_core.io.whole_files import WriteError, replacing
 from tar_vis_core.media.readers import quiet_stderr
 
 CODECS = ('avc1', 'mp4v')   # H.264 where this OpenCV can encode it, else MPEG-4 part 2
-RATE_FRAMES = 12            # frames whose stamps tell the video's rate
+RATE_FRAMES = 12            # frames whose stamps give the video's rate
 
 
 class OverlayVideo:
-    """An MP4 file with one picture per answered frame, at the rate that the first stamps tell.
+    """An MP4 file with one picture per answered frame, at the rate of the first stamps.
 
     It has its name from :meth:`close` on, when it is whole.
     """

@@ -39,10 +39,10 @@ class StudyInputs(Options):
     device: str = same_option(ModelOptions, 'device')
     threads: int = same_option(ModelOptions, 'threads')
     data: str = option('synth', 'YouTube-VIS file, or synth: crowds of look-alikes, made under --out')
-    categories: tuple[str, ...] = option((), 'of the file: those that count; none: all')
-    videos: int = option(20, 'how many: made, or the first of the file', low=1)
-    frames: int = option(24, 'synth: frames of each', low=1)
-    data_seed: int = option(1000, 'synth: which videos')
+    categories: tuple[str, ...] = option((), 'categories of the file that count; none: all')
+    videos: int = option(20, 'number of videos: made, or the first of the file', low=1)
+    frames: int = option(24, 'synth: frames of each video', low=1)
+    data_seed: int = option(1000, 'synth: chooses the videos')
 
 
 def one_file(inputs: StudyInputs) -> Path:

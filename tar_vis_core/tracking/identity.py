@@ -27,7 +27,7 @@ MIN_SIMILARITY_LOST = 0.40      # for one that is lost: someone else may have co
 # Farthest jump of the centre from the predicted one, in object sizes; it widens while an object is out of sight.
 REACH, REACH_PER_FRAME, MAX_REACH = 0.9, 0.1, 1.8
 MAX_LOST_TRACKS = 64
-MIN_ELAPSED_S = 1e-3       # stamps that are closer tell no velocity
+MIN_ELAPSED_S = 1e-3       # stamps that are closer give no velocity
 VELOCITY_GAIN = 0.5        # share of the newest measurement in the running velocity
 VELOCITY_DECAY = 0.85      # per frame out of sight: nobody walks on for ever
 APPEARANCE_GAIN = 0.1      # share of the newest frame in the running colours and embedding

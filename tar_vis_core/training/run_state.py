@@ -56,7 +56,7 @@ def save_whole(content: Any, path: Path) -> None:
     with replacing(path) as half:
         try:
             torch.save(content, half)
-        except RuntimeError as error:       # torch's own writer tells of a full disk like this
+        except RuntimeError as error:       # torch's own writer reports a full disk like this
             raise WriteError(f'cannot write {path}: {one_line(error)[:100]}; is the disk full?') from error
 
 

@@ -1,7 +1,7 @@
 """Read the images of a recorded topic as they were recorded: their CDR is passed on, once it is known to be whole.
 
 Formats: rosbag2 folders and single .db3 and .mcap files, read by the library rosbags. Messages lie in a bag as ROS
-sends them, OMG CDR behind a header of four bytes, the second of which tells the byte order.
+sends them, OMG CDR behind a header of four bytes, the second of which has the byte order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ImageBag:
     """One image topic of a bag; a context manager. Raise BagError, now and while reading.
 
     ``topic`` may be empty if only one image topic of the bag has messages. A bag without metadata or without an index,
-    or one that breaks off, is read as far as it goes; what is missing is told at the end of :meth:`images`.
+    or one that breaks off, is read as far as possible; :meth:`images` raises at its end if images are missing.
     """
 
     def __init__(self, path: str | Path, topic: str = '') -> None:
@@ -85,7 +85,7 @@ class ImageBag:
             index += 1
         if index < self.count or self._stored.broken:
             missing = f'{self.count - index} of {self.count} images are missing' if index < self.count else \
-                'nobody can tell how many images are missing'
+                'it is not known how many images are missing'
             raise BagError(f'{self.path}: cannot be read to its end: {index} images are there, {missing}'
                            + (f' ({self._stored.broken})' if self._stored.broken else ''))
 

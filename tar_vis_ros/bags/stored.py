@@ -165,7 +165,7 @@ def _named_files(metadata: Mapping) -> list[str]:
 
 
 def _counts(metadata: Mapping) -> dict[str, int]:
-    """Return the messages by topic; {} if the metadata, which others write too, does not tell."""
+    """Return the messages by topic; {} if the metadata does not have them."""
     try:
         counts = {str(topic['topic_metadata']['name']): int(topic['message_count'])
                   for topic in metadata['topics_with_message_count']}

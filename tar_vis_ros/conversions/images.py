@@ -41,7 +41,7 @@ class Encoding:
     group: int = 1       # neighbours in a row that share their bytes: a row holds whole groups
     least: int = 1       # smallest width and height
     chroma: bool = False  # below the rows of the picture half as many of pairs of colour: width and height are even
-    taken_for: str = ''  # the encoding that is meant where the name tells no colours
+    taken_for: str = ''  # the encoding that is assumed if the name does not define colours
 
 
 BAYER = {   # OpenCV names a pattern by the second and third pixel of its second row

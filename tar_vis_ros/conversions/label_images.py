@@ -15,7 +15,7 @@ from tar_vis_core.errors import unknown_name
 from tar_vis_core.instances import FrameResult, Instance, TrackStatus
 from tar_vis_core.models.class_sets import COCO
 
-LABELS = 65535      # a mono16 label image tells this many tracks apart; 0 is background
+LABELS = 65535      # a mono16 label image distinguishes this many tracks; 0 is background
 BACKGROUND = 255    # of a semantic mask, where 0 is a class
 # Street furniture, furniture and what lies in a house. What people carry is not among it. YouTube-VIS has the animal
 # 'mouse'.

@@ -151,7 +151,7 @@ class DepthLifter(ParameterNode):
         self._diagnostics.publish(message)
 
     def _why_silent(self) -> str:
-        """Return why nothing was published in the last seconds, '' if something was or it is too early to tell."""
+        """Return why nothing was published in the last seconds, '' if something was, or if it is too early to know."""
         for name, topic in self._topics.items():
             if problem := self._stamps.problem(name):
                 return f'{problem} on {topic}: nothing can be joined by them; let the driver fill header.stamp'

@@ -1,1 +1,1 @@
-"""``tar-vis doctor``: what is wrong on this machine, one line each, and what to do."""
+"""``tar-vis doctor``: the problems of a machine, one line each, with remedies."""

@@ -21,11 +21,10 @@ def findings() -> Iterator[Finding]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what is found, line by line. Return 1 if something is wrong."""
+    """Print the findings, line by line. Return 1 if something is wrong."""
     argparse.ArgumentParser('tar-vis doctor', description=(
-        'Say what is wrong on this machine, and what to do: versions, processor, devices, weights, ROS, middleware, '
-        "image topics that are alive, this package's nodes. It listens for some seconds. Exit code 1: something is "
-        'wrong.')).parse_args(argv)
+        'Check this machine and print remedies: versions, processor, devices, weights, ROS, middleware, active image '
+        "topics, this package's nodes. It listens for some seconds. Exit code 1: something is wrong.")).parse_args(argv)
     wrong = 0
     for finding in findings():
         print(finding, flush=True)

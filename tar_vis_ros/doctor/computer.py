@@ -28,7 +28,7 @@ BUILD = 'make setup in the checkout, or colcon build'
 
 
 def computer() -> Iterator[Finding]:
-    """Yield what there is to tell of this computer."""
+    """Yield the findings about this computer."""
     for look in (versions, cpu, compiled, threads, devices, weights, clock):
         yield look()
 

@@ -1,4 +1,4 @@
-"""What the doctor found out: a subject, what is so, and what to do if that is not as it should be."""
+"""A finding of the doctor: its subject, the facts, and a remedy if something is wrong."""
 
 from __future__ import annotations
 

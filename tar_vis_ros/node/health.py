@@ -13,7 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from tar_vis_ros.conversions.label_images import IMAGES
 
-RECENT_S = 5.0      # how long a fault colours the status, and how long its like stays out of the log
+RECENT_S = 5.0      # how long a fault sets the status, and how long faults of its kind are not logged again
 WINDOW_FRAMES = 300
 WINDOW_S = 10.0
 

@@ -62,7 +62,7 @@ class ImageInput:
         self._found: dict[tuple[str, frozenset[str]], str] = {}   # (kind, whose) -> text
         self._published = time.monotonic()                        # when somebody last did
         self._sources: list[str] = []                             # and who that was
-        told = hasattr(Subscription, 'CallbackType')   # rclpy of Humble tells nothing of a message but its contents
+        told = hasattr(Subscription, 'CallbackType')   # rclpy of Humble passes the message alone
         self._subscription: Subscription | None = node.create_subscription(
             message_type, topic, self._take if told else lambda message: self._take(message, {}),
             QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()]),

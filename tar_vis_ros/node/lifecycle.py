@@ -56,7 +56,7 @@ class ManagedNode(TableParameters, Node):
         return self._state_machine.current_state[1]
 
     def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
-        # What the state does not allow ends the process in Jazzy (ros2/rclpy#1209), and is told by number in Kilted.
+        # A transition that is not allowed ends the process in Jazzy (ros2/rclpy#1209). Kilted logs its number.
         try:
             possible = transition_id in [number for number, *_ in self._state_machine.available_transitions]
             if possible:

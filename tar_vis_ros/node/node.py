@@ -48,7 +48,7 @@ class TarVisNode(ManagedNode):
         self._blocked = ''                 # why the node cannot be configured; empty when nothing is known
         self._last_epoch = 0               # of the cameras that were
         self._namesakes = Namesakes(self)
-        self._idle = Health()              # what there is to tell before there are cameras
+        self._idle = Health()              # the status before there are cameras
         self.create_service(Trigger, '~/reset', lambda request, response: self._on_reset(response))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)

@@ -153,8 +153,8 @@ class Pipeline:
         meant = UNNAMED.get(getattr(image, 'encoding', ''))
         if meant and not camera.colours_told:
             camera.colours_told = True
-            self._logger.warning(f'{camera.prefix}{image.encoding} tells no colours: taken for {meant}, the order that '
-                                 'OpenCV has; let the driver say rgb8 if red and blue are exchanged')
+            self._logger.warning(f'{camera.prefix}{image.encoding} does not define colours: taken for {meant}, '
+                                 "OpenCV's order; let the driver say rgb8 if red and blue are exchanged")
 
     def _failed(self, camera: Camera, error: Exception) -> None:
         if rclpy.ok():           # else the process is ending, and publishers with it

@@ -1,4 +1,4 @@
-"""Find the publishers of a topic, and say by name what keeps a subscription from hearing them."""
+"""Find the publishers of a topic, and why a subscription gets no messages of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMELESS_S = 1.0     # so long a publisher may be in the graph without its node
 class Publisher:
     """One publisher of a topic."""
 
-    node: str        # its full name; '' where the graph does not tell it
+    node: str        # its full name; '' if the graph does not have it
     type: str        # of its messages, package/msg/Name
-    mismatch: str    # why its QoS cannot be taken; '' where it can
+    mismatch: str    # why its QoS is incompatible; '' if it is compatible
 
     def __str__(self) -> str:
         return self.node or 'a publisher without a known node'
@@ -47,7 +47,7 @@ class Publishers:
                 yield Publisher(node, info.topic_type, _words(reason) if compatible == QoSCompatibility.ERROR else '')
 
     def problem_of(self, publisher: Publisher, type_hint: str = '', qos_hint: str = '') -> tuple[str, str]:
-        """Return kind and text of what keeps the messages of a publisher from coming; both '' if nothing does.
+        """Return kind and text of the reason why no messages of a publisher come; both '' if there is none.
 
         Kinds are 'wrong type' and 'incompatible QoS'; the hints say what to do.
         """
@@ -60,12 +60,12 @@ class Publishers:
         return '', ''
 
     def why_none_can_come(self) -> str:
-        """Return what keeps the messages of every publisher from coming, '' if some can come or nobody publishes."""
+        """Return why no messages come, '' if those of some publisher can come, or if nobody publishes."""
         problems = [self.problem_of(publisher)[1] for publisher in self.now()]
         return '; '.join(problems) if all(problems) else ''
 
     def why_silent(self) -> str:
-        """Return what keeps all messages from coming, '' if nothing is known."""
+        """Return why no messages come, '' if no reason is known."""
         problems = [self.problem_of(publisher)[1] for publisher in self.now()]
         return '; '.join(filter(None, problems)) if problems else f'nobody publishes {self.topic}'
 

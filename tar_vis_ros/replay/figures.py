@@ -45,7 +45,7 @@ class Figures:
     images: int                 # published
     answered: int
     dropped: int                # published, but without an answer
-    passed_over: int            # dropped images that the node itself tells of
+    passed_over: int            # dropped images that the node itself reports
     sent_again: int
     resets: int
     layers: int

@@ -200,7 +200,7 @@ def write_results(job: Job, bag: ImageBag, outcome: BagOutcome, order: Sequence[
         outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
         try:
             scoring.score_answers(outcome, folder, order, truth, job.number)
-        except DataError as error:      # the truth does not fit: what the node did is told all the same
+        except DataError as error:      # the truth does not fit: the answers are reported without it
             outcome.problem, outcome.exit_code, truth = str(error), BAD_INPUT, None
             scoring.score_answers(outcome, folder, order, truth, job.number)
         pictures.draw_pictures(outcome, folder, bag, order, truth, job.pictures)

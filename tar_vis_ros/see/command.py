@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from tar_vis_core.errors import TarVisError, one_line
 from tar_vis_ros.see.sight import Sight, sight
 
-DESCRIPTION = """Say who is where, since when, and how sure.
+DESCRIPTION = """Print the objects in sight: place, age, score.
 
   tar-vis see --json                 one document from the node that runs
-  tar-vis see --json --watch         one each time that something changes, a line each
-  tar-vis see street.jpg --json      of a picture, without ROS; --watch for every frame of a video or camera
+  tar-vis see --json --watch         one line for each change
+  tar-vis see street.jpg --json      from a picture, without ROS; --watch for every frame of a video or camera
 
-With --json an error is a document, too: {"error": "..."}. Exit code: 0; 1 if nothing can be seen, with the reason.
+With --json an error is a document as well: {"error": "..."}. Exit code: 0; 1 if nothing can be seen, with the reason.
 """
-INTERVALS = 30          # answers that tell the rate
-PLACE_S = 1.0           # so old the positions of the depth_lifter may be, which follow their masks
+INTERVALS = 30          # answers that the rate is estimated from
+PLACE_S = 1.0           # largest age of the depth_lifter's positions, which come after their masks
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--namespace', default='tar_vis', help="the node's, or one camera's such as tar_vis/front "
                       '(default: %(default)s)')
     made.add_argument('--timeout', type=float, default=10.0, metavar='SECONDS',
-                      help='give the node so long to answer (default: %(default)g)')
+                      help='wait so long for an answer of the node (default: %(default)g)')
     return made
 
 
@@ -115,7 +115,7 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
         from tar_vis_ros.client import Frame, InstanceClient, has_position
         from tar_vis_ros.conversions.stamps import seconds_of, stamp_of, stamp_text
     except ImportError as error:
-        raise TarVisError(f'ROS cannot be loaded ({error}): source it, or give a picture; tar-vis doctor tells more'
+        raise TarVisError(f'ROS cannot be loaded ({error}): source it, or give a picture; tar-vis doctor shows more'
                           ) from error
     from tar_vis_ros.process.dds import use_shared_memory_profile
 
@@ -149,7 +149,7 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
                 if alone is not None and not watch:
                     yield seen(alone, None)
                 raise TarVisError(f'no answer on {topic} for {timeout_s:g} s: is the node active, and does it get '
-                                  'images? tar-vis doctor tells more')
+                                  'images? tar-vis doctor shows more')
     finally:
         executor.shutdown()
         node.destroy_node()

@@ -436,7 +436,7 @@ def test_an_evaluation_with_nothing_to_find_is_one_line_before_anything_runs(tmp
 def test_videos_with_nothing_to_find_are_one_line(tmp_path, capsys):
     path = edit(write_ytvis(tmp_path), lambda c: c.update(annotations=None))
     assert main(['eval', '--data', str(path)]) == 1
-    assert 'there is nothing to find' in capsys.readouterr().err
+    assert 'there is nothing to evaluate' in capsys.readouterr().err
 
 
 def test_an_empty_list_of_videos_beside_images_is_coco(tmp_path):

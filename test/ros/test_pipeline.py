@@ -245,7 +245,7 @@ def test_colours_without_a_name_are_told_once(rig):
     for number in range(3):
         rig.send(1 + number / 10, encoding='8UC3')
         rig.outputs.diagnostics.wait_for(number + 1)
-    assert len([line for line in rig.logger.lines if '8UC3 tells no colours: taken for bgr8' in line]) == 1
+    assert len([line for line in rig.logger.lines if '8UC3 does not define colours: taken for bgr8' in line]) == 1
 
 
 @pytest.mark.parametrize(('device', 'what'), [('cpu', 'compiling the encoder'), ('cuda:0', 'recording CUDA graphs')])
