@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--init', type=user_path,
                       help='start from these weights (safetensors), of a whole model or of a backbone; class heads of '
                       'other classes start with fresh weights')
-    made.add_argument('--backbone', type=user_path, help='start the backbone from this file: NanoDet-Plus-m for nano, DeepLabV3 MobileNetV2 for crowd')
+    made.add_argument('--backbone', type=user_path,
+                      help='start the backbone from this file: NanoDet-Plus-m (nano), DeepLabV3 MobileNetV2 (crowd)')
     made.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
     made.add_argument('--resume', action='store_true', help='continue from the last checkpoint in --out')
     made.add_argument('--stop-at', type=int, metavar='N', help='end after iteration N; continue with --resume')
