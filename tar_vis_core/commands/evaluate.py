@@ -74,81 +74,81 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def open_decodings(asked: EvalRun) -> tuple[VideoInstanceModel, dict[str, Decoding]]:
+def open_decodings(choices: EvalRun) -> tuple[VideoInstanceModel, dict[str, Decoding]]:
     """Return the model of the command line, on its device, and its decodings."""
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    weights = user_path(asked.weights) if asked.weights else packaged_weights(asked.preset)
-    model = load_model(asked.preset, weights, user_path(asked.adapter) if asked.adapter else None)
-    found = decodings_of(model, asked.layers, model.config.routing and not asked.no_routing)
-    return model.to(pick_device(asked.device)), found
+    if choices.threads:
+        torch.set_num_threads(choices.threads)
+    weights = user_path(choices.weights) if choices.weights else packaged_weights(choices.preset)
+    model = load_model(choices.preset, weights, user_path(choices.adapter) if choices.adapter else None)
+    found = decodings_of(model, choices.layers, model.config.routing and not choices.no_routing)
+    return model.to(pick_device(choices.device)), found
 
 
-def evaluate_on_videos(asked: EvalRun) -> None:
+def evaluate_on_videos(choices: EvalRun) -> None:
     """Evaluate on the videos of a YouTube-VIS file, or its results."""
-    records, categories = load_ytvis(asked.data), categories_of(asked.data)
-    names = list(dict.fromkeys(asked.categories or categories.values()))
-    min_score = None if asked.min_score < 0 else asked.min_score
+    records, categories = load_ytvis(choices.data), categories_of(choices.data)
+    names = list(dict.fromkeys(choices.categories or categories.values()))
+    min_score = None if choices.min_score < 0 else choices.min_score
     if unknown := set(names) - set(categories.values()):
         raise ValueError(f'--categories {", ".join(sorted(unknown))}: the data has {", ".join(categories.values())}')
     counts = Counter(track.category for record in records for track in record.tracks if not track.crowd)
     labelled = any(counts[name] for name in names)
-    if not labelled and (asked.results or not asked.out):
+    if not labelled and (choices.results or not choices.out):
         held = ', '.join(f'{name} ({number})' for name, number in counts.most_common(20)) or 'no object at all'
-        raise DataError(f'{asked.data}: nothing of {", ".join(names) or "no category"} is labelled here, so there is '
+        raise DataError(f'{choices.data}: nothing of {", ".join(names) or "no category"} is labelled here, so there is '
                         f'nothing to evaluate; it has {held}. --out FOLDER writes predictions without figures')
-    if asked.results:
-        predictions = read_results(asked.results, records, categories)
-        rows = [score_row(asked.results.name, records, predictions, [],
+    if choices.results:
+        predictions = read_results(choices.results, records, categories)
+        rows = [score_row(choices.results.name, records, predictions, [],
                           MATCH if min_score is None else min_score, names)]
     else:
-        model, decodings = open_decodings(asked)
-        rows = evaluate_videos(model, records, decodings, categories=names, tracker=asked.tracker,
-                               short_side=asked.short_side, max_instances=asked.max_instances,
-                               options=SegmenterOptions(score_threshold=asked.score_threshold), min_score=min_score)
+        model, decodings = open_decodings(choices)
+        rows = evaluate_videos(model, records, decodings, categories=names, tracker=choices.tracker,
+                               short_side=choices.short_side, max_instances=choices.max_instances,
+                               options=SegmenterOptions(score_threshold=choices.score_threshold), min_score=min_score)
     count = sum(len(record.tracks) for record in records)
-    print(f'\n{asked.data.name}: {len(records)} videos, {count} labelled objects; percent')
+    print(f'\n{choices.data.name}: {len(records)} videos, {count} labelled objects; percent')
     print(as_table(rows) if labelled else 'nothing is labelled: no figures')
     for row in rows if labelled else ():
         print(f'\n{row.name}\n{row.ap}\n{row.identities}')
         if len(row.objects) <= OBJECT_LINES:
             print(object_table(row.objects))
-    if asked.json:
-        write_text(asked.json, json.dumps([as_figures(row) for row in rows], indent=1) + '\n')
-        print(f'figures: {asked.json}')
-    if asked.out:
-        make_folder(asked.out)
+    if choices.json:
+        write_text(choices.json, json.dumps([as_figures(row) for row in rows], indent=1) + '\n')
+        print(f'figures: {choices.json}')
+    if choices.out:
+        make_folder(choices.out)
         for row in rows:
-            path = asked.out / (re.sub(r'\W+', '_', row.name) + ('.zip' if asked.zip else '.json'))
+            path = choices.out / (re.sub(r'\W+', '_', row.name) + ('.zip' if choices.zip else '.json'))
             write_results(path, row.predictions, categories)
             print(f'predictions: {path}')
 
 
-def evaluate_on_stills(asked: EvalRun) -> None:
+def evaluate_on_stills(choices: EvalRun) -> None:
     """Evaluate on the pictures of a COCO file."""
-    records = load_coco(asked.data, preload=False)
-    names = labelled_categories(asked.data, records, asked.categories or ('person',))
-    model, decodings = open_decodings(asked)
+    records = load_coco(choices.data, preload=False)
+    names = labelled_categories(choices.data, records, choices.categories or ('person',))
+    model, decodings = open_decodings(choices)
     if not set(names) & set(map(plain_name, model.config.class_names)):
         raise ValueError(f'the model knows none of the categories to evaluate ({", ".join(names)}), only '
                          f'{", ".join(model.config.class_names)}')
-    rows = evaluate_routings(model, records, decodings, asked.short_side or model.config.short_side, names)
-    print(f'\n{asked.data.name}: {len(records)} images; {rows[-1].result.categories[0].name} masks, percent')
+    rows = evaluate_routings(model, records, decodings, choices.short_side or model.config.short_side, names)
+    print(f'\n{choices.data.name}: {len(records)} images; {rows[-1].result.categories[0].name} masks, percent')
     print(still_table(rows))
     if len(rows[-1].result.categories) > 1:
         for row in rows:
             print(f'\n{row.name}\n{row.result}')
-    if asked.json:
-        write_text(asked.json, json.dumps([asdict(row) for row in rows], indent=1) + '\n')
-        print(f'figures: {asked.json}')
+    if choices.json:
+        write_text(choices.json, json.dumps([asdict(row) for row in rows], indent=1) + '\n')
+        print(f'figures: {choices.json}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate. Return the exit code, 1 after one line about the error."""
     args = parser().parse_args(argv)
     try:
-        asked = chosen(args, EvalRun, data=args.data, json=args.json, results=args.results, out=args.out)
-        (evaluate_on_videos if holds_videos(read_labels(asked.data)) else evaluate_on_stills)(asked)
+        choices = chosen(args, EvalRun, data=args.data, json=args.json, results=args.results, out=args.out)
+        (evaluate_on_videos if holds_videos(read_labels(choices.data)) else evaluate_on_stills)(choices)
     except (TarVisError, ValueError) as error:
         print(f'tar-vis eval: {error}', file=sys.stderr)
         return 1

@@ -81,31 +81,31 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def choices(words: Sequence[str]) -> ReplayRun:
+def parsed(words: Sequence[str]) -> ReplayRun:
     """Return the choices of a command line. Raise ValueError for a value that is not allowed."""
     args, known = command_line().parse_args(words), options_of(ReplayRun)
     return chosen(args, ReplayRun, **{name: value for name, value in vars(args).items() if name not in known})
 
 
-def check_options(asked: ReplayRun) -> None:
+def check_options(choices: ReplayRun) -> None:
     """Raise TarVisError for options that do not fit together, ParameterError for a parameter that the node refuses."""
-    if bool(asked.bags) == bool(asked.compare):
+    if bool(choices.bags) == bool(choices.compare):
         raise TarVisError('expected the bags to replay, or --compare with the folders of two replays')
-    if asked.check and asked.mode != 'lossless':
+    if choices.check and choices.mode != 'lossless':
         raise TarVisError('--check is for --mode lossless: in real time the answers depend on the speed of the machine')
-    if asked.check and asked.check.absolute().parent == asked.out.absolute():
-        raise TarVisError(f'--check: {asked.check} would be written over, give another --out')
-    if asked.node and (asked.parameter or asked.params_file or asked.jobs > 1):
+    if choices.check and choices.check.absolute().parent == choices.out.absolute():
+        raise TarVisError(f'--check: {choices.check} would be written over, give another --out')
+    if choices.node and (choices.parameter or choices.params_file or choices.jobs > 1):
         raise TarVisError('--node drives a node that runs already: -p, --params-file and --jobs are for nodes that are '
                           'started here')
-    if asked.to and not asked.node:
+    if choices.to and not choices.node:
         raise TarVisError('--to is for --node: a node that is started here listens on the topic of the bag')
-    for path in (asked.params_file, asked.truth):
+    for path in (choices.params_file, choices.truth):
         if path and not path.is_file():
             raise TarVisError(f'{path}: no such file')
-    if asked.out.exists() and not asked.out.is_dir():
-        raise TarVisError(f'--out {asked.out} is a file; expected a folder, which may be there or not')
-    for text in asked.parameter:
+    if choices.out.exists() and not choices.out.is_dir():
+        raise TarVisError(f'--out {choices.out} is a file; expected a folder, which may be there or not')
+    for text in choices.parameter:
         name, given, value = text.partition(':=')
         if not given:
             raise TarVisError(f'-p {text}: expected NAME:=VALUE')
@@ -117,24 +117,24 @@ def check_options(asked: ReplayRun) -> None:
             raise TarVisError(f'-p {text}: {TABLE.unknown(name)}')
 
 
-def plan(asked: ReplayRun) -> tuple[list[Job], int, dict[str, str]]:
+def plan(choices: ReplayRun) -> tuple[list[Job], int, dict[str, str]]:
     """Return the jobs, their number of images, and by path what is wrong with the other bags."""
     jobs, images, bad, taken = [], 0, {}, set()
-    pictures = max(1, asked.pictures // len(asked.bags)) if asked.pictures else 0
-    for number_, path in enumerate(map(str, asked.bags), 1):
+    pictures = max(1, choices.pictures // len(choices.bags)) if choices.pictures else 0
+    for number, path in enumerate(map(str, choices.bags), 1):
         try:
-            with ImageBag(path, asked.topic) as bag:
-                find_truth(bag, asked.truth, len(asked.bags) == 1)
+            with ImageBag(path, choices.topic) as bag:
+                find_truth(bag, choices.truth, len(choices.bags) == 1)
                 images += bag.count
-                name = bag.name if bag.name not in taken else f'{bag.name}_{number_}'
+                name = bag.name if bag.name not in taken else f'{bag.name}_{number}'
         except (TarVisError, OSError) as error:
             bad[path] = str(error)
             continue
         taken.add(name)
         jobs.append(Job(
-            bag=path, folder=str(asked.out / name), number=number_, alone=len(asked.bags) == 1,
-            parameters=tuple(asked.parameter), params_file=str(asked.params_file or ''), truth=str(asked.truth or ''),
-            **{option: getattr(asked, option) for option in options_of(ReplayOptions)} | {'pictures': pictures}))
+            bag=path, folder=str(choices.out / name), number=number, alone=len(choices.bags) == 1,
+            parameters=tuple(choices.parameter), params_file=str(choices.params_file or ''),
+            truth=str(choices.truth or ''), **{option: getattr(choices, option) for option in options_of(ReplayOptions)} | {'pictures': pictures}))
     return jobs, images, bad
 
 
@@ -157,61 +157,61 @@ def own_parameters(path: Path, folder: Path) -> Path:
     return copy
 
 
-def run(asked: ReplayRun) -> int:
+def run(choices: ReplayRun) -> int:
     """Run the command and return the exit code. Raise TarVisError and OSError."""
-    check_options(asked)
-    if asked.compare:
-        print(table(*asked.compare))
+    check_options(choices)
+    if choices.compare:
+        print(table(*choices.compare))
         return 0
-    reference = read_reference(asked.check) if asked.check else None
+    reference = read_reference(choices.check) if choices.check else None
     interrupt = StopRequest()
-    jobs, images, bad = plan(asked)
+    jobs, images, bad = plan(choices)
     for line in bad.values():
         print(f'tar-vis-replay: {line}', file=sys.stderr)
     if not jobs:
         return BAD_INPUT
-    make_folder(asked.out)
+    make_folder(choices.out)
     for name in FILES:
-        (asked.out / name).unlink(missing_ok=True)
-    if asked.params_file:
-        jobs = [replace(job, params_file=str(own_parameters(asked.params_file, asked.out))) for job in jobs]
+        (choices.out / name).unlink(missing_ok=True)
+    if choices.params_file:
+        jobs = [replace(job, params_file=str(own_parameters(choices.params_file, choices.out))) for job in jobs]
     use_shared_memory_profile()
-    ended = replay_all(jobs, asked.jobs, images, interrupt)
+    ended = replay_all(jobs, choices.jobs, images, interrupt)
     codes, outcomes = [BAD_INPUT] * bool(bad), {}
     for job in [job for job in jobs if job in ended]:
-        code, said = ended[job]
+        code, last_words = ended[job]
         codes.append(code)
         if code and not interrupt():
-            print(f'tar-vis-replay: {said or f"{job.bag}: its process ended with code {code}"}', file=sys.stderr)
+            print(f'tar-vis-replay: {last_words or f"{job.bag}: its process ended with code {code}"}', file=sys.stderr)
         try:
             outcome = BagOutcome.read(Path(job.folder))
         except (OSError, ValueError):     # nothing came of it
             continue
-        if outcome.fates:
+        if outcome.frames:
             outcomes[Path(job.folder)] = outcome
     if outcomes:
-        write_and_print_report(asked, outcomes)
+        write_and_print_report(choices, outcomes)
     if interrupt():
         print('tar-vis-replay: interrupted; what was answered until then is reported', file=sys.stderr)
         return INTERRUPTED
     if reference is not None:
-        differ = list(differences(reference, asked.check.parent, list(outcomes.values())))
+        differ = list(differences(reference, choices.check.parent, list(outcomes.values())))
         for line in differ:
             print(f'tar-vis-replay: {line}', file=sys.stderr)
         if not differ:
-            print(f'answers are those of {asked.check}')
+            print(f'answers are those of {choices.check}')
         codes.append(FAILED if differ else 0)
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), FAILED if any(codes) else 0)
 
 
-def write_and_print_report(asked: ReplayRun, outcomes: dict[Path, BagOutcome]) -> None:
+def write_and_print_report(choices: ReplayRun, outcomes: dict[Path, BagOutcome]) -> None:
     """Write the report and print its figures."""
-    said = {'command': report.command_text(), 'mode': asked.mode, 'rate': asked.rate,
-            'node': asked.node or 'started here'}
-    total = report.write_report(asked.out, outcomes, said)
-    rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{asked.mode}'
-             + (f', {asked.rate:g} times as fast as recorded' if asked.mode == 'realtime' else ''))]
-    rows += report.summary_lines(total) + [('report', str(asked.out / name)) for name in FILES[:1]]
+    given = {'command': report.command_text(), 'mode': choices.mode, 'rate': choices.rate,
+            'node': choices.node or 'started here'}
+    total = report.write_report(choices.out, outcomes, given)
+    rows = [(f'{len(outcomes)} bag{"s" * (len(outcomes) > 1)}', f'{choices.mode}'
+             + (f', {choices.rate:g} times as fast as recorded' if choices.mode == 'realtime' else ''))]
+    rows += report.summary_lines(total) + [('report', str(choices.out / name)) for name in FILES[:1]]
     wide = max(len(label) for label, _ in rows) + 2
     print('\n'.join(f'{label:<{wide}}{text}' for label, text in rows))
 
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = words[:words.index('--ros-args')]
     say_anything()
     try:
-        return run(choices(words))
+        return run(parsed(words))
     except (TarVisError, ValueError, OSError) as error:
         print(f'tar-vis-replay: {error}', file=sys.stderr)
         return BAD_INPUT

@@ -18,11 +18,11 @@ from tar_vis_ros.replay.truth import only_frames
 TIMES, AP_TIMES = 2000, 500     # bootstrap samples, of means and of AP
 BLOCK = 10          # neighbouring images are alike: so many of them are drawn together
 MEASURES: dict[str, tuple[float, Callable[[ImageOutcome], float | None]]] = {     # of an image: unit, value
-    'quality': (100, lambda fate: fate.quality),
-    'instances': (1, lambda fate: fate.instances),
-    'latency, ms': (1, lambda fate: fate.latency_ms),
-    'model step, ms': (1, lambda fate: fate.step_ms),
-    'executed layers': (1, lambda fate: sum(fate.executed)),
+    'quality': (100, lambda image: image.quality),
+    'instances': (1, lambda image: image.instances),
+    'latency, ms': (1, lambda image: image.latency_ms),
+    'model step, ms': (1, lambda image: image.step_ms),
+    'executed layers': (1, lambda image: sum(image.executed)),
 }
 
 
@@ -73,7 +73,7 @@ def _precision(pairs: Sequence) -> Difference | None:
     for side in range(2):
         records, tubes = [], []
         for number, pair in enumerate(judged, 1):
-            played = ({fate.frame for fate in outcome.fates} for _, outcome in pair)
+            played = ({image.frame for image in outcome.frames} for _, outcome in pair)
             frames = sorted(set.intersection(*played) - {-1})
             record, found = only_frames(*read_predictions(*pair[side]), frames)
             records.append(replace(record, id=number))
@@ -90,8 +90,9 @@ def _of_images(name: str, pairs: Sequence) -> Difference | None:
     unit, value = MEASURES[name]
     blocks = []
     for (_, a), (_, b) in pairs:
-        there = {fate.index: fate for fate in b.fates if fate.answered}
-        both = [(value(fate), value(there[fate.index])) for fate in a.fates if fate.answered and fate.index in there]
+        there = {image.index: image for image in b.frames if image.answered}
+        both = [(value(image), value(there[image.index])) for image in a.frames
+                if image.answered and image.index in there]
         known = unit * np.array([pair for pair in both if None not in pair], float).reshape(-1, 2)
         blocks += [known[start:start + BLOCK] for start in range(0, len(known), BLOCK)]
     if not blocks:

@@ -60,17 +60,17 @@ class Figures:
 
 def figures(outcomes: Sequence[BagOutcome], accuracy: Accuracy | None) -> Figures:
     """Return the figures over all images of the outcomes."""
-    fates = [fate for outcome in outcomes for fate in outcome.fates]
-    answers = [fate for fate in fates if fate.answered]
-    layers = max((len(fate.executed) for fate in answers), default=0)
-    executed = np.array([fate.executed for fate in answers if len(fate.executed) == layers], float)
+    images = [image for outcome in outcomes for image in outcome.frames]
+    answers = [image for image in images if image.answered]
+    layers = max((len(image.executed) for image in answers), default=0)
+    executed = np.array([image.executed for image in answers if len(image.executed) == layers], float)
     return Figures(
-        images=len(fates), answered=len(answers), dropped=len(fates) - len(answers),
-        passed_over=sum(fate.dropped for fate in answers), sent_again=sum(fate.sent - 1 for fate in fates),
-        resets=sum(bool(fate.reset_reason) for fate in answers), layers=layers,
+        images=len(images), answered=len(answers), dropped=len(images) - len(answers),
+        passed_over=sum(image.dropped for image in answers), sent_again=sum(image.sent - 1 for image in images),
+        resets=sum(bool(image.reset_reason) for image in answers), layers=layers,
         executed_layers=finite_or_none(executed.sum(1).mean()) if answers else None,
         executed_share=[round(share, 4) for share in executed.mean(0).tolist()] if answers else [],
-        **{name: percentiles([getattr(fate, name) for fate in fates])
+        **{name: percentiles([getattr(image, name) for image in images])
            for name in ('latency_ms', 'round_trip_ms', 'step_ms', 'late_ms')}, accuracy=accuracy)
 
 
@@ -91,8 +91,8 @@ def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
     records, predictions, known, names = [], [], [], {}
     for number, (folder, outcome) in enumerate(judged.items(), 1):
         record, tubes = read_predictions(folder, outcome)
-        frames = sorted({f.frame for f in outcome.fates if f.frame >= 0})
-        streamed = None if known is None else tubes_when_published(outcome.fates, tubes)
+        frames = sorted({f.frame for f in outcome.frames if f.frame >= 0})
+        streamed = None if known is None else tubes_when_published(outcome.frames, tubes)
         known = None if streamed is None else known + [
             replace(tube, video_id=number) for tube in only_frames(record, streamed, frames)[1]]
         record, tubes = only_frames(record, tubes, frames)
@@ -110,22 +110,23 @@ def accuracy(outcomes: Mapping[Path, BagOutcome]) -> Accuracy | None:
                     *map(finite_or_none, shares), identities.switches, *streaming)
 
 
-def tubes_when_published(fates: Sequence[ImageOutcome], tubes: Sequence[TubePrediction]) -> list[TubePrediction] | None:
+def tubes_when_published(images: Sequence[ImageOutcome], tubes: Sequence[TubePrediction]
+                         ) -> list[TubePrediction] | None:
     """Return the tubes as they were known when each image was published: those of the newest answer until then.
 
     That is the setting of streaming accuracy (Li et al., ECCV 2020): an answer that comes late is of an old picture.
     None if the images were not published in real time, or if some of them have no labels: the answers to those are
     not in the tubes.
     """
-    if any(fate.published_ms is None or fate.frame < 0 for fate in fates):
+    if any(image.published_ms is None or image.frame < 0 for image in images):
         return None
-    answers = sorted((fate.published_ms + fate.round_trip_ms, fate.index) for fate in fates if fate.answered)
+    answers = sorted((image.published_ms + image.round_trip_ms, image.index) for image in images if image.answered)
     times = [time for time, _ in answers]
     newest = np.maximum.accumulate([index for _, index in answers]).tolist() if answers else []
     source = {}     # frame: the frame whose answer was known
-    for fate in fates:
-        if until := bisect_right(times, fate.published_ms):
-            source[fate.frame] = fates[newest[until - 1]].frame
+    for image in images:
+        if until := bisect_right(times, image.published_ms):
+            source[image.frame] = images[newest[until - 1]].frame
     return [replace(tube, rles=[tube.rles[source[t]] if t in source else None for t in range(len(tube.rles))])
             for tube in tubes]
 
@@ -136,7 +137,7 @@ def read_predictions(folder: Path, outcome: BagOutcome) -> tuple[VideoRecord, li
         record = next(r for r in load_ytvis(outcome.truth, pictures=False) if r.id == outcome.video_id)
     else:
         width, height = outcome.size or (1, 1)
-        record = VideoRecord(outcome.video_id, outcome.name, height, width, [Path()] * len(outcome.fates), True)
+        record = VideoRecord(outcome.video_id, outcome.name, height, width, [Path()] * len(outcome.frames), True)
     return record, read_results(folder / RESULTS, [record], outcome.categories)
 
 
@@ -150,6 +151,6 @@ def merge_results(path: Path, outcomes: Mapping[Path, BagOutcome]) -> None:
     tubes, ids = [], {}
     for number, (folder, outcome) in enumerate(chosen.items(), 1):
         ids |= {name: i for i, name in outcome.categories.items() if name not in ids}
-        for tube in read_predictions(folder, outcome)[1] if outcome.fates else ():
+        for tube in read_predictions(folder, outcome)[1] if outcome.frames else ():
             tubes.append(tube if unique else replace(tube, video_id=number))
     write_results(path, tubes, {i: name for name, i in ids.items()})

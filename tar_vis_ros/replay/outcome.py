@@ -61,7 +61,7 @@ class BagOutcome:
     categories: dict[int, str] = field(default_factory=dict)   # names by id in RESULTS
     problem: str = ''                    # why it ended early
     exit_code: int = 0
-    fates: list[ImageOutcome] = field(default_factory=list)
+    frames: list[ImageOutcome] = field(default_factory=list)
     worst: list[int] = field(default_factory=list)   # images, the worst first
 
     def write(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class BagOutcome:
     def read(cls, folder: Path) -> BagOutcome:
         """Raise OSError if there is none."""
         content = json.loads((folder / FRAMES).read_text())
-        content['fates'] = [ImageOutcome(**fate) for fate in content['fates']]
+        content['frames'] = [ImageOutcome(**image) for image in content['frames']]
         content['categories'] = {int(number): name for number, name in content['categories'].items()}
         return cls(**content)
 

@@ -40,7 +40,7 @@ def draw_pictures(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Seque
                 continue
             if image.index in results:
                 rgb = draw_overlay(rgb, results[image.index].instances)
-            if truth and (frame := outcome.fates[image.index].frame) >= 0:
+            if truth and (frame := outcome.frames[image.index].frame) >= 0:
                 rgb = with_truth_outlines(rgb, truth, frame)
             write_small_jpeg(folder / PICTURES / f'{image.index:06d}.jpg', rgb)
     except BagError:    # of a bag that is cut off, which has been said
@@ -49,11 +49,11 @@ def draw_pictures(outcome: BagOutcome, folder: Path, bag: ImageBag, order: Seque
 
 def choose_images(outcome: BagOutcome, most: int) -> set[int]:
     """Return the images to draw: all if there is room for them, else the worst and others that were answered."""
-    images = [fate.index for fate in outcome.fates]
+    images = [image.index for image in outcome.frames]
     if len(images) <= most:
         return set(images)
     chosen = set(outcome.worst[:most])
-    others = [fate.index for fate in outcome.fates if fate.answered] or images
+    others = [image.index for image in outcome.frames if image.answered] or images
     places = np.linspace(0, len(others) - 1, min(most - len(chosen), len(others)))
     return chosen | {others[place] for place in places.round().astype(int)}
 

@@ -30,11 +30,11 @@ QUIET_S = 3.0        # in real time, after the last image, without an answer for
 
 
 class Player:
-    """The images of one bag through one node; ``fates`` grows with every image."""
+    """The images of one bag through one node; ``frames`` grows with every image."""
 
     def __init__(self, node: Node, executor: Executor, topic: str, compressed: bool, prefix: str) -> None:
         """Publish for a node; ``prefix`` comes before /instances and /skip_diagnostics in its topics."""
-        self.fates: list[ImageOutcome] = []
+        self.frames: list[ImageOutcome] = []
         self.order: list[int] = []      # answered images, in the order of their answers
         self.topics = {f'{prefix}/{name}': message for name, message in KINDS.items()}
         self._node, self._executor = node, executor
@@ -56,14 +56,14 @@ class Player:
         again_s = patience_s / 3 if self._best_effort else patience_s
         missing = 0
         for image in images:
-            fate = self._publish(image)
+            outcome = self._publish(image)
             end = time.monotonic() + patience_s
-            while not fate.answered and time.monotonic() < end:
-                self._spin(caller, fate, min(end, time.monotonic() + again_s))
-                if not fate.answered and time.monotonic() < end:
+            while not outcome.answered and time.monotonic() < end:
+                self._spin(caller, outcome, min(end, time.monotonic() + again_s))
+                if not outcome.answered and time.monotonic() < end:
                     self._publisher.publish(image.cdr)
-                    fate.sent += 1
-            missing = 0 if fate.answered else missing + 1
+                    outcome.sent += 1
+            missing = 0 if outcome.answered else missing + 1
             if missing == GIVE_UP:
                 raise ProcessError(f'images {image.index - GIVE_UP + 1} to {image.index} were not answered within '
                                    f'{patience_s:g} s each')
@@ -89,17 +89,17 @@ class Player:
             if (before := self._published.get(image.stamp_ns)) is not None:
                 raise BagError(f'images {before[0]} and {image.index} have one stamp, {image.stamp_ns * 1e-9:.9f}: '
                                'their answers cannot be told apart in real time; use --mode lossless')
-            fate = self._publish(image)
+            outcome = self._publish(image)
             now = time.monotonic()
-            fate.late_ms, fate.published_ms = (finite_or_none((now - since) * 1e3) for since in (due, began))
+            outcome.late_ms, outcome.published_ms = (finite_or_none((now - since) * 1e3) for since in (due, began))
         self._wait_for_the_rest(caller)
 
     def _wait_for_the_rest(self, caller: ServiceCaller) -> None:
-        slowest_s = max((fate.round_trip_ms or 0.0 for fate in self.fates), default=0.0) / 1e3
+        slowest_s = max((outcome.round_trip_ms or 0.0 for outcome in self.frames), default=0.0) / 1e3
         news = time.monotonic()
-        while self.fates and not self.fates[-1].answered and time.monotonic() - news < max(QUIET_S, 3 * slowest_s):
+        while self.frames and not self.frames[-1].answered and time.monotonic() - news < max(QUIET_S, 3 * slowest_s):
             before = len(self.order)
-            self._spin(caller, self.fates[-1], time.monotonic() + 0.2)
+            self._spin(caller, self.frames[-1], time.monotonic() + 0.2)
             news = time.monotonic() if len(self.order) > before else news
 
     @property
@@ -112,28 +112,28 @@ class Player:
                    for info in self._node.get_subscriptions_info_by_topic(self._publisher.topic_name))
 
     def _publish(self, image: RecordedMessage) -> ImageOutcome:
-        fate = ImageOutcome(image.index, image.stamp_ns, image.recorded_ns)
-        self.fates.append(fate)
+        outcome = ImageOutcome(image.index, image.stamp_ns, image.recorded_ns)
+        self.frames.append(outcome)
         self._published[image.stamp_ns] = image.index, time.monotonic()
         self._publisher.publish(image.cdr)
-        return fate
+        return outcome
 
-    def _spin(self, caller: ServiceCaller, fate: ImageOutcome | None, until: float) -> None:
-        """Spin until that time, or until the answer of ``fate``. Raise as :meth:`ServiceCaller.check` does."""
-        while (left := until - time.monotonic()) > 0 and not (fate and fate.answered):
+    def _spin(self, caller: ServiceCaller, outcome: ImageOutcome | None, until: float) -> None:
+        """Spin until that time, or until the answer of ``outcome``. Raise as :meth:`ServiceCaller.check` does."""
+        while (left := until - time.monotonic()) > 0 and not (outcome and outcome.answered):
             caller.check()
             self._executor.spin_once(timeout_sec=min(left, 0.1))
 
     def _on_answer(self, topic: str, cdr: bytes) -> None:
         stamp_ns = header_stamp_ns(cdr)
         index, published = self._published.get(stamp_ns, (None, 0.0))
-        if index is None or self.fates[index].answered:     # somebody else's image, or one that was sent twice
+        if index is None or self.frames[index].answered:     # somebody else's image, or one that was sent twice
             return
         halves = self._halves.setdefault(stamp_ns, {})
         halves[topic] = cdr
         if len(halves) == len(self.topics):
-            fate = self.fates[index]
-            fate.round_trip_ms = finite_or_none((time.monotonic() - published) * 1e3)
+            outcome = self.frames[index]
+            outcome.round_trip_ms = finite_or_none((time.monotonic() - published) * 1e3)
             for name, half in self._halves.pop(stamp_ns).items():
-                self._writer.write(name, fate.recorded_ns, half)
+                self._writer.write(name, outcome.recorded_ns, half)
             self.order.append(index)

@@ -23,7 +23,7 @@ class RunningReplay:
     """One bag that is being replayed."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.asked = job, False
+        self.job, self.interrupted = job, False
         # a job that drives a running node stays on this process's domain
         self.domain = None if job.node else ClaimedDomain()
         environment = {} if self.domain is None else {
@@ -48,9 +48,9 @@ class RunningReplay:
     @property
     def last_words(self) -> str:
         """Return the lines that it printed about its end."""
-        said = list(self.child.lines)
-        start = max((n for n, line in enumerate(said, 1) if PROGRESS.fullmatch(line)), default=0)
-        return '\n'.join(said[start:])
+        lines = list(self.child.lines)
+        start = max((n for n, line in enumerate(lines, 1) if PROGRESS.fullmatch(line)), default=0)
+        return '\n'.join(lines[start:])
 
 
 def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRequest) -> dict[Job, tuple[int, str]]:
@@ -68,9 +68,9 @@ def replay_all(jobs: Sequence[Job], at_once: int, images: int, interrupt: StopRe
                 job = waiting.pop(0)
                 running.append(RunningReplay(job))
             for one in list(running):
-                if interrupt() and not one.asked:
+                if interrupt() and not one.interrupted:
                     one.child.interrupt()
-                    one.asked = True
+                    one.interrupted = True
                 if one.child.code is not None:
                     one.end()
                     running.remove(one)

@@ -27,9 +27,9 @@ def answer_sha256(result: FrameResult, first_epoch: int) -> str:
     return digest.hexdigest()
 
 
-def answers_sha256(fates: Sequence[ImageOutcome]) -> str:
+def answers_sha256(images: Sequence[ImageOutcome]) -> str:
     """Return the SHA-256 of a bag's answers in the order of its images; an image without an answer counts, too."""
-    return hashlib.sha256('\n'.join(fate.answer or 'none' for fate in fates).encode()).hexdigest()
+    return hashlib.sha256('\n'.join(image.answer or 'none' for image in images).encode()).hexdigest()
 
 
 def read_reference(path: Path) -> dict[str, dict]:
@@ -63,9 +63,9 @@ def differences(reference: Mapping[str, dict], folder: Path, outcomes: Sequence[
                     for name, value in outcome.parameters.items()
                     if not name.startswith('qos_overrides') and before['parameters'].get(name) != value]
         try:
-            there = BagOutcome.read(folder / outcome.name).fates
-            first = next((ours.index for ours, theirs in zip(outcome.fates, there, strict=False)
-                          if ours.answer != theirs.answer), min(len(there), len(outcome.fates)))
+            there = BagOutcome.read(folder / outcome.name).frames
+            first = next((ours.index for ours, theirs in zip(outcome.frames, there, strict=False)
+                          if ours.answer != theirs.answer), min(len(there), len(outcome.frames)))
             reasons.insert(0, f'first at image {first}')
         except (OSError, ValueError, TypeError):
             pass

@@ -23,17 +23,17 @@ DATA = '/*DATA*/'       # where the page wants its figures
 PACKAGES = ('tar-vis-ros', 'torch', 'numpy', 'opencv-python-headless', 'rosbags', 'ros-rclpy')
 
 
-def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mapping[str, object]) -> Figures:
+def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], given: Mapping[str, object]) -> Figures:
     """Write the three files into ``folder``. Return the figures of all bags together.
 
-    ``outcomes`` are those of the bags, by their folders; ``asked`` are the arguments of the command.
+    ``outcomes`` are those of the bags, by their folders; ``given`` are the arguments of the command.
     """
     total = figures(list(outcomes.values()), accuracy(outcomes))
     bags = []
     for place, outcome in outcomes.items():
-        about = {name: value for name, value in vars(outcome).items() if name not in ('fates', 'worst', 'categories')}
+        about = {name: value for name, value in vars(outcome).items() if name not in ('frames', 'worst', 'categories')}
         bags.append({**about, 'figures': asdict(figures([outcome], accuracy({place: outcome})))})
-    report = {'written': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'asked': asked,
+    report = {'written': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'asked': given,
               'host': host(), 'versions': versions(), 'total': asdict(total), 'bags': bags}
     write_json(folder / 'report.json', report, indent=1)
     merge_results(folder / 'results.json', outcomes)
@@ -47,7 +47,7 @@ def write_report(folder: Path, outcomes: Mapping[Path, BagOutcome], asked: Mappi
 
 def image_columns(outcome: BagOutcome) -> dict[str, list]:
     """Return the outcomes by field, which is shorter than one by one."""
-    rows = [asdict(fate) for fate in outcome.fates]
+    rows = [asdict(image) for image in outcome.frames]
     names = rows[0].keys() - {'index', 'recorded_ns', 'stamp_ns', 'answer', 'published_ms'} if rows else ()
     made = {name: [row[name] for row in rows] for name in sorted(names)}
     made['executed'] = [''.join(map(str, map(int, ran))) for ran in made.get('executed', ())]

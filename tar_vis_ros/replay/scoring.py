@@ -47,48 +47,48 @@ def score_answers(outcome: BagOutcome, folder: Path, order: Sequence[int], truth
     another size, or of none of these.
     """
     gathered, classes = TrackTubes(), {}
-    for fate in outcome.fates:
-        fate.frame = truth.frame(fate.index, fate.stamp_ns) if truth else fate.index
-    if all(fate.frame < 0 for fate in outcome.fates):
+    for image in outcome.frames:
+        image.frame = truth.frame(image.index, image.stamp_ns) if truth else image.index
+    if all(image.frame < 0 for image in outcome.frames):
         raise DataError(f'{truth.path}: none of its stamps is that of an image of {outcome.path}')
     size, first_epoch = [truth.record.width, truth.record.height] if truth else [], None
     for index, result, diagnostics in recorded_answers(folder, order) if order else ():
-        fate, visible = outcome.fates[index], [i for i in result.instances if i.status != TrackStatus.LOST]
-        fate.latency_ms, fate.step_ms = finite_or_none(diagnostics.latency_ms), finite_or_none(result.times.total)
-        fate.executed, fate.frame_mse = list(result.routing.executed), finite_or_none(result.frame_mse)
-        fate.dropped, fate.reset_reason, fate.instances = (
+        image, visible = outcome.frames[index], [i for i in result.instances if i.status != TrackStatus.LOST]
+        image.latency_ms, image.step_ms = finite_or_none(diagnostics.latency_ms), finite_or_none(result.times.total)
+        image.executed, image.frame_mse = list(result.routing.executed), finite_or_none(result.frame_mse)
+        image.dropped, image.reset_reason, image.instances = (
             diagnostics.frames_dropped, result.reset_reason, len(visible))
         first_epoch = result.track_epoch if first_epoch is None else first_epoch
-        fate.answer = answer_sha256(result, first_epoch)
+        image.answer = answer_sha256(result, first_epoch)
         classes |= {i.class_id + 1: i.class_name for i in visible}
         outcome.size = outcome.size or [result.width, result.height]
         size = size or outcome.size
         if size == [result.width, result.height]:
-            if fate.frame >= 0:
-                gathered.add(fate.frame, result)
+            if image.frame >= 0:
+                gathered.add(image.frame, result)
         elif truth:
             raise DataError(f'{truth.path}: video {truth.record.name} is of {size[0]}x{size[1]} pixels, image {index} '
                             f'of {outcome.path} of {result.width}x{result.height}')
-    outcome.answers_sha256 = answers_sha256(outcome.fates)
+    outcome.answers_sha256 = answers_sha256(outcome.frames)
     outcome.categories = truth.categories if truth else classes
     outcome.video_id = truth.record.id if truth else number
     names = {plain_name(name): name for name in outcome.categories.values()}
     tubes = [TubePrediction(outcome.video_id, names[plain_name(label)], score, rles)
-             for label, score, rles in gathered.tubes(len(truth.record.paths) if truth else len(outcome.fates))
+             for label, score, rles in gathered.tubes(len(truth.record.paths) if truth else len(outcome.frames))
              if plain_name(label) in names]
     write_results(folder / RESULTS, tubes, outcome.categories)
     if truth:
         outcome.truth, quality = str(truth.path), frame_quality(truth.record, tubes)
-        for fate in outcome.fates:
-            fate.quality = finite_or_none(quality[fate.frame]) if fate.frame >= 0 else None
+        for image in outcome.frames:
+            image.quality = finite_or_none(quality[image.frame]) if image.frame >= 0 else None
     outcome.worst = worst_images(outcome)
 
 
 def worst_images(outcome: BagOutcome) -> list[int]:
     """Return the answered images of the lowest quality, or without ground truth those of the longest latency."""
-    judged = [fate for fate in outcome.fates if fate.answered and (fate.quality is not None or not outcome.truth)]
-    by_quality = sorted(judged, key=lambda fate: fate.quality if outcome.truth else -(fate.latency_ms or 0.0))
-    return [fate.index for fate in by_quality[:WORST]]
+    judged = [image for image in outcome.frames if image.answered and (image.quality is not None or not outcome.truth)]
+    by_quality = sorted(judged, key=lambda image: image.quality if outcome.truth else -(image.latency_ms or 0.0))
+    return [image.index for image in by_quality[:WORST]]
 
 
 def frame_quality(record: VideoRecord, tubes: Sequence[TubePrediction]) -> np.ndarray:

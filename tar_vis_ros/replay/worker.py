@@ -128,7 +128,7 @@ def replay_bag(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None
     try:
         with ros_node(interrupt, children) as (node, executor):
             player = Player(node, executor, publish_topic(job, bag), bag.compressed, prefix)
-            outcome.fates = player.fates
+            outcome.frames = player.frames
             caller = ServiceCaller(node, executor, children, interrupt)
             if job.node:
                 find_node(caller, player, prefix, publish_topic(job, bag))
@@ -145,14 +145,14 @@ def replay_bag(job: Job, bag: ImageBag, outcome: BagOutcome, truth: Truth | None
                     player.real_time(with_progress(bag.images()), writer, caller, job.rate)
     except KeyboardInterrupt:
         outcome.problem, outcome.exit_code = 'interrupted', INTERRUPTED
-        while outcome.fates and not outcome.fates[-1].answered:     # on their way, not dropped
-            outcome.fates.pop()
+        while outcome.frames and not outcome.frames[-1].answered:     # on their way, not dropped
+            outcome.frames.pop()
     except TarVisError as error:
         outcome.problem = str(error)
         outcome.exit_code = BAD_INPUT if isinstance(error, BagError | DataError) else FAILED
-        said = next((child.complaints[-1] for child in children if child.complaints), '')
-        if said and said not in outcome.problem:
-            outcome.problem += f'; the node said: {said}'
+        complaint = next((child.complaints[-1] for child in children if child.complaints), '')
+        if complaint and complaint not in outcome.problem:
+            outcome.problem += f'; the node said: {complaint}'
     return player.order if player else []
 
 
@@ -196,7 +196,7 @@ def run(job: Job, interrupt: StopRequest) -> BagOutcome:
 def write_results(job: Job, bag: ImageBag, outcome: BagOutcome, order: Sequence[int], truth: Truth | None) -> None:
     """Judge and draw the images that were answered, in the ``order`` of the answers. Raise TarVisError and OSError."""
     folder = Path(job.folder)
-    if outcome.fates:
+    if outcome.frames:
         outcome.sha256 = {path.name: sha256_of(path) for path in bag.files}
         try:
             scoring.score_answers(outcome, folder, order, truth, job.number)

@@ -13,9 +13,11 @@ from launch_files import assigned, calls, declared, keywords, overrides, parse, 
 
 pytest.importorskip('rclpy')
 
+from tar_vis_core.options import options_of
 from tar_vis_ros.depth.node import DepthLifter
 from tar_vis_ros.node import settings
 from tar_vis_ros.replay.command import command_line
+from tar_vis_ros.replay.outcome import ReplayOptions
 from tar_vis_ros.video_source import VideoSource
 
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
@@ -134,4 +136,4 @@ def test_options_of_the_replay_are_those_of_its_command():
         assert words and set(words) <= set(known)
     choices = {call.args[0].value: texts(keywords(call)['choices']) for call in calls(tree, 'DeclareLaunchArgument')
                if 'choices' in keywords(call)}
-    assert choices == {'mode': list(known['--mode'].choices)}
+    assert choices == {'mode': list(options_of(ReplayOptions)['mode'].choices)}

@@ -15,7 +15,7 @@ pytest.importorskip('rclpy')
 from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_ros.bags.reader import BagError
 from tar_vis_ros.process.parameter_files import ignored_files, is_for, sections
-from tar_vis_ros.replay.command import choices, own_parameters, run
+from tar_vis_ros.replay.command import own_parameters, parsed, run
 from tar_vis_ros.replay.worker import check_classes, node_arguments, publish_topic
 
 FILE = '''
@@ -101,9 +101,9 @@ def test_a_truth_of_which_the_model_knows_no_class_is_told_first():
 
 def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
     (tmp_path / 'taken').write_text('mine')
-    asked = choices(['bag', '--out', str(tmp_path / 'taken')])
+    choices = parsed(['bag', '--out', str(tmp_path / 'taken')])
     with pytest.raises(TarVisError, match='taken is a file; expected a folder'):
-        run(asked)
+        run(choices)
     assert (tmp_path / 'taken').read_text() == 'mine'
 
 

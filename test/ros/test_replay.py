@@ -154,7 +154,7 @@ def test_the_page_opens_without_a_word_on_the_console(lossless, tmp_path):
     assert f'{100 * total["accuracy"]["ap"]:.1f}' in text_of(dom, 'cards')
     assert all(name in text_of(dom, 'bags') for name in ('00001', '00002'))
     frames = json.loads((lossless / '00001/frames.json').read_text())
-    assert frames['worst'][0] == int(np.argmin([fate['quality'] for fate in frames['fates']]))
+    assert frames['worst'][0] == int(np.argmin([image['quality'] for image in frames['frames']]))
     shown = [int(image) for image in re.findall(r'data-image="(\d+)"', dom)]
     assert shown == frames['worst']                                                 # the worst first
     assert f'image {frames["worst"][0]} of {FRAMES}' in text_of(dom, 'shown')       # and the first of them is open
@@ -164,9 +164,9 @@ def test_the_page_opens_without_a_word_on_the_console(lossless, tmp_path):
 def test_the_address_and_the_slider_choose_an_image(lossless, tmp_path):
     dom = opened(lossless / 'report.html', tmp_path, '#bag=1&image=4')
     assert '00002' in text_of(dom, 'frames-title') and f'image 4 of {FRAMES}' in text_of(dom, 'shown')
-    fate = json.loads((lossless / '00002/frames.json').read_text())['fates'][4]
-    assert f'{fate["stamp_ns"] // 10**9}.{fate["stamp_ns"] % 10**9:09d} s' in text_of(dom, 'facts')
-    assert f'{fate["quality"]:.3f}' in text_of(dom, 'facts')
+    image = json.loads((lossless / '00002/frames.json').read_text())['frames'][4]
+    assert f'{image["stamp_ns"] // 10**9}.{image["stamp_ns"] % 10**9:09d} s' in text_of(dom, 'facts')
+    assert f'{image["quality"]:.3f}' in text_of(dom, 'facts')
     assert re.search(r'id="picture"[^>]*src="data:image/jpeg', dom)
     # as a hand on the slider does
     moved = tmp_path / 'moved.html'

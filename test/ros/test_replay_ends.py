@@ -36,7 +36,7 @@ from tar_vis_ros.bags.command import main as make_bags
 from tar_vis_ros.bags.maker import BagOptions, write_images
 from tar_vis_ros.bags.writer import BagWriter
 from tar_vis_ros.conversions.images import array_to_image
-from tar_vis_ros.replay.command import FILES, choices, main, plan
+from tar_vis_ros.replay.command import FILES, main, parsed, plan
 
 
 @pytest.fixture(scope='module')
@@ -54,15 +54,15 @@ def test_in_real_time_every_image_is_answered_or_counted_as_dropped(data, tmp_pa
     f = bag['figures']
     assert f['images'] == FRAMES and f['answered'] + f['dropped'] == FRAMES
     assert 0 < f['answered'] < FRAMES
-    fates = json.loads((tmp_path / 'out/00001/frames.json').read_text())['fates']
-    assert fates[-1]['round_trip_ms'] is not None                       # the newest is never dropped
+    images = json.loads((tmp_path / 'out/00001/frames.json').read_text())['frames']
+    assert images[-1]['round_trip_ms'] is not None                       # the newest is never dropped
     # the node counts from the first image on that came to it
-    answered = [fate['round_trip_ms'] is not None for fate in fates]
+    answered = [image['round_trip_ms'] is not None for image in images]
     first = answered.index(True)
-    assert sum(fate['dropped'] for fate in fates[first + 1:]) == answered[first:].count(False)
-    assert f['passed_over'] == sum(fate['dropped'] for fate in fates) <= f['dropped']
-    assert all(fate['late_ms'] is not None for fate in fates)
-    assert all(fate['quality'] == 0 for fate, came in zip(fates, answered, strict=True) if not came)
+    assert sum(image['dropped'] for image in images[first + 1:]) == answered[first:].count(False)
+    assert f['passed_over'] == sum(image['dropped'] for image in images) <= f['dropped']
+    assert all(image['late_ms'] is not None for image in images)
+    assert all(image['quality'] == 0 for image, came in zip(images, answered, strict=True) if not came)
     assert bag['parameters']['image_reliability'] == 'best_effort'
     assert not processes_left()
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(data, tmp_path, capsys
 def test_bags_of_one_name_have_folders_of_their_own(data, tmp_path):
     shutil.copytree(data / 'raw/00001', tmp_path / '00001')
     bags = [str(data / 'raw/00001'), str(tmp_path / '00001'), str(tmp_path / 'nowhere')]
-    jobs, images, bad = plan(choices([*bags, '--out', str(tmp_path / 'out')]))
+    jobs, images, bad = plan(parsed([*bags, '--out', str(tmp_path / 'out')]))
     assert [Path(job.folder).name for job in jobs] == ['00001', '00001_2']
     assert images == 2 * FRAMES and list(bad) == bags[2:]
 

@@ -44,14 +44,14 @@ def test_everything_but_times_and_the_first_epoch_counts():
     assert same != answer_sha256(replace(result, routing=replace(result.routing, executed=(True,) * 3)), 2)
 
 
-def fates(*answers: str, **values) -> list[ImageOutcome]:
+def images(*answers: str, **values) -> list[ImageOutcome]:
     return [ImageOutcome(n, n, n, answer=answer, round_trip_ms=1.0 if answer else None, frame=n, **values)
             for n, answer in enumerate(answers)]
 
 
 def test_what_differs_is_named(tmp_path):
-    made = fates('a', 'b', 'c')
-    before = BagOutcome('street', '', '', '', {'x': '1'}, 3, parameters={'routing': 'full'}, fates=made,
+    made = images('a', 'b', 'c')
+    before = BagOutcome('street', '', '', '', {'x': '1'}, 3, parameters={'routing': 'full'}, frames=made,
                         answers_sha256=answers_sha256(made))
     (tmp_path / 'street').mkdir()
     before.write(tmp_path / 'street')
@@ -60,15 +60,15 @@ def test_what_differs_is_named(tmp_path):
         'answers_sha256': before.answers_sha256}]}))
     reference = read_reference(tmp_path / 'report.json')
     assert not list(differences(reference, tmp_path, [before]))
-    changed = fates('a', 'x', 'c')
-    after = replace(before, fates=changed, answers_sha256=answers_sha256(changed), parameters={'routing': 'fixed'},
+    changed = images('a', 'x', 'c')
+    after = replace(before, frames=changed, answers_sha256=answers_sha256(changed), parameters={'routing': 'fixed'},
                     sha256={'x': '2'})
     line, = differences(reference, tmp_path, [after])
     for words in ('street: the answers differ', 'first at image 1', 'another', "routing was 'full' and is 'fixed'"):
         assert words in line
     assert [*differences(reference, tmp_path, [])] == ['street: in the reference, and not replayed']
     assert 'not in the reference' in next(differences(reference, tmp_path, [replace(before, name='other')]))
-    assert answers_sha256(fates('a', '')) != answers_sha256(fates('a')), 'an image without an answer counts'
+    assert answers_sha256(images('a', '')) != answers_sha256(images('a')), 'an image without an answer counts'
     (tmp_path / 'report.json').write_text('{"bags": [{"name": "street"}]}')
     with pytest.raises(DataError, match='answers_sha256'):
         read_reference(tmp_path / 'report.json')
@@ -89,15 +89,15 @@ def test_arguments_that_do_not_fit(words, said, tmp_path, monkeypatch, capsys):
 
 def test_streaming_takes_what_was_known_when_each_image_was_published():
     """Images every 10 ms; the first is answered after 12 ms, the second never, the third after 1 ms."""
-    played = [replace(fate, published_ms=10.0 * fate.index) for fate in fates('a', '', 'c', 'd')]
-    for fate, took in zip(played, (12.0, None, 1.0, 25.0), strict=True):
-        fate.round_trip_ms = took
+    played = [replace(image, published_ms=10.0 * image.index) for image in images('a', '', 'c', 'd')]
+    for image, took in zip(played, (12.0, None, 1.0, 25.0), strict=True):
+        image.round_trip_ms = took
     seen = TubePrediction(1, 'thing', 0.5, tube(1, 2, 3, 4))
     known, = tubes_when_published(played, [seen])
     assert known.rles == [None, None, seen.rles[0], seen.rles[2]]
     assert known.score == seen.score
-    assert tubes_when_published([replace(fate, published_ms=None) for fate in played], [seen]) is None, 'lossless'
-    assert tubes_when_published([replace(fate, frame=-1) for fate in played], [seen]) is None, 'images without labels'
+    assert tubes_when_published([replace(image, published_ms=None) for image in played], [seen]) is None, 'lossless'
+    assert tubes_when_published([replace(image, frame=-1) for image in played], [seen]) is None, 'images without labels'
 
 
 @pytest.fixture
@@ -112,10 +112,10 @@ def two(tmp_path) -> tuple[Path, Path]:
             folder.mkdir(parents=True)
             found = perfect([record])[side:]
             write_results(folder / 'results.json', found, {1: 'thing'})
-            made = [replace(fate, latency_ms=10.0 + 2 * side + fate.index % 3, executed=[True] * (9 - side),
-                            quality=1.0 - side / 2) for fate in fates(*['x'] * 25)]
+            made = [replace(image, latency_ms=10.0 + 2 * side + image.index % 3, executed=[True] * (9 - side),
+                            quality=1.0 - side / 2) for image in images(*['x'] * 25)]
             BagOutcome(str(record.id), '', '', '', {'bag': str(record.id)}, 25, truth=str(truth),
-                       video_id=record.id, categories={1: 'thing'}, fates=made).write(folder)
+                       video_id=record.id, categories={1: 'thing'}, frames=made).write(folder)
         (tmp_path / name / 'report.json').write_text(json.dumps({'bags': [{'name': str(r.id)} for r in records]}))
     by_id = {record.id: record for record in records}
     return tmp_path / 'a', tmp_path / 'b', by_id

@@ -105,11 +105,11 @@ def test_quality_does_not_charge_what_may_be_real():
 
 
 def outcome(name: str, records=(), **changes) -> BagOutcome:
-    fates = [ImageOutcome(i, i, i, round_trip_ms=10.0 + i, latency_ms=9.0 - i, step_ms=5.0,
+    images = [ImageOutcome(i, i, i, round_trip_ms=10.0 + i, latency_ms=9.0 - i, step_ms=5.0,
                           executed=[True, i > 0, False], frame=i, quality=[0.9, 0.2, 0.5, 0.5][i]) for i in range(3)]
-    fates.append(ImageOutcome(3, 3, 3, sent=2, frame=3, quality=0.0))      # no answer
-    fates[2].dropped, fates[1].reset_reason = 4, 'gap of 3.000 s'
-    made = BagOutcome(name, f'/somewhere/{name}', '/image', 'mcap', {}, 4, [SIZE[1], SIZE[0]], fates=fates)
+    images.append(ImageOutcome(3, 3, 3, sent=2, frame=3, quality=0.0))      # no answer
+    images[2].dropped, images[1].reset_reason = 4, 'gap of 3.000 s'
+    made = BagOutcome(name, f'/somewhere/{name}', '/image', 'mcap', {}, 4, [SIZE[1], SIZE[0]], frames=images)
     return replace(made, **changes)
 
 
@@ -132,7 +132,7 @@ def test_figures_count_every_image_once():
     assert f.latency_ms == {'p50': 8.0, 'p95': 9.0, 'p99': 9.0}
     assert f.round_trip_ms['p50'] == 11.0
     assert f.late_ms == {'p50': None, 'p95': None, 'p99': None}
-    empty = figures([outcome('a', fates=[])], None)
+    empty = figures([outcome('a', frames=[])], None)
     assert (empty.images, empty.executed_layers, empty.latency_ms['p50']) == (0, None, None)
 
 
@@ -167,11 +167,11 @@ def test_results_of_several_bags_are_one_file_for_the_data_set(judged, tmp_path)
     assert {len(row['segmentations']) for row in rows} == {6}     # all frames of the video, played or not
     twins = {path: replace(one, video_id=1, truth='') for path, one in judged.items()}
     second = list(twins)[1]
-    twins[second].fates = twins[second].fates[:3]
+    twins[second].frames = twins[second].frames[:3]
     names = {1: 'person'}
     for path, one in twins.items():
         one.categories = names
-        write_results(path / 'results.json', [TubePrediction(1, 'person', 0.5, tube(*[3] * len(one.fates)))], names)
+        write_results(path / 'results.json', [TubePrediction(1, 'person', 0.5, tube(*[3] * len(one.frames)))], names)
     merge_results(tmp_path / 'results.json', twins)
     rows = json.loads((tmp_path / 'results.json').read_text())
     assert [(row['video_id'], len(row['segmentations'])) for row in rows] == [(1, 4), (2, 3)]

@@ -153,9 +153,9 @@ def test_a_replayed_bag_that_is_too_fast(tmp_path):
     code, out, error = command.wait()
     assert code == 0, out + error
     figures = report_of(tmp_path / 'out')['total']
-    fates = json.loads((tmp_path / 'out/bag/frames.json').read_text())['fates']
-    answered = [fate for fate in fates if fate['round_trip_ms'] is not None]
-    waited = [fate['latency_ms'] - fate['step_ms'] for fate in answered]
+    images = json.loads((tmp_path / 'out/bag/frames.json').read_text())['frames']
+    answered = [image for image in images if image['round_trip_ms'] is not None]
+    waited = [image['latency_ms'] - image['step_ms'] for image in answered]
     node = node[-round(SECONDS):]       # it has been configured by then
     tenths = [np.mean(part) for part in np.array_split(node, 10)]
     print(f'\n{out}latency above the step, ms: median {np.median(waited):.1f}, p95 {np.percentile(waited, 95):.1f}; '
