@@ -134,7 +134,8 @@ def plan(choices: ReplayRun) -> tuple[list[Job], int, dict[str, str]]:
         jobs.append(Job(
             bag=path, folder=str(choices.out / name), number=number, alone=len(choices.bags) == 1,
             parameters=tuple(choices.parameter), params_file=str(choices.params_file or ''),
-            truth=str(choices.truth or ''), **{option: getattr(choices, option) for option in options_of(ReplayOptions)} | {'pictures': pictures}))
+            truth=str(choices.truth or ''),
+            **{name: getattr(choices, name) for name in options_of(ReplayOptions)} | {'pictures': pictures}))
     return jobs, images, bad
 
 
