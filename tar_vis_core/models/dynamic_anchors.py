@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.models.layers import MLP, Attention, DecoderLayer, Linear
@@ -150,18 +149,3 @@ def slot_starts(rows: Tensor, query_feat: Tensor) -> Tensor:
     some, found = linear_sum_assignment(cost)
     match[some] = found
     return torch.from_numpy(match).to(rows.device)
-
-
-def exact_masks(mask_embeddings: Tensor, mask_features: Tensor, mask_bias: Tensor | None = None) -> Tensor:
-    """Return mask logits ``(R, h, w)`` in float32, because their signs decide.
-
-    ``mask_embeddings (R, D)``, ``mask_features (D, h, w)``, ``mask_bias (R,)``.
-    """
-    with torch.autocast(mask_features.device.type, enabled=False):
-        masks = torch.einsum('rd,dhw->rhw', mask_embeddings.float(), mask_features.float())
-        return masks if mask_bias is None else masks + mask_bias.float()[:, None, None]
-
-
-def best_score(logits: Tensor) -> Tensor:
-    """Return the probability of the likeliest class, no-object left out, float32 ``(R,)`` of ``(R, classes + 1)``."""
-    return F.softmax(logits.float(), -1)[:, :-1].amax(-1)

@@ -3,8 +3,8 @@
     first frame   a track is opened for each row whose decoder query scores more than FIRST_SCORE
     later         a track is seen if its row scores more than the threshold T and, where slots decide, its slot more
                   than SLOT_SCORE; an anchor whose row scores more than T opens a track
-    unseen        a track stays hidden for HIDDEN_FRAMES frames at most and goes on being asked for; seen in time, it is
-                  the same track again; in the next frame it is dead, and its object comes back as a new track
+    unseen        a track stays hidden for HIDDEN_FRAMES frames at most and keeps its row; seen in time, it is the same
+                  track again; in the next frame it is dead, and its object comes back as a new track
     place         moved at each sighting by how alike the new place is to the last PLACES (``guided_means.py``)
 
 A score is the probability of the likeliest class. That an anchor does not open a second track of an object is learned:
@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tar_vis_core.models.dynamic_anchors import DynamicAnchorNetwork, best_score, exact_masks
+from tar_vis_core.models.dynamic_anchors import DynamicAnchorNetwork
 from tar_vis_core.models.masked_decoder import DecoderOutput
 from tar_vis_core.models.tracked import Tracked, stacked
 from tar_vis_core.tracking.guided_means import move_means
@@ -52,7 +53,7 @@ class Tracks:
 class AnchoredTracker:
     """``query_feat (Q, D)`` are the decoder's learned queries, also where its layers start from others (TAR).
 
-    ``threshold`` is T; with ``slots_decide`` the slots have their say.
+    ``threshold`` is T; with ``slots_decide`` the slots count as well.
     """
 
     def __init__(self, network: DynamicAnchorNetwork, query_feat: Tensor, threshold: float, slots_decide: bool):
@@ -145,3 +146,18 @@ def without_surplus(seen: np.ndarray, tracks: int) -> np.ndarray:
         seen = seen.copy()
         seen[surplus] = False
     return seen
+
+
+def exact_masks(mask_embeddings: Tensor, mask_features: Tensor, mask_bias: Tensor | None = None) -> Tensor:
+    """Return mask logits ``(R, h, w)`` in float32, because their signs decide.
+
+    ``mask_embeddings (R, D)``, ``mask_features (D, h, w)``, ``mask_bias (R,)``.
+    """
+    with torch.autocast(mask_features.device.type, enabled=False):
+        masks = torch.einsum('rd,dhw->rhw', mask_embeddings.float(), mask_features.float())
+        return masks if mask_bias is None else masks + mask_bias.float()[:, None, None]
+
+
+def best_score(logits: Tensor) -> Tensor:
+    """Return the probability of the likeliest class, no-object left out, float32 ``(R,)`` of ``(R, classes + 1)``."""
+    return F.softmax(logits.float(), -1)[:, :-1].amax(-1)

@@ -20,11 +20,11 @@ from parity_data import expected, formula, largest_gap, needs_parity_data, offic
 
 from tar_vis_core.evaluation.whole_video import mean_logits, rows_by_slot, segment_video
 from tar_vis_core.masks import MaskGeometry
-from tar_vis_core.models.dynamic_anchors import DynamicAnchorNetwork, exact_masks
+from tar_vis_core.models.dynamic_anchors import DynamicAnchorNetwork
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.referring_2023 import ReferringTracker2023
 from tar_vis_core.models.tracked import Tracked, masks_of, stacked
-from tar_vis_core.tracking.anchored_tracks import PLACES, AnchoredTracker
+from tar_vis_core.tracking.anchored_tracks import PLACES, AnchoredTracker, exact_masks
 from tar_vis_core.tracking.guided_means import move_means
 from tar_vis_core.tracking.tracker import make_tracker
 from tar_vis_core.weights.loading import load_model
