@@ -32,7 +32,7 @@ from tar_vis_ros.process.resources import config_file, given_file
 NAMESPACE = LaunchConfiguration('namespace')
 IMAGE = ('image', LaunchConfiguration('image_topic'))
 
-# Launch arguments that are parameters of the node, and go over the value of params_file where they are given.
+# Launch arguments that are parameters of the node, and override params_file if they are given.
 OVERRIDES = ('model', 'backbone', 'weights', 'adapter', 'device', 'precision', 'routing', 'latency_budget_ms',
              'image_transport', 'image_reliability')
 

@@ -21,7 +21,7 @@ def generate_launch_description() -> LaunchDescription:
             'camera_info_topic', default_value='/camera/aligned_depth_to_color/camera_info', description=(
                 'camera_info of the depth images')),
         DeclareLaunchArgument('namespace', default_value='tar_vis', description=(
-            'where the topic instances is: tar_vis, or tar_vis/CAMERA where the node has several cameras')),
+            'namespace of the topic instances: tar_vis, or tar_vis/CAMERA if the node has several cameras')),
         DeclareLaunchArgument('images_kept', default_value='30', description=(
             'depth images that wait for their masks: more for a slow model and a fast camera')),
         *(SetEnvironmentVariable(name, value) for name, value in profile_environment().items()),

@@ -14,10 +14,10 @@ from launch_ros.actions import Node
 from tar_vis_ros.process.dds import profile_environment
 from tar_vis_ros.process.resources import config_file
 
-# Launch arguments that are options of tar-vis-replay where they are given.
+# Launch arguments that become options of tar-vis-replay if they are given.
 OPTIONS = {
     'topic': 'topic of the images; empty: the only one in the bag',
-    'truth': 'YouTube-VIS file with the ground truth; empty: NAME.truth.json beside the bag, where it is',
+    'truth': 'YouTube-VIS file with the ground truth; empty: NAME.truth.json beside the bag, if it is there',
     'node': 'active node to drive, such as /tar_vis; empty: start one with params_file',
     'to': 'topic that this node listens on; empty: that of the bag',
 }

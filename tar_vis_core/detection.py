@@ -71,7 +71,7 @@ class Candidates:
     queries: np.ndarray         # (K,)
     class_scores: np.ndarray    # (K, classes) float32
     embeddings: np.ndarray      # (K, D) float32
-    logits: Tensor              # (K, h, w) float32 mask logits at stride 4, on a GPU where they were made there
+    logits: Tensor              # (K, h, w) float32 mask logits at stride 4, on a GPU if they were made there
     bits: np.ndarray | None     # (K, h, .) where they are positive, eight cells a byte; None on a CPU, which can look
 
     def positive(self, which: np.ndarray) -> np.ndarray:

@@ -22,11 +22,11 @@ class WeightsError(TarVisError):
 
 
 class DeviceError(TarVisError):
-    """The asked device is not there."""
+    """The requested device is not there."""
 
 
 class DeviceLostError(TarVisError):
-    """A GPU computes no more in this process, whatever is asked of it; only a new process can use it again."""
+    """A GPU no longer computes in this process; only a new process can use it again."""
 
 
 class NotFiniteError(TarVisError, FloatingPointError):

@@ -82,7 +82,7 @@ class RoutingTrace:
     """Which decoder layers ran for a frame."""
 
     executed: tuple[bool, ...]        # one per decoder layer; warm-up layers run unless ``encoder_reused``
-    execute_probability: np.ndarray   # float32, one per layer, NaN where no router was asked
+    execute_probability: np.ndarray   # float32, one per layer, NaN if no router was asked
 
     @property
     def executed_layers(self) -> int:

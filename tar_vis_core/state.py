@@ -36,7 +36,7 @@ class TemporalState:
     epoch: int = 0
     # (height, width) of the source; another size resets.
     image_size: tuple[int, int] | None = None
-    # Stamp of the last frame in seconds, None where it came without one.
+    # Stamp of the last frame in seconds, None if it came without one.
     last_stamp_s: float | None = None
     # What the stamps so far say of the next one.
     stamps: StampWatch = field(default_factory=StampWatch)

@@ -46,7 +46,7 @@ class Rival:
 
     @classmethod
     def begin(cls, path: str, threads: int) -> str:
-        """Load the file; the first call in a new process. Return its input's size in words, when first asked for.
+        """Load the file; the first call in a new process. Return its input's size in words.
 
         Raise ValueError if it does not take one image.
         """
@@ -63,9 +63,9 @@ class Rival:
     @classmethod
     def take(cls, image: np.ndarray) -> float:
         """Return the milliseconds of the network on an image, uint8 RGB, at the input's size or else the image's."""
-        asked = cls.input.shape[2:] if cls.channels_first else cls.input.shape[1:3]
+        sides = cls.input.shape[2:] if cls.channels_first else cls.input.shape[1:3]
         height, width = (size if isinstance(size, int) else -(-own // 32) * 32
-                         for size, own in zip(asked, image.shape[:2], strict=True))
+                         for size, own in zip(sides, image.shape[:2], strict=True))
         x = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)[None]
         if cls.input.type == 'tensor(float)':
             x = x.astype(np.float32) / 255

@@ -49,10 +49,10 @@ def power_limit_w(device: torch.device) -> float | None:
     """Return the power limit of a GPU in watts, None if nvidia-smi does not have it."""
     if shutil.which('nvidia-smi') is None:
         return None
-    asked = subprocess.run(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.limit',
-                            '--format=csv,noheader,nounits'], capture_output=True, text=True, check=False)
+    answer = subprocess.run(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.limit',
+                             '--format=csv,noheader,nounits'], capture_output=True, text=True, check=False)
     try:
-        return float(asked.stdout)
+        return float(answer.stdout)
     except ValueError:      # the driver knows of no limit
         return None
 
@@ -67,14 +67,14 @@ def power_draw(device: torch.device) -> Iterator[list[float]]:
     if device.type != 'cuda' or shutil.which('nvidia-smi') is None:
         yield watts
         return
-    asked = subprocess.Popen(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.draw', '--loop-ms=100',
-                              '--format=csv,noheader,nounits'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                             text=True)
+    process = subprocess.Popen(['nvidia-smi', f'--id={smi_name(device)}', '--query-gpu=power.draw', '--loop-ms=100',
+                                '--format=csv,noheader,nounits'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True)
     try:
         yield watts
     finally:
-        asked.terminate()
-        for line in asked.communicate()[0].splitlines():
+        process.terminate()
+        for line in process.communicate()[0].splitlines():
             with contextlib.suppress(ValueError):       # half a line, or a card that does not know
                 watts.append(float(line))
 

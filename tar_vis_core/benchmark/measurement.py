@@ -75,7 +75,7 @@ def read_images(run: BenchRun) -> tuple[list[np.ndarray], float]:
 
 
 def plain_model(run: BenchRun) -> VideoInstanceModel:
-    """Return the model of the command line; ValueError if both weights and none are asked for."""
+    """Return the model of the command line; ValueError if --untrained and weights are both given."""
     if run.threads:
         torch.set_num_threads(run.threads)
     if not run.untrained:

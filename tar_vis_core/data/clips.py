@@ -22,7 +22,7 @@ BEFORE_CROP = 400, 500, 600         # short sides that a clip has before it is c
 class VideoClips(Dataset):
     """Clips of ``frames`` samples from YouTube-VIS files; item i is a random clip of video i.
 
-    Instances keep their index through a clip, with an empty mask where they are not seen; instances that no
+    Instances keep their index through a clip, with an empty mask if they are not seen; instances that no
     frame shows are left out. The same (seed, ``epoch``, index) gives the same clip. A video shorter than a clip is
     played to and fro. A clip advances by one of ``gaps`` from frame to frame (:func:`draw_times`).
 

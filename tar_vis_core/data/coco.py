@@ -94,8 +94,8 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
     names = [image.text('file_name') for image in images.values()]
     paths = find_pictures(json_path, names, '')
     check_pictures(json_path, names, paths)
-    asked = {name: place for place, name in enumerate(categories.values())} if labels is None else labels
-    known = {plain_name(name): label for name, label in asked.items()}
+    wanted = {name: place for place, name in enumerate(categories.values())} if labels is None else labels
+    known = {plain_name(name): label for name, label in wanted.items()}
     records = {}
     for (own, image), path in zip(images.items(), paths, strict=True):
         height, width = image.size()

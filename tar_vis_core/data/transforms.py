@@ -27,7 +27,7 @@ class Scene:
     ignore: np.ndarray      # (h, w) bool, crowds and instances too small to ask for
     inside: np.ndarray      # (h, w) bool, False where the canvas shows padding
     exhaustive: bool        # True: every class is labelled; False: only the persons are
-    boxed: np.ndarray | None = None     # (n,) bool, True where the mask is only the object's box; None: nowhere
+    boxed: np.ndarray | None = None     # (n,) bool, True if the mask is only the object's box; None: none is
 
     def __post_init__(self) -> None:
         if self.boxed is None:
@@ -54,7 +54,7 @@ class Sample:
     valid: torch.Tensor      # (n,) bool, False in a clip's frame that does not show the instance (its mask is empty)
     ignore: torch.Tensor     # (h, w) bool: an unmatched query in here is not charged as no-object
     exhaustive: bool         # False: only persons are labelled, an unmatched object may be real
-    boxed: torch.Tensor      # (n,) bool, True where the mask is only the object's box
+    boxed: torch.Tensor      # (n,) bool, True if the mask is only the object's box
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:

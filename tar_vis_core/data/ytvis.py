@@ -34,7 +34,7 @@ class Track:
 
     id: Id
     category: str
-    rles: list[dict | None]        # one a frame, None where it is not seen
+    rles: list[dict | None]        # one a frame, None if it is not seen
     crowd: bool = False            # several objects in one: neither found nor missed
 
     def mask(self, frame: int) -> np.ndarray | None:

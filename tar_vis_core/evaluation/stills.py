@@ -86,11 +86,11 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
             for name, predictions in answers.items()]
 
 
-def labelled_categories(path: Path, records: Sequence[ImageRecord], asked: Sequence[str]) -> tuple[str, ...]:
+def labelled_categories(path: Path, records: Sequence[ImageRecord], wanted: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the categories to evaluate. Raises DataError for one that is labelled nowhere."""
-    names = expand_categories(asked, records)
+    names = expand_categories(wanted, records)
     there = Counter(a.category for record in records for a in record.annotations if not a.crowd)
-    if missing := [name for name in names if name not in there] or ([] if names else list(asked)):
+    if missing := [name for name in names if name not in there] or ([] if names else list(wanted)):
         held = ', '.join(f'{name} ({number})' for name, number in there.most_common(20)) or 'no object at all'
         raise DataError(f'{path}: no {" and no ".join(missing)} is labelled here, so there is nothing to find; it has '
                         f'{held}: choose with --categories')

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from tar_vis_core.data.ytvis import VideoRecord
 from tar_vis_core.instances import FrameResult, TrackStatus
 
-Rles = Sequence[dict | None]   # pycocotools' compressed run lengths, one a frame, None where nothing is seen
+Rles = Sequence[dict | None]   # pycocotools' compressed run lengths, one a frame, None if nothing is seen
 
 
 @dataclass(frozen=True)

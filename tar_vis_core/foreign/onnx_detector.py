@@ -82,7 +82,7 @@ class OnnxDetector:
         return WeightsError(f'{self._path}: {why}; {EXPECTED}')
 
     def _input_size(self, metadata: Mapping[str, str]) -> tuple[int, int]:
-        """Return height and width of the input, from the file's shape, or where that is open from its metadata."""
+        """Return height and width of the input, from the file's shape, or else from its metadata."""
         batch, channels, *size = self._input.shape
         if (isinstance(batch, int) and batch != 1) or channels != 3:
             raise self._wrong(f'its input is {_told([self._input])}')

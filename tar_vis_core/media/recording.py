@@ -15,7 +15,7 @@ from tar_vis_core.instances import FrameResult
 from tar_vis_core.io.whole_files import WriteError, replacing
 from tar_vis_core.media.readers import quiet_stderr
 
-CODECS = ('avc1', 'mp4v')   # H.264 where this OpenCV can encode it, else MPEG-4 part 2
+CODECS = ('avc1', 'mp4v')   # H.264 if this OpenCV can encode it, else MPEG-4 part 2
 RATE_FRAMES = 12            # frames whose stamps give the video's rate
 
 

@@ -28,7 +28,7 @@ from tar_vis_core.runtime.device import watched
 
 # of a part, those used last, one for each size of image; cameras of more sizes are recorded again and again
 MOST = 8
-LONGEST_PAUSE = 1024    # calls of a part until it is tried again to record where there was no memory for it
+LONGEST_PAUSE = 1024    # calls of a part until recording is tried again if there was no memory for it
 ONE_AT_A_TIME = threading.Lock()    # torch records one graph at a time in a process
 
 
@@ -162,7 +162,7 @@ class Recorded:
         self._recorder, self._kept = recorder, kept
         self._recordings: dict[tuple, OrderedDict[tuple, Recording]] = {}
         self._refused = False
-        self._pause = self._next_pause = 0      # calls until it is tried again, where there was no memory
+        self._pause = self._next_pause = 0      # calls until it is tried again, if there was no memory
         self.made = 0       # recordings until now
         self.remark = ''    # why it runs operator by operator, '' if it does not
 

@@ -36,11 +36,11 @@ class DecoderOutput(HandsOn):
 
     queries: Tensor          # (N, Q, D) after the last layer, before the norm: the next frame's ``previous``
     normed: Tensor           # (N, Q, D) after the norm
-    reid: Tensor | None      # (N, Q, D) re-identification embeddings, where the decoder has that head
+    reid: Tensor | None      # (N, Q, D) re-identification embeddings, if the decoder has that head
     logits: Tensor           # (N, Q, classes + 1), the last column is no-object
     mask_embeddings: Tensor  # (N, Q, D): their product with the mask features gives mask logits
     trace: RoutingTrace
-    shapes: BoxShapes | None = None     # where queries start from a detector's boxes
+    shapes: BoxShapes | None = None     # if queries start from a detector's boxes
     seen: Tensor | None = None          # (N, D, S) what routers that look at the picture compare the next one with
     objects: Tensor | None = None       # (N, Q) how likely queries are objects, for the same routers
     kept: Past | None = None            # what the next frame takes over in place of this frame's

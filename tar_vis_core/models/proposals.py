@@ -28,7 +28,7 @@ SLOPE, OFFSET = 3.0, 1.0
 
 @dataclass
 class Proposals:
-    """The likeliest objects of N frames, Q each, by falling score; where there are fewer the rest has no class."""
+    """The likeliest objects of N frames, Q each, by falling score; if there are fewer, the rest has no class."""
 
     boxes: Tensor       # (N, Q, 4) left, top, right, bottom as shares of the padded input's width and height
     logits: Tensor      # (N, Q, classes) of the detector

@@ -21,7 +21,7 @@ class Tracked:
     mask_embeddings: Tensor   # (T, R, D): their product with the mask features, plus the bias, gives mask logits
     mask_bias: Tensor | None  # (T, R); None is zero
     embeddings: Tensor        # (T, R, E)
-    slots: np.ndarray         # (T, R) int64: the slot that a row stands for; -1 where it stands for none
+    slots: np.ndarray         # (T, R) int64: the slot that a row stands for; -1 if it stands for none
     # (T, R) bool: rows whose slot is out of sight, though the video's masks and classes have it. None: no slot hides.
     # With it a slot that a frame lacks has ended.
     hidden: np.ndarray | None = None

@@ -34,7 +34,7 @@ class Features:
 
     mask_features: Tensor      # (N, D, h, w) at stride 4
     levels: list[Tensor]       # (N, D, ., .) at strides 32, 16, 8
-    proposals: Proposals | None = None      # where the backbone is a detector
+    proposals: Proposals | None = None      # if the backbone is a detector
 
     def frame(self, n: int) -> Features:
         """Return those of one frame, as a batch of one."""

@@ -56,7 +56,7 @@ class Precision:
     def __init__(self, records: Sequence[VideoRecord], predictions: Sequence[TubePrediction]):
         found = by_video_and_category(predictions)
         names = sorted({track.category for record in records for track in record.tracks})
-        # by category, then video; None where the video says nothing of the category
+        # by category, then video; None if the video has no labels of the category
         self._matches = [[_of_all_sizes(match_video(record, name, found.get((record.id, name), [])))
                           if is_evaluated(record, name) else None for record in records] for name in names]
 

@@ -41,7 +41,7 @@ class Tracks:
 
     queries: Tensor         # (N, D) the row's last output, before the norm
     places: Tensor          # (N, D) the running mean
-    recent_places: Tensor   # (N, PLACES, D) the last ones at unit length, in a ring; zero where there is none yet
+    recent_places: Tensor   # (N, PLACES, D) the last ones at unit length, in a ring; zero if there is none yet
     logit_sums: Tensor      # (N, classes + 1) float32, over all frames of the track, hidden ones too
     frames: np.ndarray      # (N,) int64 frames of the track so far
     sightings: np.ndarray   # (N,) int64 in how many of them it was seen
@@ -51,7 +51,7 @@ class Tracks:
 
 
 class AnchoredTracker:
-    """``query_feat (Q, D)`` are the decoder's learned queries, also where its layers start from others (TAR).
+    """``query_feat (Q, D)`` are the decoder's learned queries, also if its layers start from others (TAR).
 
     ``threshold`` is T; with ``slots_decide`` the slots count as well.
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 def move_means(means: Tensor, recent: Tensor, rows: Tensor, times: Tensor, values: Tensor) -> None:
     """Move some rows of ``means (M, E)`` by ``values (n, E)``, in place; a row's first value becomes its mean.
 
-    ``recent (M, K, E)`` are the last K values of each row at unit length, a ring, zero where there is none yet; the new
+    ``recent (M, K, E)`` are the last K values of each row at unit length, a ring, zero if there is none yet; the new
     ones are added. ``rows (n,)`` are those that have a value, ``times (n,)`` how many they had before.
     """
     unit, kept = F.normalize(values, dim=1), recent.shape[1]

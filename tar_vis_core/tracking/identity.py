@@ -67,7 +67,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _same_slot(tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray) -> np.ndarray:
-    """Return ``(tracks, detections)``, True where both have the same slot."""
+    """Return ``(tracks, detections)``, True if both have the same slot."""
     return np.array([t.slot for t in tracks])[:, None] == slots[[d.query for d in detections]][None]
 
 
@@ -155,7 +155,7 @@ class IdentityTracker:
     @staticmethod
     def _similarity(tracks: list[TrackedObject], detections: list[Detection], slots: np.ndarray, height: int,
                     width: int) -> np.ndarray:
-        """Return the similarity ``(tracks, detections)``; -1 where a pair is impossible."""
+        """Return the similarity ``(tracks, detections)``; -1 if a pair is impossible."""
         cells = np.array([d.mask for d in detections])
         scale = np.array([cells.shape[2] / width, cells.shape[1] / height])
         before = np.array([_on_grid(t.detection.mask, cells.shape[1:]) for t in tracks])

@@ -31,7 +31,7 @@ class Bank:
     """The M tracks that may go on: those in sight and those missing for a moment."""
 
     embeddings: Tensor     # (M, E) similarity-guided
-    cached: Tensor         # (M, CACHED, E) the last embeddings at unit length, in a ring; zero where there is none yet
+    cached: Tensor         # (M, CACHED, E) the last embeddings at unit length, in a ring; zero if there is none yet
     numbers: np.ndarray    # (M,) int64 track numbers, rising
     seen: np.ndarray       # (M,) frames with a match
     absent: np.ndarray     # (M,) frames since the last match

@@ -25,7 +25,7 @@ class KnownWeights:
     name: str
     preset: str                 # '' for a backbone alone, which training starts from
     class_set: str
-    licence: str                # of the weights; SPDX identifier where there is one
+    licence: str                # of the weights; SPDX identifier if there is one
     source: str                 # how they came about, or where they are published
     file: str = ''              # relative to this package's folder
     url: str = ''

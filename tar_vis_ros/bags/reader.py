@@ -136,7 +136,7 @@ def data_end(cdr: bytes, kind: str) -> int:
 
 
 def _choose(connections: list[Connection], path: Path, topic: str) -> list[Connection]:
-    """Return the connections of the image topic that is asked for, or of the only one that has messages."""
+    """Return the connections of the given image topic, or of the only one that has messages."""
     held = [f'{c.topic} ({c.msgtype}, {c.msgcount} messages)' for c in connections]
     listed = ', '.join(held[:SHOWN_TOPICS]) + (', ...' if len(held) > SHOWN_TOPICS else '') or 'nothing'
     chosen = [c for c in connections if c.topic.strip('/') == topic.strip('/')] if topic else [

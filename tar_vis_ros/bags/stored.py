@@ -24,7 +24,7 @@ EXPECTED = 'expected a rosbag2 folder, a .db3 or a .mcap file'
 
 
 class BagError(TarVisError):
-    """A bag cannot be read, or does not hold what is asked of it; the message is one line."""
+    """A bag cannot be read, or does not hold the requested topic; the message is one line."""
 
 
 class StoredBag:

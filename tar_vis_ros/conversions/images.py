@@ -37,7 +37,7 @@ class Encoding:
 
     channels: int
     dtype: type
-    to_rgb: int | None   # an OpenCV colour conversion; None where the pixels are RGB already
+    to_rgb: int | None   # an OpenCV colour conversion; None if the pixels are RGB already
     group: int = 1       # neighbours in a row that share their bytes: a row holds whole groups
     least: int = 1       # smallest width and height
     chroma: bool = False  # below the rows of the picture half as many of pairs of colour: width and height are even

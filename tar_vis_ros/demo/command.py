@@ -60,7 +60,7 @@ class DemoRun:
 
     @property
     def routing(self) -> str:
-        """Return how the node is asked to choose layers."""
+        """Return the node's parameter routing."""
         given = dict(text.split(':=', 1) for text in self.parameter if ':=' in text)
         return given.get('routing', TABLE.options['routing'].default)
 
@@ -101,7 +101,7 @@ def plan_source(options: DemoRun) -> SourcePlan:
 
 
 def node_arguments(options: DemoRun) -> list[str]:
-    """Return the ROS arguments of the node: only what was asked for; the rest is the node's default."""
+    """Return the ROS arguments of the node: only given parameters; the others keep the node's defaults."""
     return ['--ros-args', *(part for setting in options.parameter for part in ('-p', setting))]
 
 

@@ -1,6 +1,6 @@
 """Deformable samples on a GPU in one Triton kernel: positions, softmax and the sums, for a block of queries at once.
 
-Triton comes with PyTorch's builds for CUDA; import this module only where it is there. ``TRITON_INTERPRET=1`` runs the
+Triton comes with PyTorch's builds for CUDA; import this module only if it is there. ``TRITON_INTERPRET=1`` runs the
 kernel without a GPU, element by element, which is how it is tested.
 """
 
