@@ -132,7 +132,7 @@ class InferenceOptions(ModelOptions):
 class EngineOptions(InferenceOptions):
     """The same, and what runs the image encoder."""
 
-    engine: str = option('torch', 'what runs the image encoder; another than torch is an optional package, for a CPU',
+    engine: str = option('torch', 'what runs the image encoder; all but torch are optional packages, for a CPU',
                          pattern=r'torch|onnxruntime|openvino(:[A-Z]+(\.\d+)?)?',
                          example='torch, onnxruntime, openvino or openvino:DEVICE such as openvino:GPU')
 
@@ -142,27 +142,28 @@ class SegmenterOptions(Options):
     """Options that may change between frames."""
 
     routing: str = option(
-        'auto', 'which decoder layers run; auto: adaptive where there are routers, else full',
+        'auto', 'which decoder layers run; auto: adaptive if there are routers, else full',
         choices=('auto', *ROUTINGS))
     fixed_layers: int = option(3, 'decoder layers that run when routing is fixed', low=1,
                                high=max(preset.decoder_layers for preset in PRESETS.values()))
-    score_threshold: float = option(0.6, 'score that a new track needs; a known one goes on with half of it',
+    score_threshold: float = option(0.6, 'score that a new track needs; a known track needs half of it',
                                     low=0, high=1)
-    max_instances: int = option(20, 'instances reported per image at most', low=1, high=1000)
+    max_instances: int = option(20, 'most instances that are reported per image', low=1, high=1000)
     class_filter: tuple[str, ...] = option((), 'class names to report; empty: all')
     input_short_side: int = option(0, "shorter edge of the model's input, pixels; 0: the model's own",
                                    low=32, high=1333, or_zero=True)
     skip_bias: float = option(0.0, "added to the routers' skip score: above 0 skips more layers, below 0 fewer",
                               low=-100, high=100)
     latency_budget_ms: float = option(
-        0.0, 'with adaptive, skip_bias is moved so that 95 % of the steps take no longer; 0: off', low=0, high=100000)
+        0.0, 'with adaptive: the time that 95 % of the steps keep, by a moving skip_bias; 0: off', low=0, high=100000)
     refresh_frames: int = option(
-        10, 'with adaptive, every so many frames a plain pass of all layers; 0: only at first', low=0, high=100000)
+        10, 'with adaptive: frames from one plain pass of all layers to the next; 0: only the first',
+        low=0, high=100000)
     encoder_reuse: float = option(
-        0.0, 'grey levels: an image that differs less takes over the masks of an earlier one; 0: off', low=0, high=255)
-    reset_gap_s: float = option(2.0, 'seconds between two image stamps after which tracks start anew; 0: never',
+        0.0, 'grey levels: an image that differs by less takes over earlier masks; 0: off', low=0, high=255)
+    reset_gap_s: float = option(2.0, 'gap of image stamps after which tracks start anew, seconds; 0: never',
                                 low=0, high=86400)
-    grace_frames: int = option(15, 'images that a track may be out of sight and still keep its id', low=0, high=10000)
+    grace_frames: int = option(15, 'images that a track may be out of sight before its id ends', low=0, high=10000)
 
 
 MODEL_OPTIONS, OPTIONS = options_of(ModelOptions), options_of(SegmenterOptions)

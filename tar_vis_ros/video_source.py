@@ -38,11 +38,11 @@ class SourceSettings:
 
     source: str = option(PHOTOGRAPHS, 'a video file, an image, a folder of images, a camera (0 or /dev/video0), or '
                                       f"'{PHOTOGRAPHS}': a simulated camera over scikit-image's photographs")
-    rate: float = option(0.0, "images per second, 0 = the source's own; every frame of a file is sent, "
+    rate: float = option(0.0, "images per second; 0: the source's own; every frame of a file is sent, "
                               'a camera is thinned out', low=0, high=240)
     loop: bool = option(False, 'start again after the last frame')
-    frames: int = option(0, 'end after this many frames, 0 = all', low=0, high=2**31 - 1)
-    width: int = option(0, 'scale the images to this width in pixels with their aspect kept, 0 = as they are',
+    frames: int = option(0, 'end after this many frames; 0: all', low=0, high=2**31 - 1)
+    width: int = option(0, 'scale the images to this width in pixels, aspect kept; 0: as they are',
                         low=0, high=16384)
     wait_for_subscribers: int = option(0, 'send the first frame when this many subscribers are matched',
                                        low=0, high=1000)
@@ -51,7 +51,7 @@ class SourceSettings:
                          choices=('clock', 'source', 'restart'))
     frame_id: str = option('camera', 'frame_id of the images')
     follow: str = option('', 'a topic of InstanceMaskArray: send the next frame when the last one is answered there')
-    follow_timeout_s: float = option(5.0, 'go on after this many seconds without an answer, at most',
+    follow_timeout_s: float = option(5.0, 'longest wait for an answer, seconds',
                                      low=0.1, high=3600)
 
 

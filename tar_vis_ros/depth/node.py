@@ -35,10 +35,10 @@ OUTPUT_QOS = QoSProfile(depth=5)   # reliable
 class DepthSettings:
     """The parameters of the node."""
 
-    border_px: int = option(3, "width of a mask's border that its distance is not taken from, pixels", low=0, high=100)
-    rejection: float = option(3.0, 'depth pixels so many standard deviations from the distance are background',
+    border_px: int = option(3, "border of a mask that is not used for its distance, pixels", low=0, high=100)
+    rejection: float = option(3.0, 'standard deviations from the distance beyond which a depth pixel is background',
                               low=0.5, high=100)
-    min_points: int = option(30, 'depth pixels that an instance needs to be placed', low=1, high=100000)
+    min_points: int = option(30, 'depth pixels that an instance needs for a position', low=1, high=100000)
     images_kept: int = option(30, 'depth images that wait for their masks; each takes its size in memory',
                               low=1, high=1000)
 

@@ -26,13 +26,13 @@ class FollowSettings:
     """The parameters of the node."""
 
     source: str = option('tar_vis', 'namespace of instances_3d: tar_vis, or tar_vis/CAMERA')
-    class_name: str = option('person', 'what to follow')
-    distance: float = option(1.5, 'metres to keep from it', low=0.3, high=20)
-    max_speed: float = option(0.5, 'metres per second forward at most; it never drives back', low=0, high=5)
-    max_turn: float = option(1.0, 'radians per second at most', low=0, high=6)
+    class_name: str = option('person', 'class to follow')
+    distance: float = option(1.5, 'distance to keep, metres', low=0.3, high=20)
+    max_speed: float = option(0.5, 'fastest speed forward, metres per second; it never drives back', low=0, high=5)
+    max_turn: float = option(1.0, 'fastest turn, radians per second', low=0, high=6)
     speed_gain: float = option(0.8, 'metres per second for each metre too far', low=0, high=10)
     turn_gain: float = option(1.5, 'radians per second for each radian off', low=0, high=10)
-    timeout_s: float = option(0.5, 'age of the last image, seconds, at which it stops', low=0.05, high=10)
+    timeout_s: float = option(0.5, 'age of the last image at which it stops, seconds', low=0.05, high=10)
 
 
 TABLE = Table(FollowSettings, at_start=frozenset({'source'}))

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 class Settings(EngineOptions, SegmenterOptions):
     """All parameters of the node: its own, those of the model, and the options of the segmenter."""
 
-    model: str = option('nano', 'model family to run; onnx, python: one of your own',
+    model: str = option('nano', 'model family; onnx, python: your own model',
                         choices=tuple(dict.fromkeys([*(p.family for p in PRESETS.values()), *FOREIGN])))
-    backbone: str = option('', "the model's image backbone; empty: its first",
+    backbone: str = option('', "the model's image backbone; empty: the first of its family",
                            choices=('', *dict.fromkeys(p.backbone for p in PRESETS.values())))
     weights: str = option('', 'safetensors file of that model; empty: the weights in this package; for onnx '
                           'the .onnx file, for python module:factory')
     warm_up_sizes: tuple[str, ...] = option(
-        ('640x480',), 'sizes of the images to come; a GPU records its graphs for them at configure, for others at the '
-        'first image', example="a list of WIDTHxHEIGHT such as ['1280x720']")
+        ('640x480',), 'image sizes to prepare at configure; others are prepared at their first image, which takes '
+        'seconds on a GPU', example="a list of WIDTHxHEIGHT such as ['1280x720']")
     image_topics: tuple[str, ...] = option(
-        (), 'topics of several cameras for the one model; empty: one camera, on topic image',
+        (), 'topics of several cameras; empty: one camera, on topic image',
         example="a list of topics such as ['/front/image_raw', '/rear/image_raw']")
     image_transport: str = option(
         'raw', 'raw: Image on the topic itself; compressed: CompressedImage on topic/compressed',
         choices=('raw', 'compressed'))
     image_reliability: str = option(
-        'best_effort', 'what is asked of the publishers of images; qos_overrides can say more',
+        'best_effort', 'QoS reliability of the image subscriptions; qos_overrides can set more',
         choices=('best_effort', 'reliable'))
     image_timeout_s: float = option(5.0, 'seconds without an image after which /diagnostics warns', low=0.1, high=86400)
     moving_classes: tuple[str, ...] = option(
-        (), 'classes that static_mask leaves out; empty: all but furniture and what else keeps still',
+        (), 'classes that static_mask leaves out; empty: all but furniture and other things that keep still',
         example="a list of class names such as ['person', 'dog']")
-    moving_margin_px: int = option(8, 'margin that static_mask leaves out around them, pixels', low=0, high=500)
+    moving_margin_px: int = option(8, 'margin around them that static_mask leaves out, pixels', low=0, high=500)
     autostart: bool = option(False, 'configure and activate at start, without a lifecycle manager')
 
 
@@ -52,7 +52,7 @@ TABLE = Table(Settings, at_start=frozenset({'autostart'}), at_configure=frozense
 
 
 def load_segmenter(settings: Settings) -> VideoSegmenter:
-    """Return the segmenter that the settings ask for, warm. Raise TarVisError or ValueError, each of one line."""
+    """Return the segmenter of the settings, warmed up. Raise TarVisError or ValueError, each of one line."""
     from tar_vis_core.foreign.foreign_segmenter import open_segmenter  # takes torch along: only a configure waits
 
     sizes = warm_up_sizes(settings)
