@@ -17,7 +17,7 @@ from tar_vis_core.models.layers import MLP
 
 CANDIDATES = 512        # best cells of a frame among which repeated ones are dropped: 256 leave 39 of 64 queries in use
 # A box that overlaps a surer one by more than this is the same object: of one class, of whatever class.
-SAME_CLASS_IOU, ANY_CLASS_IOU = 0.6, 0.85
+SAME_CLASS_IOU, ANY_CLASS_IOU = 0.65, 0.85
 MARGIN = 0.15           # of a box's sides, by which masks may exceed it on each side
 FREQUENCIES = 8         # of the sine encoding of a box's sides
 LEAST = -30.0           # logit of what was dropped
