@@ -18,7 +18,7 @@ COMMANDS = {
     'data': ('tar_vis_core.commands.data', 'make, check and split labelled data'),
     'study': ('tar_vis_core.commands.study', "the paper's studies: table, plot, the paper's values beside ours"),
     'bench': ('tar_vis_core.commands.bench', 'time of the whole step and of its stages'),
-    'export': ('tar_vis_core.commands.export', 'the image encoder as an ONNX file, compared with PyTorch'),
+    'export': ('tar_vis_core.commands.export', 'a part of a model as an ONNX file, compared with PyTorch'),
     'see': ('tar_vis_ros.see.command', 'objects in sight, as text or JSON, from a node or a picture'),
     'doctor': ('tar_vis_ros.doctor.command', 'problems of this machine, and their remedies'),
     'weights': ('tar_vis_core.commands.weights', 'list, get, verify and convert files of weights'),

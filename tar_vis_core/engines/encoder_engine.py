@@ -7,13 +7,15 @@ for and on the first one of a stream of such images; if it differs, that is an e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tar_vis_core.engines.encoder_graph import INPUT, EncoderGraph, gap
+from tar_vis_core.engines.encoder_graph import INPUT, EncoderGraph
+from tar_vis_core.engines.static_graph import StaticGraph, gap
 from tar_vis_core.errors import DeviceError, TarVisError, first_line
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.runtime.onnx_sessions import need, open_session
@@ -92,30 +94,50 @@ class EncoderEngine:
             raise DeviceError(f'engine {self.name!r}: OpenVINO has {", ".join(there)} here')
 
     def _openvino(self, model: bytes) -> Run:
-        import openvino
-        from openvino import properties
-
-        settings = {properties.hint.performance_mode(): properties.hint.PerformanceMode.LATENCY,
-                    properties.hint.inference_precision(): openvino.Type.bf16 if self._dtype == torch.bfloat16
-                    else openvino.Type.f32}
-        if self._place == 'CPU':
-            settings[properties.inference_num_threads()] = self._threads
-        try:
-            core = openvino.Core()
-            compiled = core.compile_model(core.read_model(model=model, weights=b''), self._place, settings)
-        except Exception as error:      # OpenVINO raises RuntimeError of many lines
-            raise EngineError(f'engine {self.name} cannot compile the encoder: {first_line(error)}') from error
-        request = compiled.create_infer_request()
-
-        def run(images: np.ndarray) -> list[np.ndarray]:
-            request.infer([images], share_inputs=True)
-            # copies: the next image overwrites them
-            return [np.array(request.get_output_tensor(k).data) for k in range(len(compiled.outputs))]
-        return run
+        run = openvino_run(model, self._place, self._dtype, self._threads, f'engine {self.name}')
+        return lambda images: run([images])
 
 
-def check_outputs(graph: EncoderGraph, model: bytes, images: Sequence[Tensor]) -> float:
-    """Return the greatest gap between the graph in PyTorch and its file in ONNX Runtime on some images."""
-    session = open_session(model, 'cpu', 0, 'the export')
-    with torch.no_grad():
-        return max(gap(graph(x), [torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})]) for x in images)
+def openvino_run(model: bytes, place: str, dtype: torch.dtype, threads: int, what: str
+                 ) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """Compile an ONNX file for a device of OpenVINO's. ``what`` names it in an EngineError."""
+    import openvino
+    from openvino import properties
+
+    settings = {properties.hint.performance_mode(): properties.hint.PerformanceMode.LATENCY,
+                properties.hint.inference_precision(): openvino.Type.bf16 if dtype == torch.bfloat16
+                else openvino.Type.f32}
+    if place == 'CPU':
+        settings[properties.inference_num_threads()] = threads
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(model=model, weights=b''), place, settings)
+    except Exception as error:      # OpenVINO raises RuntimeError of many lines
+        raise EngineError(f'{what}: OpenVINO cannot compile it: {first_line(error)}') from error
+    request = compiled.create_infer_request()
+
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        request.infer(list(inputs), share_inputs=True)
+        # copies: the next call overwrites them
+        return [np.array(request.get_output_tensor(k).data) for k in range(len(compiled.outputs))]
+    return run
+
+
+def runtimes_here(model: bytes, what: str) -> Iterator[tuple[str, Callable[[dict[str, Tensor]], list[np.ndarray]]]]:
+    """Yield name and call of each runtime for an ONNX file: ONNX Runtime, and OpenVINO if it is installed."""
+    session = open_session(model, 'cpu', 0, what)
+    yield 'ONNX Runtime', lambda inputs: session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    if find_spec('openvino'):
+        run = openvino_run(model, 'CPU', torch.float32, 0, what)
+        yield 'OpenVINO', lambda inputs: run([value.numpy() for value in inputs.values()])
+
+
+def check_outputs(graph: StaticGraph, model: bytes, height: int, width: int) -> dict[str, float]:
+    """Return the greatest gap between the graph in PyTorch and its file in each runtime, on random inputs of a size."""
+    found = {}
+    for name, run in runtimes_here(model, 'the export'):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found[name] = max(gap(graph(*given.values()), [torch.from_numpy(output) for output in run(given)])
+                              for given in (graph.inputs(height, width) for _ in range(2)))
+    return found

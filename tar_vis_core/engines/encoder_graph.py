@@ -1,4 +1,4 @@
-"""The image encoder as a static graph, for images of one size, and as an ONNX file.
+"""The image encoder as a static graph, for images of one size.
 
 The decoder is none: its layers run or not, frame by frame. So the encoder ends before a choice is made; what of a
 detector's cells becomes a query is chosen by PyTorch from the graph's outputs.
@@ -7,24 +7,22 @@ detector's cells becomes a query is chosen by PyTorch from the graph's outputs.
 from __future__ import annotations
 
 import copy
-import io
-import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tar_vis_core.engines.static_graph import StaticGraph
 from tar_vis_core.models.backbones import NanoDet
 from tar_vis_core.models.backbones.nanodet import STRIDES, DetectorMaps
 from tar_vis_core.models.proposals import propose
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 
-OPSET = 17          # the first with layer normalization
 INPUT = 'images'    # (1, 3, height, width), normalised and padded as ``VideoInstanceModel.prepare`` does it
 LEVELS = 'mask_features', 'level_32', 'level_16', 'level_8'
 
 
-class EncoderGraph(nn.Module):
+class EncoderGraph(StaticGraph):
     """A copy of a model's backbone and pixel decoder, from images to what :meth:`features` reads."""
 
     def __init__(self, model: VideoInstanceModel) -> None:
@@ -36,6 +34,9 @@ class EncoderGraph(nn.Module):
             self.outputs = (*LEVELS, 'fine', *(f'{what}_{stride}' for what in ('cells', 'predictions')
                                                for stride in STRIDES))
         self.eval().requires_grad_(True)
+
+    def inputs(self, height: int, width: int) -> dict[str, Tensor]:
+        return {INPUT: torch.randn(1, 3, height, width)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self.backbone(images)
@@ -53,19 +54,3 @@ class EncoderGraph(nn.Module):
         fine, rest = outputs[4], list(outputs[5:])
         maps = DetectorMaps(fine, fine, [], rest[:len(STRIDES)], rest[len(STRIDES):])
         return Features(mask_features, levels, propose(maps, self.backbone.classes, self.queries))
-
-    def onnx(self, height: int, width: int) -> bytes:
-        """Return the graph for images ``(1, 3, height, width)``, multiples of 32, as an ONNX file."""
-        file = io.BytesIO()
-        # With gradients PyTorch's operators take the place of compiled kernels, which no graph can hold.
-        with (torch.inference_mode(False), torch.enable_grad(), torch.autocast('cpu', enabled=False),
-              warnings.catch_warnings()):
-            warnings.simplefilter('ignore')     # of shapes that become constants, as they should
-            torch.onnx.export(self, (torch.zeros(1, 3, height, width),), file, input_names=[INPUT],
-                              output_names=list(self.outputs), opset_version=OPSET, dynamo=False)
-        return file.getvalue()
-
-
-def gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return the greatest difference of the outputs, each as a share of the greatest value of ours."""
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(ours, theirs, strict=True))

@@ -252,7 +252,7 @@ class MaskedDecoder(nn.Module):
             # a query with an empty mask attends everywhere, or in all of its box; without indexing, so without a
             # device sync
             if inside is None:
-                keep |= ~keep.any(-1, keepdim=True)
+                keep = keep | ~keep.any(-1, keepdim=True)       # not in place, which no exported graph holds
             else:
                 keep &= inside
                 keep |= inside & ~keep.any(-1, keepdim=True)

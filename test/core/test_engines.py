@@ -11,9 +11,11 @@ from tiny_model import tiny_model
 
 onnxruntime = pytest.importorskip('onnxruntime')
 
+from tar_vis_core.commands import export  # noqa: E402
 from tar_vis_core.commands.main import main  # noqa: E402
 from tar_vis_core.engines.encoder_engine import EncoderEngine, EngineError  # noqa: E402
-from tar_vis_core.engines.encoder_graph import INPUT, EncoderGraph, gap  # noqa: E402
+from tar_vis_core.engines.encoder_graph import INPUT, EncoderGraph  # noqa: E402
+from tar_vis_core.engines.static_graph import gap  # noqa: E402
 from tar_vis_core.errors import DeviceError  # noqa: E402
 from tar_vis_core.foreign.foreign_segmenter import open_segmenter  # noqa: E402
 from tar_vis_core.media.frames import open_frames, play  # noqa: E402
@@ -160,6 +162,82 @@ def test_the_export_is_compared_and_written(tmp_path, capsys):
     assert gap((expected.mask_features, *expected.levels), [torch.from_numpy(got[name]) for name in (
         'mask_features', 'level_32', 'level_16', 'level_8')]) < 1e-4
     assert got['predictions_8'].shape == (1, 112, 12, 16)
+
+
+def paper_model():
+    """A tiny one with the paper's Synchronizer and Routers, whose answers depend on the queries."""
+    model = tiny_model(synchronizer='attention', routers='separate').eval()
+    torch.nn.init.normal_(model.decoder.routers.weight2)
+    return model
+
+
+def run_file(path, **given):
+    """Outputs by name of a file in ONNX Runtime."""
+    session = onnxruntime.InferenceSession(str(path))
+    assert {node.name for node in session.get_inputs()} == set(given)
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, session.run(None, given), strict=True))
+
+
+def test_files_of_all_parts_together_compute_what_the_model_does(tmp_path, monkeypatch, capsys):
+    model = paper_model()
+    monkeypatch.setattr(export, 'load_model', lambda *_: model)
+    layers = len(model.decoder.layers)
+    parts = [(part, 0) for part in ('encoder', 'heads', 'synchronizer', 'routers')] + [
+        ('decoder_layer', i) for i in range(layers)]
+    for part, layer in parts:
+        assert main(['export', 'tiny', '--weights', 'a', '--part', part, '--layer', str(layer), '--size', '128x96',
+                     '--short-side', '96', '--out', str(tmp_path / f'{part}_{layer}.onnx')]) == 0
+    said = capsys.readouterr().out
+    runtimes = 1 + (onnx_sessions.find_spec('openvino') is not None)
+    assert said.count('differs from PyTorch') == 2 * runtimes * len(parts)
+    assert said.count('ONNX Runtime differs') == 2 * len(parts)
+
+    images, past = torch.randn(1, 3, 96, 128), torch.randn(1, model.config.queries, model.config.dim)
+    maps = run_file(tmp_path / 'encoder_0.onnx', images=images.numpy())
+
+    def layer(i, **queries):
+        level = ('level_32', 'level_16', 'level_8')[i % 3]
+        return run_file(tmp_path / f'decoder_layer_{i}.onnx', **queries, mask_features=maps['mask_features'],
+                        **{level: maps[level]})['refined']
+    queries = layer(0)
+    queries = run_file(tmp_path / 'synchronizer_0.onnx', queries=queries, previous=past.numpy())['synchronized']
+    chances = run_file(tmp_path / 'routers_0.onnx', queries=queries, previous=past.numpy())['execute_probability'][0]
+    assert chances.std() > 0.01 and len(chances) == layers - 1
+    for i in range(1, layers):
+        queries = layer(i, queries=queries)
+    got = run_file(tmp_path / 'heads_0.onnx', queries=queries, mask_features=maps['mask_features'])
+    with torch.no_grad():
+        features = model.encode(images)
+        asked = []
+
+        def all_layers(i):
+            asked.append(i)
+            return [1.0] * (layers - i)
+        out = model.decoder(features.mask_features, features.levels, past, 'adaptive', gate=all_layers)
+        first = model.decoder(features.mask_features, features.levels, routing='fixed', fixed_layers=1).queries
+        synchronized = model.decoder.synchronizer(first, past)
+        expected = model.decoder.execute_probability(synchronized, past, 1)
+    assert asked and np.allclose(chances, expected, atol=1e-4)
+    masks = torch.einsum('nqd,ndhw->nqhw', out.mask_embeddings, features.mask_features)
+    assert gap((out.logits, masks, out.embeddings), [torch.from_numpy(got[name]) for name in (
+        'class_logits', 'mask_logits', 'embeddings')]) < 1e-3
+
+
+@pytest.mark.parametrize(('model', 'words', 'said'), [
+    (lambda: build_model('nano'), ['--part', 'decoder_layer'], 'expected part encoder'),
+    (lambda: tiny_model(synchronizer='bipartite'), ['--part', 'heads'], 'change their slots'),
+    (lambda: tiny_model(synchronizer='attention', routers='seeing'), ['--part', 'routers'], 'no routers of the paper'),
+    (lambda: tiny_model(synchronizer='none'), ['--part', 'synchronizer'], 'no synchronizer'),
+    (lambda: tiny_model(synchronizer='attention', routing=False), ['--part', 'routers'], 'or an --adapter'),
+    (paper_model, ['--part', 'decoder_layer', '--layer', '9'], '--layer is 9, expected 0 to'),
+])
+def test_a_part_that_a_model_does_not_have_is_refused(tmp_path, monkeypatch, capsys, model, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, 'load_model', lambda *_: model())
+    assert main(['export', 'some', '--weights', 'a', '--size', '96x96', '--short-side', '96', *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count('\n') == 1 and not list(tmp_path.iterdir())
 
 
 def test_an_export_that_is_wrong_is_not_written(tmp_path, monkeypatch, capsys):
