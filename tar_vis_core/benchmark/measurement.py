@@ -172,12 +172,12 @@ class Rounds:
     rival_ms: list[float]
 
     def times(self) -> dict[str, dict[str, float]]:
-        """Return the whole steps of each line and of the rival, as :func:`spread` gives them."""
-        found = {name: spread([m.times['total'] for m in measured]) for name, measured in self.lines.items()}
-        return found | ({RIVAL: spread(self.rival_ms)} if self.rival_ms else {})
+        """Return the whole steps of each line and of the rival, as :func:`median_and_p95` gives them."""
+        found = {name: median_and_p95([m.times['total'] for m in measured]) for name, measured in self.lines.items()}
+        return found | ({RIVAL: median_and_p95(self.rival_ms)} if self.rival_ms else {})
 
 
-def spread(times: list[float]) -> dict[str, float]:
+def median_and_p95(times: list[float]) -> dict[str, float]:
     """Return the median and the 95th percentile of milliseconds."""
     return {'median_ms': float(np.median(times)), 'p95_ms': float(np.percentile(times, 95))}
 
