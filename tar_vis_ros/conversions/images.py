@@ -20,10 +20,11 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from tar_vis_core.errors import TarVisError
 from tar_vis_core.media.pictures import PictureError, decode_picture
 
 
-class ImageError(ValueError):
+class ImageError(TarVisError, ValueError):
     """An image message that cannot be read. ``kind`` is one of 'size', 'encoding', 'step', 'data'."""
 
     def __init__(self, kind: str, text: str):

@@ -180,7 +180,7 @@ class Messages(Target):
         super().__init__(folder)
         from tar_vis_ros.conversions.images import ENCODINGS
         self.answers = (TarVisError, ValueError)
-        self.encodings = [*ENCODINGS, '', 'rgb9', '8UC3 ', 'x' * 300]
+        self.encodings = [*ENCODINGS, '', 'rgb9', '8UC3 ', 'x' * 300, 'rgb8\n']
         self.pictures = Pictures(folder).seeds
 
     def make(self, rng: np.random.Generator) -> None:
