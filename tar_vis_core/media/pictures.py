@@ -7,6 +7,7 @@ stderr is read, because it is the only sign of a JPEG whose middle or end is mis
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import struct
@@ -34,14 +35,16 @@ DEFLATE = 1032                                      # bytes that one byte of def
 # markers without a length; frame headers of Huffman coding, and of arithmetic coding (which has no least size)
 BARE = {0x01, *range(0xD0, 0xD8)}
 AFTER_SCAN = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')     # a marker that ends coded pixels
-FRAME_END, SCAN = 0xD9, 0xDA
+FRAME_END, SCAN, RESTARTS, PIXELS = 0xD9, 0xDA, 0xDD, -1
+RESTART, BASELINE = re.compile(rb'\xff([\xd0-\xd7])'), {0xC0, 0xC1}
 HUFFMAN, ARITHMETIC = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7}, {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
-# What libjpeg and libpng say of a picture of which something is missing. A few bytes between the last block and the end
-# marker are none of it: some cameras write one to four into every frame. More of them are pixels that found no place.
-DAMAGE = re.compile(r'Corrupt JPEG data: (?!(\d|1[0-6]) extraneous bytes before marker 0xd9)|Premature end of JPEG|'
-                    r'Inconsistent progression|Invalid SOS|libpng error: ')
-CHATTER = re.compile(DAMAGE.pattern + r'|Corrupt JPEG data: |Warning: unknown JFIF|Unknown Adobe|libpng warning: |'
+# What libjpeg and libpng say of a picture of which something is missing. A few bytes before a restart or the end are no
+# sign of it: some cameras write one to four of them everywhere. More of them are pixels that found no place.
+EXTRA = re.compile(r'Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd[0-79]')
+FEW = 4                     # of them before each restart, which libjpeg may add up; and four times as many at the end
+DAMAGE = re.compile(r'Corrupt JPEG data: |Premature end of JPEG|Inconsistent progression|Invalid SOS|libpng error: ')
+CHATTER = re.compile(DAMAGE.pattern + r'|Warning: unknown JFIF|Unknown Adobe|libpng warning: |'
                      r'\[ *(WARN|ERROR|INFO):\d')     # the last one: OpenCV's own lines
 STDERR = threading.Lock()
 
@@ -93,19 +96,29 @@ def declared_size(data: bytes) -> tuple[int, int, int] | None:
         width, height, depth, kind = struct.unpack('>IIBB', data[16:26])
         row = 1 + (width * depth * PNG_CHANNELS.get(kind, 1) + 7) // 8
         return width, height, height * row // DEFLATE
-    place = 2 if data.startswith(JPEG_START) else len(data)
-    while place + 9 <= len(data):
-        marker = data[place + 1]
-        if data[place] != 0xFF:
-            place += 1      # between segments decoders look for the next marker, too
-        elif marker in (0xFF, 0x00):
-            place += 1
-        elif marker in HUFFMAN | ARITHMETIC:
-            height, width = struct.unpack('>HH', data[place + 5:place + 9])
+    for marker, content in jpeg_segments(data):
+        if marker in HUFFMAN | ARITHMETIC and len(content) >= 5:
+            height, width = struct.unpack_from('>HH', content, 1)
             return width, height, width * height // 512 if marker in HUFFMAN else 0
-        else:
-            place += 2 if marker in BARE else 2 + int.from_bytes(data[place + 2:place + 4], 'big')
     return None
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and content of each segment of a JPEG, behind a scan PIXELS and what is coded."""
+    place = 2 if data.startswith(JPEG_START) else len(data)
+    while place + 4 <= len(data) and (marker := data[place + 1]) != FRAME_END:
+        if data[place] != 0xFF or marker in (0xFF, 0x00):
+            place += 1      # between segments decoders look for the next marker, too
+        elif marker in BARE:
+            place += 2
+        else:
+            end = place + 2 + int.from_bytes(data[place + 2:place + 4], 'big')
+            yield marker, data[place + 4:end]
+            place = end
+            if marker == SCAN:
+                following = AFTER_SCAN.search(data, end)
+                place = following.start() if following else len(data)
+                yield PIXELS, data[end:place]
 
 
 def lacks_scans(data: bytes) -> bool:
@@ -114,28 +127,35 @@ def lacks_scans(data: bytes) -> bool:
     That is a progressive picture, or one whose colours come one after another, cut between two scans: a whole file for
     libjpeg, which gives it blurred or grey. A picture of one scan is seen through by its headers alone.
     """
-    place, left = 2 if data.startswith(JPEG_START) else len(data), {}      # component: coefficients that lack bits
-    while place + 4 <= len(data):
-        marker, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], 'big')
-        if data[place] != 0xFF or marker in (0xFF, 0x00):
-            place += 1
-        elif marker in HUFFMAN | ARITHMETIC:
-            left = {number: set(range(64)) for number in data[place + 10:place + 2 + length:3]}
-            place += 2 + length
+    left: dict[int, set[int]] = {}      # component: coefficients that lack bits
+    for marker, content in jpeg_segments(data):
+        if marker in HUFFMAN | ARITHMETIC:
+            left = {number: set(range(64)) for number in content[6::3]}
         elif marker == SCAN:
-            components = data[place + 5:place + 5 + 2 * data[place + 4]:2]
-            first, last, bits = data[place - 1 + length:place + 2 + length].ljust(3, b'\xff')
-            for number in components if not bits & 15 else ():
+            first, last, bits = content[-3:].ljust(3, b'\xff')
+            for number in content[1:1 + 2 * content[0]:2] if content and not bits & 15 else ():
                 left.get(number, set()).difference_update(range(first, last + 1))
             if not any(left.values()):
                 return False
-            following = AFTER_SCAN.search(data, place + 2 + length)
-            place = following.start() if following else len(data)
-        elif marker == FRAME_END:
-            break
-        else:
-            place += 2 if marker in BARE else 2 + length
     return any(left.values())
+
+
+def restarts_of(data: bytes) -> int:
+    """Return the number of restart markers of a JPEG of one scan; -4 if one is missing or out of order."""
+    interval, blocks = 0, 1
+    for marker, content in jpeg_segments(data):
+        if marker == RESTARTS:
+            interval = int.from_bytes(content, 'big')
+        elif marker in BASELINE and len(content) >= 9:
+            height, width = struct.unpack_from('>HH', content, 1)
+            factors = content[7::3] if content[5] > 1 else b'\x11'
+            blocks = math.prod(-(-side // (8 * max(each))) for side, each in (
+                (width, [factor >> 4 or 1 for factor in factors]), (height, [factor & 15 or 1 for factor in factors])))
+        elif marker == PIXELS:
+            count = -(-blocks // interval) - 1 if interval else 0
+            found = b''.join(RESTART.findall(content))
+            return count if found == bytes(0xD0 + i % 8 for i in range(count)) else -4
+    return -4
 
 
 def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
@@ -156,7 +176,9 @@ def decode_picture(data: bytes, flags: int = RGB_AS_STORED) -> np.ndarray:
         known = what_it_is(data[:512])
         raise PictureError(f'not a readable image, but {known}' if known else
                            'not a readable image: damaged, or of a format that OpenCV does not know')
-    if damage := next((line for line in said if DAMAGE.match(line)), None):
+    damage = next((line for line in said if DAMAGE.match(line)), '')
+    extra = EXTRA.match(damage)
+    if damage and not (extra and int(extra[1]) <= FEW * (4 + restarts_of(data))):
         raise PictureError(f'the picture is damaged, a part of it is missing: {damage.rpartition(": ")[2]}')
     if lacks_scans(data):
         raise PictureError('the picture is damaged, a part of it is missing: its last scans')

@@ -1,6 +1,7 @@
 """CompressedImage messages become the same RGB as the image that was compressed; damaged ones are refused."""
 
 import os
+import re
 import struct
 import zlib
 from array import array
@@ -158,6 +159,7 @@ def zeros(data: bytes) -> bytes:
 @pytest.mark.parametrize(('extension', 'damage'), [
     ('.jpg', half_as_high), ('.jpg', zeros),
     ('.jpg', end_lost), ('.jpg', hole), ('.jpg', with_restarts(end_lost)), ('.jpg', with_restarts(hole)),
+    ('.jpg', with_restarts(zeros)),
     ('.jpg', progressive(end_lost)), ('.png', shorter_stream), ('.png', hole), ('.png', end_lost),
     ('.jpg', cut), ('.jpg', without_end), ('.jpg', thumbnail_then_cut), ('.jpg', lambda data: data[:30]),
     ('.png', cut), ('.png', flipped), ('.bmp', bytes), ('.tiff', bytes),
@@ -180,6 +182,37 @@ def test_bytes_that_some_cameras_leave_before_the_end_are_no_damage(capfd):
     message.data = array('B', data[:-2] + b'\x17\x18' + data[-2:])
     assert_rgb(message, SMOOTH, 6)
     assert capfd.readouterr().err == ''
+
+
+RESTARTED = re.compile(rb'\xff[\xd0-\xd7]')
+SAMPLING = {'444': cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, '420': cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+            '422': cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422}
+
+
+def camera_jpeg(pixels: np.ndarray, sampling: str, interval: int) -> bytes:
+    """What a common webcam sends: bytes that nobody needs before each restart marker."""
+    data = cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+                                         SAMPLING[sampling]])[1].tobytes()
+    return RESTARTED.sub(lambda found: b'\x11\x12\x13' + found[0], data)
+
+
+@pytest.mark.parametrize('interval', [1, 3, 5])
+@pytest.mark.parametrize('sampling', SAMPLING)
+@pytest.mark.parametrize('grey', [False, True])
+def test_bytes_that_some_cameras_leave_before_every_restart_are_no_damage(grey, sampling, interval, capfd):
+    pixels = cv2.resize(SMOOTH[..., 0] if grey else SMOOTH[..., ::-1], (251, 133))
+    data = camera_jpeg(pixels, sampling, interval)
+    plain = RESTARTED.sub(lambda found: found[0], data.replace(b'\x11\x12\x13\xff', b'\xff'))
+    first, second = (to_rgb(CompressedImage(format='jpeg', data=array('B', part))) for part in (data, plain))
+    np.testing.assert_array_equal(first, second)
+    assert capfd.readouterr().err == ''
+    places = [found.start() for found in RESTARTED.finditer(data)]
+    assert len(places) > 10
+    lost = [data[:places[4]] + data[places[5]:], data[:places[-1]] + data[-2:], data[:places[5]] + data[-2:]]
+    lost += [data[:places[1]] + data[places[9]:]]       # eight: the markers are in order, but not all there
+    for part in lost:
+        with pytest.raises(ImageError, match='a part of it is missing'):
+            to_rgb(CompressedImage(format='jpeg', data=array('B', part)))
 
 
 def test_what_others_say_meanwhile_is_not_lost(capfd):
