@@ -150,6 +150,9 @@ def _open_folder(path: Path) -> StoredBag:
         if not present:
             raise BagError(f'{path}: {problem}, and no data; {EXPECTED}')
         return StoredBag(present, None, _counts(metadata), _gaps(path, present, problem))
+    # a recorder that was killed after it wrote metadata left further parts
+    last = _number(files[-1])[0]
+    files += [file for file in present if _recording(file) == _recording(files[-1]) and _number(file)[0] > last >= 0]
     counts, mode = _counts(metadata), str(metadata.get('compression_mode') or 'none').lower()
     # rosbags unpacks rosbag2's own compression without a limit, and reads a file as often as it is named
     reader = _indexed(path, files) if counts and mode in ('none', 'storage') and files == [

@@ -378,6 +378,16 @@ def test_of_a_recording_only_the_last_parts_are_there(tmp_path):
 
 
 @pytest.mark.parametrize('storage', STORAGES)
+def test_parts_that_came_after_the_metadata_are_read(good, tmp_path, storage):
+    bag = split(tmp_path / 'street', storage, 3)
+    shutil.copy(good / storage / 'metadata.yaml', bag)
+    parts = sorted(part.name for part in bag.iterdir() if part.suffix != '.yaml')
+    change_metadata(bag, lambda info: (info.update(relative_file_paths=parts[:2]),
+                                       info['topics_with_message_count'][0].update(message_count=4)))
+    assert read(bag) == (list(range(6)), '')
+
+
+@pytest.mark.parametrize('storage', STORAGES)
 def test_a_file_that_metadata_names_twice_is_read_once(good, tmp_path, storage):
     bag = shutil.copytree(good / storage, tmp_path / 'bag')
     change_metadata(bag, lambda info: info.update(relative_file_paths=2 * info['relative_file_paths']))
