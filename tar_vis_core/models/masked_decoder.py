@@ -66,7 +66,7 @@ class SupervisedOutput(HandsOn):
     proposals: Proposals | None    # what the queries started from, in their order
     execute: Tensor | None         # (N, routers) softmax execute probability; None without routing
     executed: Tensor | None        # (N, routers) hard decisions, 0 or 1
-    worth: Tensor | None = None    # (N, routers) what routers that look at the picture say of each exit
+    worth: Tensor | None = None    # (N,) what routers that look at the picture say of the first half of the layers
     seen: Tensor | None = None     # as in :class:`DecoderOutput`
     objects: Tensor | None = None  # the same
     kept: Past | None = None       # the same
@@ -101,8 +101,9 @@ class MaskedDecoder(nn.Module):
         self.box_masks = BoxMasks(mask_dim or dim, 24) if seeds else None
         self.reid_embed = MLP(dim, dim, dim, 3) if reid else None   # of CTVIS and DVIS++
         self.synchronizer = Synchronizer(dim, heads) if routing and synchronizer == 'attention' else None
-        form = {'separate': lambda count: Routers(count, dim), 'seeing': SeeingRouters}[routers]
-        self.routers = form(layers - warmup_layers) if routing else None
+        form = {'separate': lambda: Routers(layers - warmup_layers, dim),
+                'seeing': lambda: SeeingRouters(layers - warmup_layers, warmup_layers)}[routers]
+        self.routers = form() if routing else None
 
     level_memory = staticmethod(level_memory)
 
@@ -259,10 +260,11 @@ class MaskedDecoder(nn.Module):
         return self.layers[i](x, x + position, key, value, keep, position)
 
     def supervised(self, mask_features: Tensor, levels: list[Tensor], previous: Past | Tensor | None = None,
-                   tau: float = 0.0, proposals: Proposals | None = None) -> SupervisedOutput:
+                   counts: Tensor | int | None = None, proposals: Proposals | None = None) -> SupervisedOutput:
         """Run all layers and heads. With ``previous`` straight-through gates route each sample (Eq. 10).
 
-        Routers that look at the picture do not gate: they say what each exit would cost.
+        Routers that look at the picture do not gate: they say what layers are worth. The first ``counts``, one or
+        ``(N,)``, of the routable layers in their order run then; None: all.
         """
         memory = FrameMemory(mask_features, levels, self.level_embed, proposals=proposals)
         x, position = self.begin(mask_features.shape[0], proposals)
@@ -272,12 +274,15 @@ class MaskedDecoder(nn.Module):
         for i in range(len(self.layers)):
             before, router = x, i - self.warmup_layers
             x = self.run_layer(i, before, memory, position)
-            if previous is not None and router >= 0 and not sees:
-                scores = self.scores(before, known, router, router + 1)[:, 0]
-                gate = straight_through(scores, tau)
-                x = gate[:, EXECUTE, None, None] * x + gate[:, SKIP, None, None] * before
-                execute.append(scores.softmax(-1)[:, EXECUTE])
-                executed.append(gate[:, EXECUTE].detach())
+            if previous is not None and router >= 0:
+                if not sees:
+                    scores = self.scores(before, known, router, router + 1)[:, 0]
+                    gate = straight_through(scores)
+                    x = gate[:, EXECUTE, None, None] * x + gate[:, SKIP, None, None] * before
+                    execute.append(scores.softmax(-1)[:, EXECUTE])
+                    executed.append(gate[:, EXECUTE].detach())
+                elif counts is not None:
+                    x = torch.where((self.routers.place[router] < counts).view(-1, 1, 1), x, before)
             if previous is not None and i == self.warmup_layers - 1:
                 past = Past.of(previous)
                 if sees:

@@ -4,9 +4,11 @@ The paper's Routers compare the queries of two frames. Behind the Synchronizer t
 changed. These Routers ask what the last frame's queries find in the *new* picture: each of them still makes a mask, on
 the mask features of both frames at stride 16, and the two masks are compared. So do the features inside the mask.
 
-A Router says how much the loss would rise if its layer and all that follow were left out. A layer runs if that is worth
-its price. Training measures this worth: it runs all layers, and the loss at every depth is known (compare ECO-M2F, Yao
-et al. 2024). The price is set afterwards, and the skip bias moves it: e times the price for a bias of 1.
+Layers stand in for each other, and which of them run matters as much as how many. So layers come in an order, with
+those first that look at the finest level. A frame runs none of them or the first half; the other half takes away
+hardly any loss, and a single layer gives queries that are poor to go on from. Training measures how much of the loss
+behind the Synchronizer the first half takes away (compare ECO-M2F, Yao et al. 2024). It runs if that is worth the price
+of its layers. The price is set afterwards, and the skip bias moves it: e times the price for a bias of 1.
 """
 
 from __future__ import annotations
@@ -34,6 +36,11 @@ class Past(NamedTuple):
     def of(cls, previous: Past | Tensor) -> Past:
         """Return the past itself, or that of queries alone."""
         return previous if isinstance(previous, Past) else cls(previous)
+
+    def unless(self, skipped: Tensor, before: Past) -> Past:
+        """Return the past of a batch of frames, but ``before`` for those in which nothing was refined, ``(N,)``."""
+        return Past(*(torch.where(skipped.view(-1, *[1] * (own.dim() - 1)), old, own)
+                      for own, old in zip(self, before, strict=True)))
 
 
 class HandsOn:
@@ -79,22 +86,29 @@ def evidence(objects: Tensor, embeddings: Tensor, before: Tensor, now: Tensor, s
 
 
 class SeeingRouters(nn.Module):
-    """From the evidence of a frame to the worth of each routable layer with all that follow it."""
+    """From the evidence of a frame to the worth of the first half of the routable layers."""
 
-    def __init__(self, layers: int, hidden: int = 32) -> None:
+    def __init__(self, layers: int, first: int = 1, hidden: int = 32) -> None:
+        """Make fresh weights for decoder layers ``first`` to ``first + layers - 1``."""
         super().__init__()
+        # The level of layer 3 k + 2 is the finest. Of the others, those in the middle were found to be worth the most.
+        order = sorted(range(layers), key=lambda i: (first + i) % 3 != 2 and 1 + abs(2 * i - layers + 1))
+        # (layers,) where in the order each layer stands
+        self.register_buffer('place', torch.tensor(order).argsort(), persistent=False)
+        self.half = (layers + 1) // 2
         self.inner = nn.Linear(2 * EVIDENCE, hidden)
-        self.worth = nn.Linear(hidden, layers)
+        self.worth = nn.Linear(hidden, 1)
         nn.init.zeros_(self.worth.weight)
-        nn.init.ones_(self.worth.bias)
-        self.register_buffer('price', torch.tensor(0.05))       # units of loss
+        nn.init.constant_(self.worth.bias, 0.2)
+        self.register_buffer('price', torch.tensor(0.05))       # of a layer, in units of loss
 
     def forward(self, found: Tensor) -> Tensor:
-        """Return the worth of each routable layer with all that follow, in units of loss, ``(N, layers)``."""
+        """Return the worth of the first half of the layers, in units of loss, ``(N,)``."""
         size = (found.abs() + 1e-3).log()
-        return self.worth(torch.relu(self.inner(torch.cat((found, size / 4), -1))))
+        return self.worth(torch.relu(self.inner(torch.cat((found, size / 4), -1))))[:, 0]
 
     def scores(self, found: Tensor) -> Tensor:
         """Return scores (skip, execute) of all Routers ``(N, layers, 2)``: the logarithms of price and worth."""
-        worth = self(found).clamp(min=LEAST_WORTH).log()
+        worth = (self(found) / self.half)[:, None].where(self.place < self.half, LEAST_WORTH)
+        worth = worth.clamp(min=LEAST_WORTH).log()
         return torch.stack((self.price.log().expand_as(worth), worth), -1)

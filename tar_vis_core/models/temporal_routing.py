@@ -75,14 +75,8 @@ class Routers(nn.Module):
         return (torch.matmul(x, self.weight2[first:last]) + self.bias2[first:last]).transpose(0, 1)
 
 
-def straight_through(scores: Tensor, tau: float = 0.0) -> Tensor:
-    """Return gates ``(N, 2)`` that are one-hot forwards and softmax backwards (Eq. 8-9); a tie executes.
-
-    ``tau > 0`` adds Gumbel noise of that temperature (named in the paper's introduction, not in its equations).
-    """
-    if tau > 0:
-        noise = -torch.empty_like(scores).exponential_().log()
-        scores = (scores + noise) / tau
+def straight_through(scores: Tensor) -> Tensor:
+    """Return gates ``(N, 2)`` that are one-hot forwards and softmax backwards (Eq. 8-9); a tie executes."""
     probability = scores.softmax(-1)
     execute = (scores[..., EXECUTE] >= scores[..., SKIP]).to(scores.dtype)
     hard = torch.stack((1 - execute, execute), -1)

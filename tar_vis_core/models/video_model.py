@@ -92,10 +92,10 @@ class VideoInstanceModel(nn.Module):
         return self.decoder(features.mask_features, features.levels, previous, routing, fixed_layers, skip_bias, gate,
                             features.proposals)
 
-    def supervised(self, features: Features, previous: Past | Tensor | None = None, tau: float = 0.0
+    def supervised(self, features: Features, previous: Past | Tensor | None = None, counts: Tensor | int | None = None
                    ) -> SupervisedOutput:
         """Training form of the decoder; see :meth:`MaskedDecoder.supervised`."""
-        return self.decoder.supervised(features.mask_features, features.levels, previous, tau, features.proposals)
+        return self.decoder.supervised(features.mask_features, features.levels, previous, counts, features.proposals)
 
 
 def input_size(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -41,13 +41,13 @@ def timed(decoding: Decoding, device: torch.device, marks: list[tuple]) -> Decod
 
 
 def sample(model: VideoInstanceModel, records: list[VideoRecord], decodings: Mapping[str, Decoding],
-           samples: np.ndarray, tracker: str = 'auto') -> list[Sampled]:
+           samples: np.ndarray) -> list[Sampled]:
     """Evaluate the decodings, all on the same bootstrap samples of videos ``(samples, videos)``, and time them."""
     device = model.pixel_mean.device
     decoded: dict[str, list[tuple]] = {name: [] for name in decodings}
     watched = {name: timed(decoding, device, decoded[name]) for name, decoding in decodings.items()}
     with metered_parts(model, lambda: mark(device)) as marks:
-        rows = evaluate_videos(model, records, watched, tracker=tracker)
+        rows = evaluate_videos(model, records, watched)
     encoder_ms = float(np.median([elapsed_ms(*backbone) + elapsed_ms(*pixels) for backbone, pixels in zip(
         marks['backbone'], marks['pixel_decoder'], strict=True)]))
     chosen = [np.arange(len(records)), *samples]

@@ -12,7 +12,6 @@ from tar_vis_core.data.transforms import Sample
 from tar_vis_core.models.masked_decoder import SupervisedOutput
 from tar_vis_core.models.seeing_routers import SeeingRouters
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
-from tar_vis_core.training.distributed import mean_over_processes
 from tar_vis_core.training.losses import LossWeights, Target, make_target, set_losses, total_loss
 from tar_vis_core.training.proposal_losses import proposal_losses
 from tar_vis_core.training.recipe import Recipe
@@ -38,12 +37,12 @@ def sees(model: VideoInstanceModel) -> bool:
 
 
 @torch.no_grad()
-def exit_losses(model: VideoInstanceModel, output: SupervisedOutput, features: Features, samples: list[Sample],
-                targets: list[Target], weights: LossWeights, person: int | None) -> Tensor:
-    """Return what each frame would lose if the decoder ended after 0..M layers, ``(B, M + 1)``."""
+def frame_losses(model: VideoInstanceModel, output: SupervisedOutput, depth: int, features: Features,
+                 samples: list[Sample], targets: list[Target], weights: LossWeights, person: int | None) -> Tensor:
+    """Return the loss of each frame after ``depth`` layers, ``(B,)``."""
     size = tuple(4 * side for side in features.mask_features.shape[-2:])
 
-    def of(b: int, depth: int) -> Tensor:
+    def of(b: int) -> Tensor:
         one = slice(b, b + 1)
         logits, embeddings = [output.logits[depth][one]], [output.mask_embeddings[depth][one]]
         if output.proposals is None:
@@ -53,17 +52,15 @@ def exit_losses(model: VideoInstanceModel, output: SupervisedOutput, features: F
             terms = proposal_losses(model, alone, features.frame(b), samples[one], size)
         return total_loss(terms, weights)
 
-    return torch.stack([torch.stack([of(b, depth) for depth in range(len(output.logits))])
-                        for b in range(len(samples))])
+    return torch.stack([of(b) for b in range(len(samples))])
 
 
-def worth_loss(worth: Tensor, losses: Tensor) -> Tensor:
-    """Return how far the Routers' ``worth (B, R)`` is from what ``losses (B, M + 1)`` of the exits say.
+def worth_loss(worth: Tensor, before: Tensor, behind: Tensor) -> Tensor:
+    """Return how far the Routers' ``worth (B,)`` is from what the layers take away, with rare extremes cut.
 
-    The worth of a layer with all that follow is the loss before it less that at the end; rare extremes are cut.
+    ``before`` and ``behind (B,)`` are the losses before these layers and behind them.
     """
-    measured = (losses[:, -1 - worth.shape[1]:-1] - losses[:, -1:]).clamp(-1, 2)
-    return F.smooth_l1_loss(worth, measured, beta=0.2)
+    return F.smooth_l1_loss(worth, (before - behind).clamp(-1, 2))
 
 
 def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: Recipe, done: float,
@@ -93,12 +90,15 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
         targets = [make_target(s, images.shape[-2:], recipe.loss.points, images.device) for s in samples]
         for again in range(2 if recipe.reroute_first and routed and previous is None else 1):
             with torch.set_grad_enabled(decoder_trains or encoder_trains):
-                output = model.supervised(features, previous, recipe.gumbel_tau)
+                output = model.supervised(features, previous)
             if not again:
                 tracked.append(TrackedFrame(output, features.mask_features, targets))
             if output.worth is not None:
-                measured = exit_losses(model, output, features, samples, targets, recipe.loss, person)
-                term = worth_loss(output.worth, measured)
+                with torch.no_grad():
+                    half = model.supervised(features, previous, model.decoder.routers.half)
+                before, behind = (frame_losses(model, half, depth, features, samples, targets, recipe.loss, person)
+                                  for depth in (model.config.warmup_layers, -1))
+                term = worth_loss(output.worth, before, behind)
                 total, passes = total + term, passes + 1
                 log['worth'] = float(term.detach())
             if segments:
@@ -112,13 +112,12 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
             if output.execute is not None:
                 probability = output.execute.mean()
                 log.update(execute_probability=float(probability.detach()), executed=float(output.executed.mean()))
-                if recipe.budget_weight:
-                    # the value is that of all processes, the gradient this one's share
-                    probability = probability + (mean_over_processes(probability) - probability.detach())
-                    total = total + recipe.budget_weight * (probability - recipe.budget_target) ** 2
-            previous = output.past if routed else None
-            if routed and recipe.detach_previous:
-                previous = previous._replace(queries=previous.queries.detach())
+            past = output.past if routed else None
+            if past is not None:        # no gradient through frames: it costs memory, and found nothing better
+                past = past._replace(queries=past.queries.detach())
+            if output.worth is not None:        # by chance none of the layers ran, or half of them
+                past = half.past.unless(torch.rand(len(samples)).to(images.device) < 0.5, previous)
+            previous = past
     total = total / max(passes, 1)
     if tracker_trains:
         terms = tracker_losses(model, tracked, recipe, done, phase, person)

@@ -71,10 +71,7 @@ class Recipe:
     max_side: int = 1333
     crop: list[int] = field(default_factory=list)           # sides of random crops of ``videos``: from, to; []: none
 
-    gumbel_tau: float = 0.0         # temperature of the routers' training noise; 0: none
-    budget_weight: float = 0.0      # times (mean execute probability - target)^2; 0: the paper's recipe
-    budget_target: float = 0.5
-    detach_previous: bool = True    # no gradient through the queries of the frame before (memory, stability)
+    price: float = 0.05             # of a layer, in units of loss, for Routers that look at the picture
     tracker_noise: float = 0.0      # how often the referring tracker starts from mixed queries
     loss: LossWeights = field(default_factory=LossWeights)
 

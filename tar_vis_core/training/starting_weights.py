@@ -10,6 +10,7 @@ import torch
 from tar_vis_core.models.backbones import MobileNetV2, NanoDet
 from tar_vis_core.models.class_sets import CLASS_SETS
 from tar_vis_core.models.presets import ModelConfig, find_preset
+from tar_vis_core.models.seeing_routers import SeeingRouters
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.training.recipe import PARTS, Recipe, RecipeError
 from tar_vis_core.weights.backbone import load_backbone
@@ -48,12 +49,15 @@ def start_model(recipe: Recipe, init: Path | None = None, backbone: Path | None 
         else:
             raise RecipeError(f'--backbone is for MobileNetV2 and NanoDet; give {recipe.preset} a converted backbone '
                               'with --init')
-    if header is None:
-        return model, []
-    if header.kind == 'backbone':
+    notes = []
+    if header is not None and header.kind == 'backbone':
         load_backbone(model, init)
-        return model, [f'{init}: a backbone; the rest of the model starts afresh']
-    return model, load_what_fits(model, init, header)
+        notes = [f'{init}: a backbone; the rest of the model starts afresh']
+    elif header is not None:
+        notes = load_what_fits(model, init, header)
+    if isinstance(model.decoder.routers, SeeingRouters):
+        model.decoder.routers.price.fill_(recipe.price)
+    return model, notes
 
 
 def with_classes(config: ModelConfig, classes: str) -> ModelConfig:

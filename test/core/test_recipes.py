@@ -191,8 +191,8 @@ def test_workers_make_the_samples_that_the_run_would_make_itself(download, tmp_p
 
 
 @pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
-def test_mixed_precision_and_gumbel_noise_train(download, tmp_path, precision):
-    changes = [f'precision={precision}', 'gumbel_tau=1.0', 'budget_weight=1.0', 'iterations=10']
+def test_mixed_precision_trains(download, tmp_path, precision):
+    changes = [f'precision={precision}', 'iterations=10']
     assert train('tar_minvis_ytvis19', download, tmp_path, changes=changes) == 0
     assert 'decoder.routers.weight2' in moved('tar_minvis_ytvis19', tmp_path)[0]
     scaler = torch.load(tmp_path / 'last.pt', weights_only=True)['scaler']

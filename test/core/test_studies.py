@@ -18,6 +18,7 @@ from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.studies.bootstrap import Precision, interval, mean_rows, resamples, spearman, with_interval
+from tar_vis_core.studies.controls import Control, Oracle, Watched
 from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
 from tar_vis_core.studies.inputs import StudyInputs, open_videos
 from tar_vis_core.studies.motion import rows_of
@@ -162,6 +163,46 @@ def test_layers(weights, tmp_path):
     assert by_name['first 9']['AP - first k at same layers'] == '0.00'
 
 
+def seeing_model():
+    """Fresh weights whose routers look at the picture, and find half of the layers worth their price on any."""
+    torch.manual_seed(0)
+    model = build_model('crowd:routers=seeing').eval()
+    with torch.no_grad():
+        model.decoder.routers.worth.bias.fill_(0.8)
+        model.decoder.routers.price.fill_(0.1)
+    return model
+
+
+def test_controls_run_as_many_layers_as_tar(tmp_path):
+    path = tmp_path / 'seeing.safetensors'
+    save_weights(seeing_model(), path, {'preset': 'crowd'})
+    rows = study('layers', tmp_path / 'out', '--weights', str(path), '--layers', '5', '--pairs', '--skip-bias',
+                 '--resamples', '5', '--controls')
+    layers = {row['decoding']: float(row['layers']) for row in rows}
+    assert layers['TAR'] == pytest.approx(19 / 3, abs=0.01)         # nine, then five
+    for name in ('order 5', 'fixed gates 5', 'by chance', 'by MSE', 'by confidence'):
+        assert layers[f'TAR, {name}'] == layers['TAR'], name
+    assert 11 / 3 <= layers['TAR, oracle'] <= layers['TAR'] + 1
+
+
+def test_a_control_gives_the_greatest_number_of_layers_to_the_greatest_value():
+    tar = Watched(seeing_model(), lambda *_: None)
+    tar.counts = [8, 0, 0, 0, 3, 3, 0, 8]
+    control = Control(seeing_model(), tar)
+    for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+        control.count(value)
+    assert [control.count(value) for value in (0.9, 0.05, 0.45, 0.55)] == [8, 0, 3, 3]
+
+
+def test_the_oracle_spends_layers_where_they_take_away_loss():
+    tar = Watched(seeing_model(), lambda *_: None)
+    oracle = Oracle(seeing_model(), tar, [])
+    moves, rests = np.linspace(2, 1, 9), np.linspace(1.1, 1, 9)
+    for losses, expected in ((moves, 8), (rests, 0)):
+        oracle.losses, tar.counts = [moves, rests, losses], [8, 0, expected]
+        assert oracle.count(0.0) == expected
+
+
 def test_layers_needs_no_routers_and_takes_several_weights(weights, tmp_path):
     bare = tmp_path / 'bare.safetensors'
     save_weights(crowd_model(1, routing=False), bare, {'preset': 'crowd'})
@@ -174,6 +215,7 @@ def test_layers_needs_no_routers_and_takes_several_weights(weights, tmp_path):
 
 @pytest.mark.parametrize(('words', 'said'), [
     (['--layers', '10'], '10 layers asked for'), (['--pairs', '5+5'], '10 layers asked for'),
+    (['--controls'], 'for routers that look at the picture'),
     (['--videos', '0'], '--videos is 0'), (['--data', 'nowhere.json'], 'nowhere.json')])
 def test_what_is_wrong_is_one_line(weights, tmp_path, words, said, capsys):
     assert main(['study', 'layers', '--out', str(tmp_path), *SMALL, '--weights', str(weights), *words]) == 1
