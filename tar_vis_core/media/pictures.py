@@ -73,17 +73,23 @@ def check_declared_size(data: bytes) -> None:
                            '(OPENCV_IO_MAX_IMAGE_PIXELS sets another limit)')
     if least > len(data):
         raise PictureError(f'the picture declares {width}x{height} pixels, for which its {len(data)} bytes are too few')
-    if data.startswith(PNG_START) and (claimed := longest_png_part(data)) > len(data):
-        raise PictureError(f'the picture is damaged: a part of it claims {claimed} bytes, it has {len(data)}')
+    if data.startswith(PNG_START):
+        parts = png_parts(data)
+        if (claimed := max(parts.values(), default=0)) > len(data):
+            raise PictureError(f'the picture is damaged: a part of it claims {claimed} bytes, it has {len(data)}')
+        if b'IDAT' not in parts:        # OpenCV looks for it behind the end, and takes what it finds for a length
+            raise PictureError('the picture is damaged: its pixels (IDAT) are missing')
 
 
-def longest_png_part(data: bytes) -> int:
-    """Return the length of a PNG's longest chunk, as it claims: decoders make room for a chunk before they read it."""
-    place, longest = len(PNG_START), 0
-    while place + 8 <= len(data) and data[place + 4:place + 8] != b'IEND':
+def png_parts(data: bytes) -> dict[bytes, int]:
+    """Return the names of a PNG's chunks and the greatest length that each claims: decoders make room before they read.
+    """
+    place, parts = len(PNG_START), {}
+    while place + 8 <= len(data) and (name := data[place + 4:place + 8]) != b'IEND':
         length, = struct.unpack_from('>I', data, place)
-        longest, place = max(longest, length), place + 12 + length
-    return longest
+        parts[name] = max(length, parts.get(name, 0))
+        place += 12 + length
+    return parts
 
 
 def declared_size(data: bytes) -> tuple[int, int, int] | None:

@@ -219,3 +219,11 @@ def test_a_chunk_of_a_png_that_claims_more_than_there_is_takes_no_memory(claimed
     except PictureError:
         pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_a_png_whose_pixels_have_no_name_takes_no_memory():
+    data = encoded('.png', np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PictureError, match='IDAT'):
+        decode_picture(data.replace(b'IDAT', b'IDA\x8e'))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
