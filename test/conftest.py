@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ LONG = ('test_build', 'test_replay', 'test_replay_ends', 'test_parity', 'test_no
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell's job in the background ignores Ctrl-C, and so would all that tests start and interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if missing := QUICK - {path.name for path in Path(__file__).parent.rglob('test_*.py')}:
         raise pytest.UsageError(f'QUICK in {__file__} names files that do not exist: {", ".join(sorted(missing))}')
 
