@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import statistics
 import sys
 import time
@@ -53,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             before = now
             if not args.watch:
                 break
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.stderr.close()      # what a closed pipe would have Python say at its end
     except (TarVisError, ValueError, OSError) as error:
         if not args.json:
             raise
         print(json.dumps({'error': one_line(error)}))
         return 1
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.stderr.close()      # what a closed pipe would have Python say at its end
     return 0
 
 
@@ -121,6 +122,8 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
 
     use_shared_memory_profile()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    ended: list[int] = []       # an exception may come at any place, also where ROS is left half closed
+    usual = signal.signal(signal.SIGINT, lambda number, _: ended.append(number))
     node, frames = rclpy.create_node('tar_vis_see', start_parameter_services=False), deque()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -138,7 +141,7 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
                          frame_id=frame.header.frame_id, interval_s=interval_s, positions=near)
 
         rate, news, alone = Rate(), time.monotonic(), None
-        while True:
+        while not ended:
             executor.spin_once(timeout_sec=0.2)
             while frames:
                 alone, news = frames.popleft(), time.monotonic()
@@ -154,3 +157,4 @@ def of_node(namespace: str, timeout_s: float, watch: bool) -> Iterator[Sight]:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+        signal.signal(signal.SIGINT, usual)
