@@ -7,6 +7,7 @@ model is behind the Synchronizer. The oracle knows the truth: it chooses the bes
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -46,16 +47,16 @@ class Watched:
         return out
 
 
-class Control:
+class Control(ABC):
     """A decoding that gives TAR's numbers of layers, watched up to now, to frames in another order."""
 
     def __init__(self, model: VideoInstanceModel, tar: Watched) -> None:
         self.model, self.tar, self.values = model, tar, []
         self.decodings = [in_order(model, k) for k in range(len(model.decoder.layers) - tar.warmup + 1)]
 
+    @abstractmethod
     def value(self, features: Features, previous: Past | None) -> float:
-        """Return what is asked of each frame, the first of a video too; the greater, the more layers run."""
-        raise NotImplementedError
+        """Return what orders the frames; it is called for each, the first of a video too. Greater: more layers run."""
 
     def count(self, value: float) -> int:
         """Return how many layers run: as great among TAR's as ``value`` is among all values."""

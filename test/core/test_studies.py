@@ -18,7 +18,7 @@ from tar_vis_core.evaluation.tubes import TubePrediction
 from tar_vis_core.evaluation.ytvis_ap import evaluate_tubes
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.studies.bootstrap import Precision, interval, mean_rows, resamples, spearman, with_interval
-from tar_vis_core.studies.controls import Control, Oracle, Watched
+from tar_vis_core.studies.controls import ByConfidence, Oracle, Watched
 from tar_vis_core.studies.executed_layers import at_same_layers, decode_layers
 from tar_vis_core.studies.inputs import StudyInputs, open_videos
 from tar_vis_core.studies.motion import rows_of
@@ -188,7 +188,7 @@ def test_controls_run_as_many_layers_as_tar(tmp_path):
 def test_a_control_gives_the_greatest_number_of_layers_to_the_greatest_value():
     tar = Watched(seeing_model(), lambda *_: None)
     tar.counts = [8, 0, 0, 0, 3, 3, 0, 8]
-    control = Control(seeing_model(), tar)
+    control = ByConfidence(seeing_model(), tar)
     for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
         control.count(value)
     assert [control.count(value) for value in (0.9, 0.05, 0.45, 0.55)] == [8, 0, 3, 3]
