@@ -50,7 +50,7 @@ class Rival:
 
         Raise ValueError if it does not take one image.
         """
-        cls.session = open_session(Path(path), 'cpu', threads, path)
+        cls.session = open_session(Path(path), 'cpu', threads, path, alone=True)
         cls.input, *others = cls.session.get_inputs()
         shape = cls.input.shape
         if others or len(shape) != 4 or 3 not in shape[1::2] or cls.input.type not in ('tensor(float)',

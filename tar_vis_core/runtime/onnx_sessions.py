@@ -20,11 +20,13 @@ def need(module: str, what: str, extra: str) -> None:
                           f'pip install {module}')
 
 
-def open_session(model: Path | bytes, device: str, threads: int, what: str) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes, device: str, threads: int, what: str, *, alone: bool = False,
+                 ) -> onnxruntime.InferenceSession:
     """Return a session of an ONNX file, or of its bytes, on ``cpu`` or ``cuda:N``. ``what`` names it in errors.
 
-    ``threads`` 0 takes as many as this process may use. Raise TarVisError without ONNX Runtime, DeviceError if it
-    cannot use the device, and WeightsError if it cannot load the model.
+    ``threads`` 0 takes as many as this process may use. ``alone``: no other threads of this process compute. Raise
+    TarVisError without ONNX Runtime, DeviceError if it cannot use the device, and WeightsError if it cannot load the
+    model.
     """
     need('onnxruntime', what, 'onnx')
     import onnxruntime
@@ -32,9 +34,13 @@ def open_session(model: Path | bytes, device: str, threads: int, what: str) -> o
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4      # what is wrong comes as an exception
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    # Its threads spin while they wait, beside torch's: both then have half of the processors.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    options.add_session_config_entry('session.inter_op.allow_spinning', '0')
+    if alone:
+        # its threads spin inside a run, but not behind it: they would take time from what is measured next
+        options.add_session_config_entry('session.force_spinning_stop', '1')
+    else:
+        # Its threads spin while they wait, beside torch's: both then have half of the processors.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        options.add_session_config_entry('session.inter_op.allow_spinning', '0')
     provider = 'CPUExecutionProvider' if device == 'cpu' else 'CUDAExecutionProvider'
     there = onnxruntime.get_available_providers()
     if provider not in there:

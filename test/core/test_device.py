@@ -123,11 +123,12 @@ def test_auto_is_the_cpu_in_tests(gpus, monkeypatch):
     assert pick_device('auto') == CPU
 
 
-@pytest.mark.parametrize(('own', 'expected'), [(None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
-def test_threads_that_wait_sleep_unless_the_user_wants_them_to_spin(own, expected):
-    environment = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'}
+@pytest.mark.parametrize(('own', 'expected'), [
+    ({}, '2000 None'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'None ACTIVE'), ({'GOMP_SPINCOUNT': '7'}, '7 None')])
+def test_threads_that_wait_spin_for_a_moment_unless_the_user_says_how_they_wait(own, expected):
+    names = 'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'
     done = subprocess.run(
         [sys.executable, '-c', 'import os, sys, tar_vis_core; assert "torch" not in sys.modules; '
-         'print(os.environ["OMP_WAIT_POLICY"])'], capture_output=True, text=True,
-        env=environment | ({} if own is None else {'OMP_WAIT_POLICY': own}))
+         f'print(*map(os.environ.get, {names}))'], capture_output=True, text=True,
+        env={name: value for name, value in os.environ.items() if name not in names} | own)
     assert done.stdout.strip() == expected
