@@ -6,6 +6,9 @@ writes a video, a contact sheet, a routing picture and one JSON line for each fr
 From a file, a folder and the photographs, the source sends the next frame when the last one is answered, at most at the
 file's own rate. So every frame is processed on any machine. ``--live`` sends at the full rate instead, as a camera
 does, and the node drops the frames that it has no time for.
+
+The node runs with its defaults and ``encoder_reuse:=4.0``: while the picture rests, masks of the last segmented frame
+are taken over. ``-p encoder_reuse:=0.0`` segments every frame.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from tar_vis_core.io.paths import user_path
 from tar_vis_core.io.whole_files import make_folder
 from tar_vis_core.media.frames import PHOTOGRAPHS, open_frames
 from tar_vis_core.media.readers import camera_path
+from tar_vis_core.models.presets import FOREIGN
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 from tar_vis_ros.node.settings import TABLE
 from tar_vis_ros.process.children import ChildProcess, ProcessError, ServiceCaller, StopRequest
@@ -41,6 +45,7 @@ CONFIGURE_S = 180.0         # the model loads and warms up
 CAMERA_RATE, CAMERA_FRAMES = 10.0, 200
 SHOWN_COMPLAINTS = 10       # warnings and errors of the node and the source
 QUIET_S = 3.0               # after the source's end, without an answer for so long: no more will come
+REST = 4.0                  # grey levels, the node's encoder_reuse
 RESULTS = ('overlay.mp4', 'sheet.png', 'routing.png', 'instances.jsonl')
 INTERRUPTED = 130           # exit code after Ctrl-C
 
@@ -59,10 +64,14 @@ class DemoRun:
     domain_id: int            # 0: one that is free
 
     @property
+    def given(self) -> dict[str, str]:
+        """Return the node's parameters by their names."""
+        return dict(text.split(':=', 1) for text in self.parameter if ':=' in text)
+
+    @property
     def routing(self) -> str:
         """Return the node's parameter routing."""
-        given = dict(text.split(':=', 1) for text in self.parameter if ':=' in text)
-        return given.get('routing', TABLE.options['routing'].default)
+        return self.given.get('routing', TABLE.options['routing'].default)
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,10 @@ def plan_source(options: DemoRun) -> SourcePlan:
 
 
 def node_arguments(options: DemoRun) -> list[str]:
-    """Return the ROS arguments of the node: only given parameters; the others keep the node's defaults."""
-    return ['--ros-args', *(part for setting in options.parameter for part in ('-p', setting))]
+    """Return the ROS arguments of the node: given parameters and encoder_reuse; the others keep the node's defaults."""
+    rests = 'encoder_reuse' not in options.given and options.given.get('preset') not in FOREIGN
+    settings = [f'encoder_reuse:={REST}'] * rests + options.parameter
+    return ['--ros-args', *(part for setting in settings for part in ('-p', setting))]
 
 
 def run_graph(options: DemoRun, plan: SourcePlan, writer: FrameWriter, interrupt: StopRequest) -> int:
@@ -194,6 +205,7 @@ def summary_table(sent: int, frames: list[FrameSummary], routing: str) -> list[t
         ('frames processed', f'{len(frames)}'),
         ('frames dropped', f'{max(0, sent - len(frames))}  ({sum(f.dropped for f in frames)} replaced by a newer one)'),
         ('tracks', f'{len(names)}' + (f'  ({classes})' if classes else '')),
+        ('frames at rest', f'{sum(f.reused for f in frames)}  (masks taken over, no layer executed)'),
         ('executed layers, mean', f'{layers.mean():.2f} of {len(frames[0].executed)}  (routing: {routing})'),
         ('latency', f'p50 {np.percentile(latency, 50):.0f} ms, p95 {np.percentile(latency, 95):.0f} ms'),
         ('model step', f'p50 {np.percentile(step, 50):.0f} ms, p95 {np.percentile(step, 95):.0f} ms'),
@@ -233,7 +245,7 @@ def run(options: DemoRun) -> int:
     rows = summary_table(sent, writer.frames, options.routing)
     codec = {'avc1': 'H.264', 'mp4v': 'MPEG-4'}[writer.video.codec]
     meanings = (f'masks, names and ids on every processed frame ({codec})', 'frames of it on one sheet',
-                'decoder layers executed, above the inter-frame MSE',
+                'decoder layers executed, frames at rest, inter-frame MSE',
                 'one line per frame: instances, masks, layers, latency')
     rows += [(str(folder / name), meaning) for name, meaning in zip(RESULTS, meanings)]
     wide = max(len(label) for label, _ in rows) + 2

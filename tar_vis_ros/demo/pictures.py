@@ -23,7 +23,7 @@ from tar_vis_ros.demo.recorder import FrameSummary
 SHEET_FRAMES, SHEET_COLUMNS = 12, 4
 CAPTION_LETTERS = 48
 LABELLED_RESETS = 5     # more would cover the curve
-EXECUTED, SKIPPED, LINE, RESET = '#1b6b72', '#e3e6e8', '#20323a', '#c2452d'
+EXECUTED, SKIPPED, REUSED, LINE, RESET = '#1b6b72', '#e3e6e8', '#f0c36d', '#20323a', '#c2452d'
 
 
 def contact_sheet(video: Path, frames: Sequence[FrameSummary], out: Path, title: str) -> None:
@@ -50,24 +50,32 @@ def contact_sheet(video: Path, frames: Sequence[FrameSummary], out: Path, title:
 
 
 def routing_picture(frames: Sequence[FrameSummary], out: Path, title: str) -> None:
-    """Draw the executed layers by frame, their number, and the inter-frame MSE, one below the other."""
-    executed = np.array([frame.executed for frame in frames], bool)     # (frames, layers)
+    """Draw the executed layers by frame, their number, and the inter-frame MSE, one below the other.
+
+    In frames that took masks over neither the image encoder nor a layer ran.
+    """
+    executed = np.array([frame.executed for frame in frames], int)     # (frames, layers)
+    executed[[frame.reused for frame in frames]] = 2
     mse = np.array([frame.frame_mse for frame in frames], float)
     count, layers = executed.shape
     across = np.arange(count)
     figure, (raster, number, change) = plt.subplots(
         3, 1, sharex=True, layout='constrained', figsize=(12, 7.5), height_ratios=(1.5, 1, 1))
 
-    raster.imshow(executed.T, aspect='auto', interpolation='nearest', cmap=ListedColormap([SKIPPED, EXECUTED]),
-                  vmin=0, vmax=1, extent=(-0.5, count - 0.5, layers + 0.5, 0.5))
+    raster.imshow(executed.T, aspect='auto', interpolation='nearest', cmap=ListedColormap([SKIPPED, EXECUTED, REUSED]),
+                  vmin=0, vmax=2, extent=(-0.5, count - 0.5, layers + 0.5, 0.5))
     raster.set_yticks(range(1, layers + 1))
     raster.set_ylabel('decoder layer')
-    raster.legend(handles=[Patch(color=EXECUTED, label='executed'), Patch(color=SKIPPED, label='skipped')],
-                  loc='lower right', bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    colours = {'executed': EXECUTED, 'skipped': SKIPPED}
+    if (executed == 2).any():
+        colours['masks taken over'] = REUSED
+    raster.legend(handles=[Patch(color=colour, label=label) for label, colour in colours.items()],
+                  loc='lower right', bbox_to_anchor=(1, 1), ncols=3, frameon=False)
 
-    number.step(across, executed.sum(1), where='mid', color=EXECUTED, linewidth=1.2)
-    number.axhline(executed.sum(1).mean(), color=LINE, linewidth=0.8, linestyle=':')
-    number.text(1.003, executed.sum(1).mean(), f'mean {executed.sum(1).mean():.1f}', va='center', fontsize=9,
+    ran = (executed == 1).sum(1)
+    number.step(across, ran, where='mid', color=EXECUTED, linewidth=1.2)
+    number.axhline(ran.mean(), color=LINE, linewidth=0.8, linestyle=':')
+    number.text(1.003, ran.mean(), f'mean {ran.mean():.1f}', va='center', fontsize=9,
                 transform=number.get_yaxis_transform())
     number.set_ylim(0, layers + 0.5)
     number.set_ylabel('layers executed\nper frame')

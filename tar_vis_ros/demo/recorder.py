@@ -42,6 +42,7 @@ class FrameSummary:
     frame_index: int
     track_epoch: int
     executed: tuple[bool, ...]
+    reused: bool                            # the masks of an earlier frame
     frame_mse: float
     latency_ms: float
     total_ms: float
@@ -101,8 +102,8 @@ class FrameWriter:
         self.lines.write(frame_line(frame))
         self.video.add(stamp_s, draw_overlay(frame.image, result.instances, trails=self._trails.follow(result)))
         self.frames.append(FrameSummary(
-            stamp_s, result.frame_index, result.track_epoch, result.routing.executed, result.frame_mse,
-            frame.latency_ms, result.times.total, frame.dropped, result.reset_reason,
+            stamp_s, result.frame_index, result.track_epoch, result.routing.executed, result.encoder_reused,
+            result.frame_mse, frame.latency_ms, result.times.total, frame.dropped, result.reset_reason,
             tuple((i.track_id, i.class_name) for i in result.instances if i.status != TrackStatus.LOST)))
 
     def close(self) -> None:

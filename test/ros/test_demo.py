@@ -25,7 +25,7 @@ from tar_vis_core.media.frames import open_frames, play
 from tar_vis_core.media.recording import OverlayVideo
 from tar_vis_ros.conversions.images import array_to_image
 from tar_vis_ros.conversions.messages import encode_diagnostics, encode_instances
-from tar_vis_ros.demo.command import main, parse, plan_source, summary_table
+from tar_vis_ros.demo.command import main, node_arguments, parse, plan_source, summary_table
 from tar_vis_ros.demo.pictures import contact_sheet, routing_picture
 from tar_vis_ros.demo.recorder import AnsweredFrame, FrameSummary, FrameWriter, Recorder
 from tar_vis_ros.process.domains import ClaimedDomain
@@ -151,6 +151,17 @@ def test_plans_pace_files_and_not_live_sources(tmp_path):
     assert '--width' not in photographs.arguments
 
 
+@pytest.mark.parametrize('given, expected', [
+    ([], ['encoder_reuse:=4.0']),
+    (['routing:=full'], ['encoder_reuse:=4.0', 'routing:=full']),
+    (['encoder_reuse:=0.0'], ['encoder_reuse:=0.0']),
+    (['preset:=onnx', 'weights:=/a.onnx'], ['preset:=onnx', 'weights:=/a.onnx']),      # it has no encoder of ours
+])
+def test_masks_are_taken_over_at_rest_unless_told_otherwise(given, expected):
+    options = parse([word for setting in given for word in ('-p', setting)])
+    assert node_arguments(options)[1:] == [word for setting in expected for word in ('-p', setting)]
+
+
 @pytest.mark.parametrize('arguments, expected', [
     (['--video', 'absent.mp4'], 'absent.mp4: no such file or folder'),
     (['--camera', '987'], 'there is no camera /dev/video987'),
@@ -164,7 +175,8 @@ def test_a_missing_source_is_one_line_before_anything_starts(arguments, expected
 
 def test_the_table_counts_each_track_once_by_its_commonest_class():
     def frame(*tracks, epoch=0, latency=100.0, layers=3):
-        return FrameSummary(0.0, 0, epoch, tuple(n < layers for n in range(9)), 1.0, latency, 50.0, 1, '', tracks)
+        executed = tuple(n < layers for n in range(9))
+        return FrameSummary(0.0, 0, epoch, executed, layers == 0, 1.0, latency, 50.0, 1, '', tracks)
     frames = [frame((1, 'cat'), (2, 'person')), frame((1, 'dog'), (2, 'person')), frame((1, 'dog'), layers=6),
               frame((1, 'person'), epoch=1, latency=300.0)]
     table = dict(summary_table(9, frames, 'adaptive'))
@@ -173,6 +185,7 @@ def test_the_table_counts_each_track_once_by_its_commonest_class():
     assert table['frames dropped'].startswith('5  (4 replaced')
     assert table['tracks'] == '3  (2 person, 1 dog)'
     assert table['executed layers, mean'].startswith('3.75 of 9')
+    assert dict(summary_table(1, [frame(layers=0), frame()], 'auto'))['frames at rest'].startswith('1 ')
     assert table['latency'] == 'p50 100 ms, p95 270 ms'
 
 
