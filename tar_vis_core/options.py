@@ -163,7 +163,7 @@ class SegmenterOptions(Options):
         0.0, 'grey levels: an image that differs by less takes over earlier masks; 0: off', low=0, high=255)
     reset_gap_s: float = option(2.0, 'gap of image stamps after which tracks start anew, seconds; 0: never',
                                 low=0, high=86400)
-    grace_frames: int = option(15, 'images that a track may be out of sight before its id ends', low=0, high=10000)
+    grace_frames: int = option(75, 'images that a track may be out of sight before its id ends', low=0, high=10000)
 
 
 MODEL_OPTIONS, OPTIONS = options_of(ModelOptions), options_of(SegmenterOptions)

@@ -90,7 +90,7 @@ def _shifted(mask: np.ndarray, dx: int, dy: int) -> np.ndarray:
 class IdentityTracker:
     """The tracks of one stream. Its memory is bounded by the objects that are in sight or were a moment ago."""
 
-    def __init__(self, grace_frames: int = 15, by_slot: bool = False):
+    def __init__(self, grace_frames: int = 75, by_slot: bool = False):
         self.grace_frames, self.by_slot = grace_frames, by_slot
         self.tracks: list[TrackedObject] = []
         self._next_id = 1
