@@ -111,7 +111,7 @@ def plan_source(options: DemoRun) -> SourcePlan:
 
 def node_arguments(options: DemoRun) -> list[str]:
     """Return the ROS arguments of the node: given parameters and encoder_reuse; the others keep the node's defaults."""
-    rests = 'encoder_reuse' not in options.given and options.given.get('preset') not in FOREIGN
+    rests = 'encoder_reuse' not in options.given and options.given.get('model') not in FOREIGN
     settings = [f'encoder_reuse:={REST}'] * rests + options.parameter
     return ['--ros-args', *(part for setting in settings for part in ('-p', setting))]
 

@@ -155,7 +155,7 @@ def test_plans_pace_files_and_not_live_sources(tmp_path):
     ([], ['encoder_reuse:=4.0']),
     (['routing:=full'], ['encoder_reuse:=4.0', 'routing:=full']),
     (['encoder_reuse:=0.0'], ['encoder_reuse:=0.0']),
-    (['preset:=onnx', 'weights:=/a.onnx'], ['preset:=onnx', 'weights:=/a.onnx']),      # it has no encoder of ours
+    (['model:=onnx', 'weights:=/a.onnx'], ['model:=onnx', 'weights:=/a.onnx']),      # it has no encoder of ours
 ])
 def test_masks_are_taken_over_at_rest_unless_told_otherwise(given, expected):
     options = parse([word for setting in given for word in ('-p', setting)])
