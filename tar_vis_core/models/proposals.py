@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from tar_vis_core.models.backbones.nanodet import BINS, STRIDES, DetectorMaps
 from tar_vis_core.models.layers import MLP
+from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.kernels.maps import likeliest_cells
 
 CANDIDATES = 512        # best cells of a frame among which repeated ones are dropped: 256 leave 39 of 64 queries in use
 # A box that overlaps a surer one by more than this is the same object: of one class, of whatever class.
 SAME_CLASS_IOU, ANY_CLASS_IOU = 0.65, 0.85
+# An IoU above t is a shared area above t / (1 + t) of the two areas' sum: no division for each pair.
+SHARES = tuple(t / (1 + t) for t in (SAME_CLASS_IOU, ANY_CLASS_IOU))
 MARGIN = 0.15           # of a box's sides, by which masks may exceed it on each side
 FREQUENCIES = 8         # of the sine encoding of a box's sides
 LEAST = -30.0           # logit of what was dropped
@@ -100,9 +104,7 @@ def repeated(boxes: Tensor, label: Tensor) -> Tensor:
 
     shared = common(left, right).mul_(common(top, bottom))
     area = (right - left) * (bottom - top)
-    # An IoU above t is a shared area above t / (1 + t) of the two areas' sum: no division for each pair.
-    same, other = (t / (1 + t) for t in (SAME_CLASS_IOU, ANY_CLASS_IOU))
-    share = torch.where(label[:, :, None] == label[:, None], same, other)
+    share = torch.where(label[:, :, None] == label[:, None], *SHARES)
     return shared > share.mul_(area[:, :, None] + area[:, None])
 
 
@@ -111,11 +113,8 @@ def by_cell(maps: list[Tensor]) -> Tensor:
     return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
 
 
-def decoded_boxes(predictions: list[Tensor], classes: int, order: Tensor | None = None) -> Tensor:
-    """Return the boxes of all cells ``(N, cells, 4)`` as shares of the input's sides, levels one after the other.
-
-    With ``order (N, K)`` they are those of some cells, ``(N, K, 4)``.
-    """
+def decoded_boxes(predictions: list[Tensor], classes: int) -> Tensor:
+    """Return the boxes of all cells ``(N, cells, 4)`` as shares of the input's sides, levels one after the other."""
     device, sizes = predictions[0].device, [p.shape[-2:] for p in predictions]
     height, width = (n * STRIDES[0] for n in sizes[0])
     grids = [torch.cartesian_prod(*(stride * torch.arange(n, device=device, dtype=torch.float32) for n in size))
@@ -124,8 +123,6 @@ def decoded_boxes(predictions: list[Tensor], classes: int, order: Tensor | None 
     cells = torch.cat([torch.nn.functional.pad(grid, (0, 1), value=stride)
                        for grid, stride in zip(grids, STRIDES, strict=True)])
     rows = by_cell([p[:, classes:] for p in predictions])
-    if order is not None:
-        rows, cells = rows.take_along_dim(order[..., None], 1), cells[order]
     y, x, stride = cells.unbind(-1)
     bins = torch.arange(BINS, device=device, dtype=torch.float32)
     sides = rows.float().unflatten(-1, (4, BINS)).softmax(-1) @ bins
@@ -137,14 +134,18 @@ def decoded_boxes(predictions: list[Tensor], classes: int, order: Tensor | None 
 def propose(maps: DetectorMaps, classes: int, queries: int) -> Proposals:
     """Choose the likeliest objects: the best cells, without those that overlap a surer one.
 
-    All pairs are compared at once (Fast NMS; Bolya et al. 2019), so that the work is the same for every picture.
+    All pairs are compared at once (Fast NMS; Bolya et al. 2019), so that the work is the same for every picture. The
+    compiled kernel of a CPU goes on from the surest one until there are enough, with the same result.
     """
+    if maps.fine.device.type == 'cpu' and not torch.is_grad_enabled() and kernels.compiled() is not None:
+        return Proposals(*likeliest_cells(maps.predictions, maps.cells, STRIDES, classes, CANDIDATES, queries, SHARES,
+                                          LEAST), maps.fine)
     logits, content = by_cell([p[:, :classes] for p in maps.predictions]).float(), by_cell(maps.cells)
-    best, order = logits.amax(-1).topk(min(CANDIDATES, logits.shape[1]), 1)
-    boxes = decoded_boxes(maps.predictions, classes, order)
+    order = logits.amax(-1).topk(min(CANDIDATES, logits.shape[1]), 1).indices
+    boxes = decoded_boxes(maps.predictions, classes).take_along_dim(order[..., None], 1)
     label = logits.take_along_dim(order[..., None], 1).argmax(-1)
     dropped = repeated(boxes, label).triu(1).any(1)     # row i is surer than column j > i
-    chosen = (best - 1e4 * dropped).topk(min(queries, best.shape[1]), 1).indices
+    chosen = dropped.int().argsort(dim=1, stable=True)[:, :queries]     # the others first, each by falling score
     order, gone = order.take_along_dim(chosen, 1), dropped.take_along_dim(chosen, 1)
     logits = logits.take_along_dim(order[..., None], 1)
     found = Proposals(boxes.take_along_dim(chosen[..., None], 1), torch.where(gone[..., None], LEAST, logits),

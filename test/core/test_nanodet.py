@@ -20,6 +20,7 @@ from tar_vis_core.models.proposals import (
     propose,
     touched_cells,
 )
+from tar_vis_core.runtime import kernels
 
 PUBLISHED = Path(os.environ.get('TAR_VIS_SHARED') or Path(__file__).parents[3] / 'shared') / 'data' / 'weights'
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
@@ -108,6 +109,26 @@ def test_a_batch_gives_what_its_pictures_give():
     together, alone = propose(both, 4, 8), [propose(one, 4, 8), propose(two, 4, 8)]
     for name in ('boxes', 'logits', 'content'):
         assert torch.equal(getattr(together, name), torch.cat([getattr(p, name) for p in alone])), name
+
+
+@pytest.mark.skipif(kernels.compiled() is None, reason='the kernels are not built')
+@pytest.mark.parametrize(('frames', 'size', 'classes', 'queries'), [
+    (1, (32, 32), 4, 64), (2, (32, 96), 17, 8), (1, (320, 448), 80, 64), (3, (64, 96), 80, 64), (1, (224, 480), 1, 64),
+    (1, (64, 96), 4, 128)])
+@pytest.mark.parametrize('spread', [0.3, 1.0, 4.0])     # of distances: small boxes or some that hide most others
+def test_the_kernel_chooses_what_the_plain_form_chooses(frames, size, classes, queries, spread):
+    torch.manual_seed(0)
+    maps = made_maps([], classes, size)
+    predictions = [torch.randn(frames, *p.shape[1:]) for p in maps.predictions]
+    for p in predictions:
+        p[:, classes:] *= spread
+    cells = [torch.randn(frames, *c.shape[1:]).contiguous(memory_format=torch.channels_last) for c in maps.cells]
+    maps = maps._replace(predictions=predictions, cells=cells)
+    plain = propose(maps, classes, queries)
+    with torch.inference_mode():
+        found = propose(maps, classes, queries)
+    assert torch.equal(found.logits, plain.logits) and torch.equal(found.content, plain.content)
+    torch.testing.assert_close(found.boxes, plain.boxes, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 5), (40, 56)])

@@ -35,7 +35,8 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
         loaded.tar_vis_convolution.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 12 + [ctypes.c_float]
         loaded.tar_vis_samples.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 8
-        for name in ('deformable', 'group_norm', 'attention', 'convolution', 'samples'):
+        loaded.tar_vis_propose.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_float] * 2
+        for name in ('deformable', 'group_norm', 'attention', 'convolution', 'samples', 'propose'):
             getattr(loaded, f'tar_vis_{name}').restype = None
     except (OSError, AttributeError):
         return None

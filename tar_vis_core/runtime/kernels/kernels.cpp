@@ -23,6 +23,7 @@ const int64_t kSamples = 64;               // of a query and head of deformable 
 const int64_t kTile = 256, kQueries = 128;  // keys and queries that attention takes at once
 const int64_t kScratch = kQueries * kTile + kTile * kWidest;
 const int64_t kPixels = 96;                // of a convolution's result that are computed at once, about
+const int64_t kBins = 8;                   // of a detector's distance: 0..7 strides
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
 struct AttentionTask {
@@ -66,6 +67,19 @@ struct SampleTask {
   int64_t height, width, channels, step, added_step, out_step;
 };
 
+struct DetectorLevel {
+  const float *predictions;  // (frames, height, width, classes + 4 * kBins), `step` floats from cell to cell
+  const float *content;      // (frames, height, width, channels), `content_step` floats from cell to cell
+  int64_t height, width, stride, step, content_step;
+};
+
+struct ProposalTask {
+  const DetectorLevel *level;          // the finest first
+  float *boxes, *logits, *content;     // (frames, queries, 4 or classes or channels); what is not written stays
+  int64_t levels, classes, channels, candidates, queries;
+  float same, other;                   // the shared part of two areas' sum above which they are the same object
+};
+
 namespace portable {
 const int64_t kLanes = 4;                       // floats of a register: wider vectors would be split badly
 const int64_t kBlockRows = 4, kBlockPanels = 1;  // of a product, held in registers
@@ -75,6 +89,7 @@ const int64_t kBlockRows = 4, kBlockPanels = 1;  // of a product, held in regist
 #include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
+#include "proposals.h"
 }  // namespace portable
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -88,18 +103,20 @@ const int64_t kLanes = 8, kBlockRows = 6, kBlockPanels = 1;
 #include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
+#include "proposals.h"
 }  // namespace avx2
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 namespace avx512 {
-const int64_t kLanes = 16, kBlockRows = 7, kBlockPanels = 4;
+const int64_t kLanes = 16, kBlockRows = 6, kBlockPanels = 4;
 #include "lanes.h"
 #include "attention.h"
 #include "convolution.h"
 #include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
+#include "proposals.h"
 }  // namespace avx512
 #pragma GCC pop_options
 
@@ -200,6 +217,17 @@ void tar_vis_samples(const float *map, const float *places, const float *added, 
     run({map + frame * height * width * step, places, added ? added + first * added_step : nullptr,
          out + first * out_step, height, width, channels, step, added_step, out_step},
         own * points / parts, (own + 1) * points / parts);
+  }
+}
+
+// See ProposalTask.
+void tar_vis_propose(const DetectorLevel *level, float *boxes, float *logits, float *content, int64_t frames,
+                     int64_t levels, int64_t classes, int64_t channels, int64_t candidates, int64_t queries, float same,
+                     float other) {
+  const auto run = CHOSEN(propose);
+#pragma omp parallel for schedule(static) if (frames > 1)
+  for (int64_t frame = 0; frame < frames; ++frame) {
+    run({level, boxes, logits, content, levels, classes, channels, candidates, queries, same, other}, frame);
   }
 }
 

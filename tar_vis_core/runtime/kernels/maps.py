@@ -23,6 +23,13 @@ class _Product(ctypes.Structure):
         (name, ctypes.c_int64) for name in ('outputs', 'added_step')] + [('slope', ctypes.c_float)]
 
 
+class _Level(ctypes.Structure):
+    """The kernel's ``DetectorLevel``."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ('predictions', 'content')] + [
+        (name, ctypes.c_int64) for name in ('height', 'width', 'stride', 'step', 'content_step')]
+
+
 @dataclass(frozen=True)
 class Convolution:
     """A depthwise convolution and then 1x1 convolutions, either of which may be missing, as the kernel wants them.
@@ -147,3 +154,24 @@ def _centres(height: int, width: int) -> Tensor:
 def enlarge(x: Tensor, size: tuple[int, int], added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Return a map ``(N, C, h, w)`` resized as ``layers.bilinear`` does; the rest is as in :func:`sample_map`."""
     return sample_map(x, _centres(*size), added, out)
+
+
+def likeliest_cells(predictions: Sequence[Tensor], content: Sequence[Tensor], strides: Sequence[int], classes: int,
+                    candidates: int, queries: int, shares: tuple[float, float], least: float,
+                    ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes ``(N, Q, 4)``, logits ``(N, Q, classes)`` and content ``(N, Q, C)`` of a detector's best cells.
+
+    What they are, and the maps ``predictions (N, classes + 32, h, w)`` and ``content (N, C, h, w)``, is said in
+    ``models/proposals.py``. ``shares`` are the parts of two areas' sum above which boxes of one class, or of two, are
+    the same; ``least`` is the logit of what was dropped. It is float32, without gradient.
+    """
+    kernels.refuse_tracing()
+    read = [(*map(_readable, pair), pair[0].shape, stride)
+            for *pair, stride in zip(predictions, content, strides, strict=True)]
+    levels = (_Level * len(read))(*((_address(x), _address(y), *shape[2:], stride, step, content_step)
+                                    for (x, step), (y, content_step), shape, stride in read))
+    n, channels = len(content[0]), content[0].shape[1]
+    out = torch.zeros(n, queries, 4), torch.full((n, queries, classes), least), torch.zeros(n, queries, channels)
+    kernels.compiled().tar_vis_propose(levels, *map(_address, out), n, len(levels), classes, channels, candidates,
+                                       queries, *shares)
+    return out
