@@ -89,6 +89,7 @@ def inference_form(model: VideoInstanceModel, device: torch.device, dtype: torch
         tracker = model.tracker
         projection = tracker and tracker.mask_feature_proj
         packed(model, dtype)
+        model.channels_last = True
         if tracker:     # the tracker reads the weights of this one and never calls it
             tracker.mask_feature_proj = projection
     return model

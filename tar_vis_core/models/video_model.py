@@ -45,6 +45,8 @@ class Features:
 class VideoInstanceModel(nn.Module):
     """Image encoder, masked decoder, routing. Frames are a batch; time enters through ``previous`` queries only."""
 
+    channels_last = False       # of inputs; PyTorch's group norm, which the plain form may have, loses digits then
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -70,13 +72,19 @@ class VideoInstanceModel(nn.Module):
 
         The shorter edge becomes ``short_side``, the longer at most 1333.
         """
-        return self.normalize(resized(pixels, short_side))
+        return self.normalize(resized(pixels, short_side, self.channels_last))
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise RGB ``(N, 3, H, W)`` in 0..255, zero-padded right and bottom to multiples of 32."""
-        x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        h, w = x.shape[-2:]
-        return F.pad(x, (0, -w % SIZE_DIVISIBILITY, 0, -h % SIZE_DIVISIBILITY))
+        h, w = images.shape[-2:]
+        right, below = -w % SIZE_DIVISIBILITY, -h % SIZE_DIVISIBILITY
+        if not self.channels_last:
+            x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+            return F.pad(x, (0, right, 0, below))
+        # whole rows at a time
+        mean, std = (channel.flatten().repeat(w) for channel in (self.pixel_mean, self.pixel_std))
+        x = images.permute(0, 2, 3, 1).flatten(2).to(mean.dtype, copy=True).sub_(mean).div_(std)
+        return F.pad(x, (0, 3 * right, 0, below)).unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 
     def encode(self, images: Tensor) -> Features:
         """Normalised, padded images ``(N, 3, H, W)`` to features."""
@@ -106,9 +114,11 @@ def input_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resized(pixels: Tensor, short_side: int) -> Tensor:
+def resized(pixels: Tensor, short_side: int, channels_last: bool = False) -> Tensor:
     """Resize uint8 RGB ``(H, W, 3)`` to whole grey levels ``(1, 3, h, w)`` of the input's size; not uint8 on a GPU."""
-    x, size = pixels.permute(2, 0, 1)[None], input_size(*pixels.shape[:2], short_side)
+    # PyTorch sees only in the first that channels lie last
+    x = pixels[None].permute(0, 3, 1, 2) if channels_last else pixels.permute(2, 0, 1)[None]
+    size = input_size(*pixels.shape[:2], short_side)
     if size == tuple(pixels.shape[:2]):
         return x
     # antialiased as the models' training images are; only a CPU can do that with bytes
