@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from tar_vis_core.models.backbones.nanodet import NanoDet
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.cuda_graphs import CudaRecorder, record_parts
-from tar_vis_core.models.layers import Attention, Linear
-from tar_vis_core.models.packed_layers import PackedConv, PackedGroupNorm, PackedLinear, PackedPointwise, packable
+from tar_vis_core.models.layers import MLP, Attention, Linear
+from tar_vis_core.models.packed_layers import (
+    PackedConv,
+    PackedGroupNorm,
+    PackedLinears,
+    PackedPointwise,
+    packable,
+    packed_linear,
+    product,
+    small,
+)
 from tar_vis_core.models.packed_units import UNITS, PackedChain, PackedNanoDet
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
@@ -28,7 +37,7 @@ class PackedAttention(Attention):
         nn.Module.__init__(self)
         self.heads = attention.heads
         self.projections = nn.ModuleList(
-            PackedLinear(weight, bias, 'none', dtype) for weight, bias in zip(
+            packed_linear(weight, bias, 'none', dtype) for weight, bias in zip(
                 attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True))
         self.out_proj = packed(attention.out_proj, dtype)
 
@@ -44,7 +53,9 @@ class PackedAttention(Attention):
 def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return the packed form of a layer; of another module, the module with its layers packed in place."""
     if type(module) in (nn.Linear, Linear):
-        return PackedLinear(module.weight, module.bias, getattr(module, 'activation', 'none'), dtype)
+        return packed_linear(module.weight, module.bias, getattr(module, 'activation', 'none'), dtype)
+    if type(module) is MLP and all(small(layer.weight, layer.activation, dtype) for layer in module.layers):
+        return PackedLinears(*(product(layer.weight, layer.bias, layer.activation) for layer in module.layers))
     if isinstance(module, nn.Conv2d):
         return (PackedPointwise if module.kernel_size == (1, 1) else PackedConv)(module, dtype)
     if type(module) in UNITS and dtype == torch.float32 and PackedChain.does(module):

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.kernels import maps
 
+# by what the compiled kernel multiplies what is negative
+SLOPES = {'none': 1.0, 'relu': 0.0, 'leaky_relu': 0.1}
 # an activation's name and constants in oneDNN's operators
 ONEDNN_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
     'none': ('none', [], ''), 'relu': ('relu', [], ''), 'relu6': ('hardtanh', [0.0, 6.0], ''),
@@ -25,6 +28,46 @@ def packable() -> tuple[torch.dtype, ...]:
         return ()
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
+
+
+def small(weight: Tensor, activation: str, dtype: torch.dtype) -> bool:
+    """Return whether the compiled kernel computes a linear map with ``weight (outputs, inputs)`` as fast as oneDNN.
+
+    A call of it takes less time, and it does not wake another thread for what one does as fast.
+    """
+    return (dtype == torch.float32 and activation in SLOPES and kernels.compiled() is not None
+            and len(weight) >= maps.PANEL and min(weight.shape) <= 128 and weight.numel() <= 2 ** 16)
+
+
+def product(weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor, float]:
+    """Return a linear map with ``weight (outputs, inputs)`` as one of ``maps.Convolution.products``."""
+    weight = weight.detach().float()
+    return (maps.panels(weight), torch.zeros(len(weight)) if bias is None else bias.detach().float(),
+            SLOPES[activation])
+
+
+class PackedLinears(nn.Module):
+    """``layers.Linear`` one after the other, all of them :func:`small`, in one call of the compiled kernel."""
+
+    def __init__(self, *products: tuple[Tensor, Tensor, float]) -> None:
+        super().__init__()
+        self.how = maps.Convolution(products[0][0].shape[1], None, products)
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        found = maps.convolve(as_column(x), self.how, () if added is None else (as_column(added),))
+        return found.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+
+def as_column(x: Tensor) -> Tensor:
+    """Return rows ``(..., C)`` as a map ``(1, C, rows, 1)``."""
+    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def packed_linear(weight: Tensor, bias: Tensor | None, activation: str, dtype: torch.dtype) -> nn.Module:
+    """Return ``layers.Linear`` from ``(..., inputs)`` to ``(..., outputs)`` in one call of the kernel or of oneDNN."""
+    if small(weight, activation, dtype):
+        return PackedLinears(product(weight, bias, activation))
+    return PackedLinear(weight, bias, activation, dtype)
 
 
 class PackedLinear(nn.Module):
@@ -73,7 +116,7 @@ class PackedPointwise(nn.Module):
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         self.stride = conv.stride
-        self.linear = PackedLinear(conv.weight[:, :, 0, 0], conv.bias, getattr(conv, 'activation', 'none'), dtype)
+        self.linear = packed_linear(conv.weight[:, :, 0, 0], conv.bias, getattr(conv, 'activation', 'none'), dtype)
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         x = x[:, :, ::self.stride[0], ::self.stride[1]].permute(0, 2, 3, 1)

@@ -12,13 +12,10 @@ from tar_vis_core.models.backbones.nanodet import GhostBlock, NanoDet, Separable
 from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks, grid_in
 from tar_vis_core.models.layers import bilinear
 from tar_vis_core.models.mask_branch import MaskBranch, Refine
-from tar_vis_core.models.packed_layers import PackedLinear, PackedPointwise
+from tar_vis_core.models.packed_layers import SLOPES, PackedPointwise, packed_linear, product
 from tar_vis_core.models.proposals import wider
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.kernels import maps
-
-# by what the compiled kernel multiplies what is negative
-SLOPES = {'none': 1.0, 'relu': 0.0, 'leaky_relu': 0.1}
 
 KEPT_SIZES = 8      # of images, whose constants are kept
 
@@ -30,12 +27,12 @@ class PackedChain(nn.Module):
         super().__init__()
         filters, first, products = None, convolutions[0], []
         for conv in convolutions:
+            if conv.groups == 1:
+                products.append(product(conv.weight[:, :, 0, 0], conv.bias, conv.activation))
+                continue
             bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
-            slope, weight = SLOPES[conv.activation], conv.weight.detach().float()
-            if conv.groups > 1:
-                filters = weight[:, 0].permute(1, 2, 0).contiguous(), bias, slope
-            else:
-                products.append((maps.panels(weight[:, :, 0, 0]), bias, slope))
+            weight = conv.weight.detach().float()[:, 0].permute(1, 2, 0).contiguous()
+            filters = weight, bias, SLOPES[conv.activation]
         self.how = maps.Convolution(first.in_channels, filters, tuple(products), first.stride[0])
 
     @staticmethod
@@ -85,7 +82,12 @@ class PackedGhostBlock(nn.Module):
 
 
 class PackedNanoDet(NanoDet):
-    """``NanoDet``, which enlarges a map into a part of another."""
+    """``NanoDet``, which enlarges a map into a part of another, and whose pooling does not note where it found values.
+    """
+
+    @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        return maps.convolve(x, maps.Convolution(x.shape[1], None, (), 2, True))
 
     @staticmethod
     def joined(coarse: Tensor, fine: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class PackedMaskBranch(MaskBranch):
 
     def __init__(self, branch: MaskBranch) -> None:
         nn.Module.__init__(self)
-        self.mask_dim, self.place = branch.mask_dim, PackedLinear(branch.place.weight, None, 'none', torch.float32)
+        self.mask_dim, self.place = branch.mask_dim, packed_linear(branch.place.weight, None, 'none', torch.float32)
         self.levels = nn.ModuleList(map(PackedChain, branch.levels))
         self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks))
         self.reduce, self.lateral = PackedChain(branch.reduce), PackedChain(branch.lateral)

@@ -14,9 +14,9 @@ from tiny_model import tiny_model
 from tar_vis_core.benchmark import machine
 from tar_vis_core.models import deformable
 from tar_vis_core.models import packed as packed_form
-from tar_vis_core.models.layers import Attention, Conv, Linear
+from tar_vis_core.models.layers import MLP, Attention, Conv, Linear
 from tar_vis_core.models.packed import inference_form, packed, with_weights_in
-from tar_vis_core.models.packed_layers import PackedConv, PackedLinear, PackedPointwise, packable
+from tar_vis_core.models.packed_layers import PackedConv, PackedLinear, PackedLinears, PackedPointwise, packable
 from tar_vis_core.models.packed_units import PackedChain
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
 from tar_vis_core.runtime import kernels
@@ -100,29 +100,31 @@ def test_no_plain_layer_is_left_on_a_cpu():
     plain = [type(m).__name__ for m in fast.modules() if type(m) in (Linear, Conv, Attention, torch.nn.Linear,
                                                                    torch.nn.Conv2d)]
     assert not plain
-    assert sum(isinstance(m, (PackedLinear, PackedConv, PackedChain)) for m in fast.modules()) > 100
+    assert sum(isinstance(m, (PackedLinear, PackedLinears, PackedConv, PackedChain)) for m in fast.modules()) > 100
     assert not any(p.requires_grad for p in fast.parameters())
 
 
 @needs_packing
 @torch.inference_mode()
 @pytest.mark.parametrize('activation', ['none', 'relu', 'relu6', 'gelu'])
-@pytest.mark.parametrize('layer', ['linear', 'pointwise', 'strided pointwise', 'convolution', 'depthwise same'])
+@pytest.mark.parametrize('layer', [
+    'linear', 'wide linear', 'layers', 'pointwise', 'strided pointwise', 'convolution', 'depthwise same'])
 def test_every_packed_layer_with_every_activation(layer, activation):
     torch.manual_seed(0)
-    made = {'linear': lambda: Linear(24, 40, activation),
+    made = {'linear': lambda: Linear(24, 40, activation), 'wide linear': lambda: Linear(24, 4000, activation),
+            'layers': lambda: MLP(24, 50, 40, 3),
             'pointwise': lambda: Conv(24, 40, 1, activation=activation),
             'strided pointwise': lambda: Conv(24, 40, 1, 2, bias=False, activation=activation),
             'convolution': lambda: Conv(24, 40, 3, activation=activation),
             'depthwise same': lambda: Conv(24, 24, 3, 2, groups=24, activation=activation, same=True)}[layer]()
     fast = packed(copy.deepcopy(made), torch.float32)
     assert isinstance(fast, PackedPointwise) == ('pointwise' in layer)
-    x = 5 * torch.randn(2, 10, 24) if layer == 'linear' else 5 * torch.randn(2, 24, 10, 14)
+    x = 5 * torch.randn(2, 10, 24) if layer in ('linear', 'wide linear', 'layers') else 5 * torch.randn(2, 24, 10, 14)
     before = x.clone()
     expected = made(x)
     torch.testing.assert_close(fast(x), expected, atol=2e-5, rtol=1e-5)
     assert torch.equal(x, before)
-    if activation in ('none', 'relu'):     # what models add to
+    if activation in ('none', 'relu') and layer != 'layers':     # what models add to
         added = torch.randn_like(expected)
         torch.testing.assert_close(fast(x, added), made(x, added), atol=2e-5, rtol=1e-5)
 

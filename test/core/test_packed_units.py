@@ -86,6 +86,16 @@ def test_enlarged_maps_are_pytorchs():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize('size', [(1, 1), (2, 9), (7, 1), (5, 6), (19, 26)])
+def test_a_pooling_is_pytorchs(size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 24, *size)
+    x[1, 3, -1] = torch.nan
+    pooled = torch.nn.functional.max_pool2d(x, 3, 2, 1)
+    torch.testing.assert_close(PackedNanoDet.pool(x), pooled, atol=0, rtol=0, equal_nan=True)
+
+
+@torch.inference_mode()
 def test_parts_of_maps_are_read_and_written_and_nothing_beside_them():
     torch.manual_seed(0)
     x = torch.randn(2, 96, 9, 11).contiguous(memory_format=torch.channels_last)

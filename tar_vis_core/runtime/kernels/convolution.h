@@ -1,4 +1,4 @@
-// A depthwise convolution and products over channels, one after the other, on maps whose channels lie side by side. What
+// A depthwise convolution or a pooling, and products over channels, one after the other, on maps whose channels lie side by side. What
 // lies between them never leaves the cache.
 //
 // Channels come kLanes at a time. The last ones may overlap those before: they are computed twice, and nothing is read
@@ -22,22 +22,32 @@ ALWAYS_INLINE void store_in_turn(float *to, Lanes a, Lanes b) {
   store(to + kLanes, __builtin_shuffle(a, b, high));
 }
 
-// The depthwise sums of kCount neighbours of a row. Of taps left..right-1 and top..bottom-1 none is beyond the edge.
+// The depthwise sums of kCount neighbours of a row, or without a filter their greatest values. Of taps left..right-1 and
+// top..bottom-1 none is beyond the edge.
 template <int64_t kCount>
 ALWAYS_INLINE void depthwise_pixels(const ConvolutionTask &task, const float *in, int64_t y, int64_t x, int64_t top,
                                     int64_t bottom, int64_t left, int64_t right, const int64_t kernel,
-                                    const int64_t stride, float *out, int64_t out_step) {
+                                    const int64_t stride, const bool pools, float *out, int64_t out_step) {
   const int64_t channels = task.channels, step = task.step, pad = kernel / 2;
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int64_t first = std::min(c, channels - kLanes);
     Lanes sum[kCount];
-    for (int64_t p = 0; p < kCount; ++p) sum[p] = load(task.filter_bias + first);
+    for (int64_t p = 0; p < kCount; ++p) {
+      sum[p] = pools ? Lanes{} - std::numeric_limits<float>::infinity() : load(task.filter_bias + first);
+    }
     for (int64_t i = top; i < bottom; ++i) {
       const float *from = in + ((y * stride + i - pad) * task.width + x * stride - pad) * step + first;
       const float *filter = task.filter + i * kernel * channels + first;
       for (int64_t j = left; j < right; ++j) {
-        const Lanes weight = load(filter + j * channels);
-        for (int64_t p = 0; p < kCount; ++p) sum[p] += weight * load(from + (j + p * stride) * step);
+        const Lanes weight = pools ? Lanes{} : load(filter + j * channels);
+        for (int64_t p = 0; p < kCount; ++p) {
+          const Lanes own = load(from + (j + p * stride) * step);
+          if (pools) {
+            sum[p] = ((own > sum[p]) | (own != own)) ? own : sum[p];  // what is not a number stays so
+          } else {
+            sum[p] += weight * own;
+          }
+        }
       }
     }
     for (int64_t p = 0; p < kCount; ++p) {
@@ -49,23 +59,25 @@ ALWAYS_INLINE void depthwise_pixels(const ConvolutionTask &task, const float *in
 // Row y of the depthwise convolution of the map `in`. Kernel and stride are known where this is inlined, so that
 // neighbours share what they read.
 ALWAYS_INLINE void depthwise_row(const ConvolutionTask &task, const float *in, int64_t y, float *out, int64_t out_step,
-                                 const int64_t kernel, const int64_t stride) {
+                                 const int64_t kernel, const int64_t stride, const bool pools = false) {
   const int64_t kCount = 6, pad = kernel / 2, top = std::max<int64_t>(0, pad - y * stride);
   const int64_t bottom = std::min(kernel, task.height + pad - y * stride);
   for (int64_t x = 0; x < task.out_width;) {
     const int64_t left = pad - x * stride, right = task.width + pad - x * stride;
     if (left <= 0 && (kCount - 1) * stride + kernel <= right && x + kCount <= task.out_width) {
-      depthwise_pixels<kCount>(task, in, y, x, top, bottom, 0, kernel, kernel, stride, out + x * out_step, out_step);
+      depthwise_pixels<kCount>(task, in, y, x, top, bottom, 0, kernel, kernel, stride, pools, out + x * out_step,
+                               out_step);
       x += kCount;
     } else {
       depthwise_pixels<1>(task, in, y, x, top, bottom, std::max<int64_t>(0, left), std::min(kernel, right), kernel,
-                          stride, out + x * out_step, out_step);
+                          stride, pools, out + x * out_step, out_step);
       ++x;
     }
   }
 }
 
 void depthwise(const ConvolutionTask &task, const float *in, int64_t y, float *out, int64_t out_step) {
+  if (!task.filter) return depthwise_row(task, in, y, out, out_step, 3, 2, true);
   if (task.kernel == 3 && task.stride == 1) return depthwise_row(task, in, y, out, out_step, 3, 1);
   if (task.kernel == 5 && task.stride == 1) return depthwise_row(task, in, y, out, out_step, 5, 1);
   depthwise_row(task, in, y, out, out_step, task.kernel, task.stride);
@@ -151,7 +163,7 @@ void convolution(const ConvolutionTask &task, int64_t frame, int64_t begin, int6
   const float *in = task.x + frame * task.height * task.width * task.step;
   float *out = task.out + first * task.out_step;
   Operands at = {task.x + first * task.step, nullptr, nullptr, nullptr, task.channels, task.step, 0, 0, 0};
-  if (task.filter) {
+  if (task.kernel > 1) {
     at.x = at.out = task.products ? scratch : out;
     at.step = task.products ? task.channels : task.out_step;
     for (int64_t y = begin; y < end; ++y) {

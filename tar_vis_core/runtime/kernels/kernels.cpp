@@ -24,6 +24,7 @@ const int64_t kTile = 256, kQueries = 128;  // keys and queries that attention t
 const int64_t kScratch = kQueries * kTile + kTile * kWidest;
 const int64_t kPixels = 96;                // of a convolution's result that are computed at once, about
 const int64_t kBins = 8;                   // of a detector's distance: 0..7 strides
+const int64_t kAlone = 1 << 20;            // multiplications that a thread does sooner than it could wake another
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
 struct AttentionTask {
@@ -51,7 +52,8 @@ struct Product {
 
 // Maps are (frames, height, width, channels), their `step` the floats from a pixel to the next.
 struct ConvolutionTask {
-  const float *x, *filter, *filter_bias;  // a depthwise (kernel, kernel, channels), or null: only products
+  const float *x, *filter, *filter_bias;  // a depthwise (kernel, kernel, channels); null: with kernel 1 only products,
+                                          // with kernel 3 and stride 2 the greatest values
   const Product *product;                 // one after the other
   const float *passed;                    // a map whose channels come in turn with those of the result, or null
   float *out;
@@ -168,7 +170,7 @@ void tar_vis_attention(const float *query, const float *key, const float *value,
   // as few chunks of queries as give every thread work: each looks at all keys
   const int64_t wanted = 2 * threads() / (frames * heads), most = (queries + kQueries - 1) / kQueries;
   const int64_t chunks = std::min(std::max(wanted, most), queries), size = (queries + chunks - 1) / chunks;
-#pragma omp parallel
+#pragma omp parallel if (2 * frames * queries * keys * heads * width > kAlone)
   {
     std::vector<float> scratch(kScratch);
 #pragma omp for schedule(dynamic)
@@ -192,9 +194,10 @@ void tar_vis_convolution(const float *x, const float *filter, const float *filte
   // parts of about kPixels pixels, as many for each thread
   const int64_t round = kPixels * threads(), rounds = (frames * out_height * out_width + round - 1) / round;
   const int64_t parts = std::max<int64_t>(1, std::min(out_height, rounds * threads() / frames));
-  int64_t between = filter && products ? channels : 0;
+  int64_t between = kernel > 1 && products ? channels : 0, work = kernel * kernel * channels;
   for (int64_t i = 0; i + 1 < products; ++i) between += product[i].outputs;
-#pragma omp parallel
+  for (int64_t i = 0; i < products; ++i) work += (i ? product[i - 1].outputs : channels) * product[i].outputs;
+#pragma omp parallel if (frames * out_height * out_width * work > kAlone)
   {
     std::vector<float> scratch((out_height + parts - 1) / parts * out_width * between);
 #pragma omp for schedule(static)
@@ -211,7 +214,7 @@ void tar_vis_samples(const float *map, const float *places, const float *added, 
                      int64_t out_step) {
   const auto run = CHOSEN(sample_points);
   const int64_t parts = threads();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (8 * frames * points * channels > kAlone)
   for (int64_t part = 0; part < frames * parts; ++part) {
     const int64_t frame = part / parts, own = part % parts, first = frame * points;
     run({map + frame * height * width * step, places, added ? added + first * added_step : nullptr,

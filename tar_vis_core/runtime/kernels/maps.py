@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -34,17 +33,34 @@ class _Level(ctypes.Structure):
 class Convolution:
     """A depthwise convolution and then 1x1 convolutions, either of which may be missing, as the kernel wants them.
 
-    After each of them negative values are multiplied by its slope: 1 changes nothing. All tensors are float32.
+    In place of a filter it may ``pool``: the greatest values of 3x3 pixels, stride 2. After each convolution negative
+    values are multiplied by its slope: 1 changes nothing. All tensors are float32.
     """
 
     channels: int
     filter: tuple[Tensor, Tensor, float] | None             # (kernel, kernel, channels), bias, slope
     products: tuple[tuple[Tensor, Tensor, float], ...]      # (outputs / PANEL, inputs, PANEL), bias, slope
     stride: int = 1
+    pools: bool = False
 
-    @property
+    def __getstate__(self) -> dict:
+        """Return what is copied: addresses are not."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @functools.cached_property
     def outputs(self) -> int:
-        return len(self.products[-1][1]) if self.products else self.channels
+        return self.wide[-1] if self.products else self.channels
+
+    @functools.cached_property
+    def wide(self) -> tuple[int, ...]:
+        """The outputs of each 1x1 convolution."""
+        return tuple(len(bias) for _, bias, _ in self.products)
+
+    @functools.cached_property
+    def for_kernel(self) -> ctypes.Array[_Product]:
+        """The 1x1 convolutions as the kernel takes them, nothing added: made once, for a call takes some µs."""
+        return (_Product * len(self.products))(*(
+            (weights.data_ptr(), bias.data_ptr(), None, len(bias), 0, slope) for weights, bias, slope in self.products))
 
 
 def panels(weight: Tensor) -> Tensor:
@@ -103,24 +119,24 @@ def convolve(x: Tensor, how: Convolution, added: Sequence[Tensor | None] = (), p
     outputs = how.outputs * (1 if passed is None else 2)
     if out is None:
         out = torch.empty(n, *size, outputs).permute(0, 3, 1, 2)
-    products, read = (_Product * len(how.products))(), []
-    maps = [(x, (n, how.channels, height, width)), (passed, (n, how.outputs, *size)), (out, (n, outputs, *size))]
-    for product, (weights, bias, slope), own in itertools.zip_longest(products, how.products, added):
-        maps.append((own, (n, len(bias), *size)))
-        read.append(_readable(own))
-        product.weights, product.bias, product.added = map(_address, (weights, bias, read[-1][0]))
-        product.outputs, product.added_step, product.slope = len(bias), read[-1][1], slope
-    if wrong := [f'{tuple(given.shape)}, expected {shape}' for given, shape in maps
-                 if given is not None and given.shape != shape]:
-        raise ValueError(f'shapes do not fit: {"; ".join(wrong)}')
+    maps = [(x, (n, how.channels, height, width)), (passed, (n, how.outputs, *size)), (out, (n, outputs, *size)),
+            *((own, (n, wide, *size)) for own, wide in zip(added, how.wide))]
+    if any(given is not None and given.shape != shape for given, shape in maps):
+        raise ValueError('shapes do not fit: ' + '; '.join(
+            f'{tuple(given.shape)}, expected {shape}' for given, shape in maps if given is not None))
+    products, read = how.for_kernel, [_readable(own) for own in added]
+    if read:
+        products = type(products).from_buffer_copy(products)
+        for product, (own, step) in zip(products, read):
+            product.added, product.added_step = _address(own), step
     (x, step), (passed, passed_step), out_step = _readable(x), _readable(passed), _step(out)
     if not out_step:
         raise ValueError('out is not float32 with its channels side by side')
     filters, bias, slope = how.filter or (None, None, 1.0)
+    kernel = 3 if how.pools else 1 if filters is None else len(filters)
     kernels.compiled().tar_vis_convolution(
         _address(x), _address(filters), _address(bias), products, _address(passed), _address(out), n, height, width,
-        channels, step, 1 if filters is None else len(filters), how.stride, *size, len(products), passed_step, out_step,
-        slope)
+        channels, step, kernel, how.stride, *size, len(products), passed_step, out_step, slope)
     return out
 
 
