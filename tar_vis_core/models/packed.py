@@ -67,7 +67,7 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, packed(child, dtype))
     if type(module) is NanoDet and dtype == torch.float32 and kernels.compiled() is not None:
-        module.__class__ = PackedNanoDet
+        return PackedNanoDet.of(module)
     return module
 
 

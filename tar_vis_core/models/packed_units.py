@@ -12,12 +12,11 @@ from tar_vis_core.models.backbones.nanodet import GhostBlock, NanoDet, Separable
 from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks, grid_in
 from tar_vis_core.models.layers import bilinear
 from tar_vis_core.models.mask_branch import MaskBranch, Refine
-from tar_vis_core.models.packed_layers import SLOPES, PackedPointwise, packed_linear, product
+from tar_vis_core.models.packed_layers import SLOPES, PackedLinear, PackedPointwise, product
 from tar_vis_core.models.proposals import wider
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.kernels import maps
-
-KEPT_SIZES = 8      # of images, whose constants are kept
+from tar_vis_core.runtime.kernels.tapes import Tapes
 
 
 class PackedChain(nn.Module):
@@ -82,19 +81,31 @@ class PackedGhostBlock(nn.Module):
 
 
 class PackedNanoDet(NanoDet):
-    """``NanoDet``, which enlarges a map into a part of another, and whose pooling does not note where it found values.
-    """
+    """``NanoDet``, which writes maps that are joined into one and asks for all that follows its stem in one call."""
+
+    @classmethod
+    def of(cls, net: NanoDet) -> PackedNanoDet:
+        """Return the same network in this form."""
+        net.__class__, net.tapes = cls, Tapes()
+        return net
+
+    def maps(self, fine: Tensor) -> tuple[Tensor, ...]:
+        return self.tapes(super().maps, fine)
 
     @staticmethod
     def pool(x: Tensor) -> Tensor:
         return maps.convolve(x, maps.Convolution(x.shape[1], None, (), 2, True))
 
     @staticmethod
+    def added(a: Tensor, b: Tensor) -> Tensor:
+        return maps.enlarge(a, b.shape[-2:], b)
+
+    @staticmethod
     def joined(coarse: Tensor, fine: Tensor) -> Tensor:
         channels = coarse.shape[1]
         both = maps.empty_map(fine, channels + fine.shape[1])
         maps.enlarge(coarse, fine.shape[-2:], out=both[:, :channels])
-        both[:, channels:] = fine
+        maps.enlarge(fine, fine.shape[-2:], out=both[:, channels:])
         return both
 
 
@@ -114,22 +125,23 @@ class PackedMaskBranch(MaskBranch):
 
     def __init__(self, branch: MaskBranch) -> None:
         nn.Module.__init__(self)
-        self.mask_dim, self.place = branch.mask_dim, packed_linear(branch.place.weight, None, 'none', torch.float32)
+        self.mask_dim, self.place = branch.mask_dim, PackedLinear(branch.place.weight, None, 'none', torch.float32)
         self.levels = nn.ModuleList(map(PackedChain, branch.levels))
         self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks))
         self.reduce, self.lateral = PackedChain(branch.reduce), PackedChain(branch.lateral)
         self.output = PackedRefine(branch.output, branch.mask_features)
         self.enlarged = maps.enlarge
-        self.kept: dict[tuple[int, int, int], Tensor] = {}      # what places add to the maps of some sizes
+        self.tapes = Tapes()
 
     def forward(self, stem: Tensor, *maps: Tensor) -> tuple[Tensor, list[Tensor]]:
+        features, *levels = self.tapes(self.pieces, stem, *maps)
+        return features, levels
+
+    def pieces(self, stem: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Return mask features and levels; what places add to the maps of some sizes is a constant of the tape."""
+        places = self.places(stem).expand(len(stem), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         x, levels = self.joined(stem, *maps)
-        size = len(stem), *stem.shape[-2:]
-        if size not in self.kept:
-            if len(self.kept) >= KEPT_SIZES:
-                self.kept.clear()
-            self.kept[size] = self.places(stem).expand_as(x).contiguous(memory_format=torch.channels_last)
-        return self.output(x, self.kept[size]), levels
+        return self.output(x, places), *levels
 
 
 class PackedBoxMasks(BoxMasks):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tar_vis_core.models.backbones.nanodet import GhostBlock, Separable, ShuffleUnit
+from tar_vis_core.models.backbones.nanodet import GhostBlock, NanoDet, Separable, ShuffleUnit
 from tar_vis_core.models.box_masks import BoxMasks, BoxShapes
 from tar_vis_core.models.layers import Conv, bilinear
 from tar_vis_core.models.mask_branch import MaskBranch, Refine
@@ -15,6 +15,7 @@ from tar_vis_core.models.packed_units import PackedBoxMasks, PackedChain, Packed
 from tar_vis_core.models.video_model import build_model
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.kernels import maps
+from tar_vis_core.runtime.kernels.tapes import Tapes
 
 pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason='the kernels are not built')
 
@@ -54,6 +55,32 @@ def test_a_mask_branch_equals_its_layers_at_every_size():
         (expected, levels), (found, others) = plain(*maps), fast(*maps)
         for a, b in zip([expected, *levels], [found, *others], strict=True):
             torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_detector_equals_its_layers_in_every_frame_and_size():
+    torch.manual_seed(0)
+    plain = NanoDet(80).eval()
+    fast = packed(copy.deepcopy(plain), torch.float32)
+    assert type(fast) is PackedNanoDet
+    kept = []       # what a frame gave stays when others come
+    for frames, h, w in [(1, 64, 96), (1, 64, 96), (2, 64, 96), (1, 96, 64), (1, 64, 96)]:
+        x = torch.randn(frames, 3, h, w)
+        kept.append((plain(x), fast(x)))
+    for expected, found in kept:
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(b, a, atol=2e-5, rtol=1e-4)
+    assert len(fast.tapes.kept) == 3
+
+
+@torch.inference_mode()
+def test_a_tape_refuses_what_it_would_not_repeat():
+    chain, x = PackedChain(Conv(20, 40, 1)), torch.randn(1, 20, 6, 7)
+    for other in (lambda y: (chain(y + 1),), lambda y: (chain(y).relu(),)):
+        with pytest.raises(RuntimeError, match='a map that is'):
+            Tapes()(other, x)
+    found = Tapes()(lambda y: (chain(y),), x)[0]
+    torch.testing.assert_close(found, chain(x))
 
 
 @torch.inference_mode()

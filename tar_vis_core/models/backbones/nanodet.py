@@ -119,6 +119,11 @@ class NanoDet(nn.Module):
     def forward(self, x: Tensor) -> DetectorMaps:
         """Return the maps of ``x (N, 3, H, W)``, normalised RGB; H, W are multiples of 32."""
         fine = self.stem(x)
+        stem, *maps = self.maps(fine)
+        return DetectorMaps(fine, stem, maps[:4], maps[4:8], maps[8:])
+
+    def maps(self, fine: Tensor) -> tuple[Tensor, ...]:
+        """Return what :class:`DetectorMaps` holds of the stem's map ``(N, 24, H/2, W/2)``, one after the other."""
         stem = y = self.pool(fine)
         laterals = []
         for stage, reduce in zip(self.stages, self.reduce, strict=True):
@@ -126,21 +131,22 @@ class NanoDet(nn.Module):
             laterals.append(reduce(y))
         levels = self.neck(laterals)
         cells = [tower(level) for tower, level in zip(self.towers, levels, strict=True)]
-        predictions = [head(cell) for head, cell in zip(self.heads, cells, strict=True)]
-        return DetectorMaps(fine, stem, levels, cells, predictions)
+        return stem, *levels, *cells, *(head(cell) for head, cell in zip(self.heads, cells, strict=True))
 
     def neck(self, laterals: list[Tensor]) -> list[Tensor]:
         """Ghost-PAN: maps of strides 8, 16, 32 to maps of strides 8, 16, 32, 64, all of 96 channels."""
         fine, middle, coarse = laterals
         middle = self.top_down[1](self.joined(coarse, middle))
         fine = self.top_down[0](self.joined(middle, fine))
-        middle = self.bottom_up[0](torch.cat((self.down[0](fine), middle), 1))
-        deep = self.bottom_up[1](torch.cat((self.down[1](middle), coarse), 1))
-        return [fine, middle, deep, self.extra[0](coarse) + self.extra[1](deep)]
+        middle = self.bottom_up[0](self.joined(self.down[0](fine), middle))
+        deep = self.bottom_up[1](self.joined(self.down[1](middle), coarse))
+        return [fine, middle, deep, self.added(self.extra[0](coarse), self.extra[1](deep))]
+
+    added = staticmethod(torch.add)
 
     @staticmethod
     def joined(coarse: Tensor, fine: Tensor) -> Tensor:
-        """Return the channels of a map that is enlarged, then those of a finer one."""
+        """Return the channels of a map that is enlarged if need be, then those of another one."""
         return torch.cat((bilinear(coarse, fine.shape[-2:]), fine), 1)
 
     def convolutions(self) -> list[nn.Conv2d]:

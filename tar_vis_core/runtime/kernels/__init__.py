@@ -33,10 +33,9 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 7
         loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_float]
         loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
-        loaded.tar_vis_convolution.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 12 + [ctypes.c_float]
-        loaded.tar_vis_samples.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 8
+        loaded.tar_vis_calls.argtypes = ctypes.c_void_p, ctypes.c_int64
         loaded.tar_vis_propose.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_float] * 2
-        for name in ('deformable', 'group_norm', 'attention', 'convolution', 'samples', 'propose'):
+        for name in ('deformable', 'group_norm', 'attention', 'calls', 'propose'):
             getattr(loaded, f'tar_vis_{name}').restype = None
     except (OSError, AttributeError):
         return None

@@ -170,6 +170,8 @@ void convolution(const ConvolutionTask &task, int64_t frame, int64_t begin, int6
       depthwise(task, in, y, at.out + (y - begin) * task.out_width * at.step, at.step);
     }
     scratch += count * task.channels;
+  } else if (!task.products) {
+    for (int64_t p = 0; p < count; ++p) std::copy_n(at.x + p * at.step, at.inputs, out + p * task.out_step);
   }
   for (int64_t i = 0; i < task.products; ++i) {
     const Product &own = task.product[i];

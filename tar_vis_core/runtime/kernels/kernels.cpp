@@ -69,6 +69,14 @@ struct SampleTask {
   int64_t height, width, channels, step, added_step, out_step;
 };
 
+// A kernel of maps, as Python asks for it and writes it down (tapes.py).
+struct Call {
+  int64_t kind;  // 0: ConvolutionTask, 1: SampleTask
+  float *pointers[6];
+  int64_t sizes[12];
+  float slope;
+};
+
 struct DetectorLevel {
   const float *predictions;  // (frames, height, width, classes + 4 * kBins), `step` floats from cell to cell
   const float *content;      // (frames, height, width, channels), `content_step` floats from cell to cell
@@ -138,6 +146,48 @@ int64_t threads() {
 #endif
 }
 
+// The pointers and sizes of a call for a ConvolutionTask come in the order of what it holds, frames the first size.
+void convolve_maps(const Call &call) {
+  const auto run = CHOSEN(convolution);
+  float *const *p = call.pointers;
+  const int64_t *n = call.sizes, frames = n[0], channels = n[3], kernel = n[5], out_height = n[7], out_width = n[8];
+  const int64_t products = n[9];
+  const Product *product = reinterpret_cast<const Product *>(p[3]);
+  const ConvolutionTask task = {p[0], p[1], p[2], product, p[4], p[5], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8],
+                                n[9], n[10], n[11], call.slope};
+  // parts of about kPixels pixels, as many for each thread
+  const int64_t round = kPixels * threads(), rounds = (frames * out_height * out_width + round - 1) / round;
+  const int64_t parts = std::max<int64_t>(1, std::min(out_height, rounds * threads() / frames));
+  int64_t between = kernel > 1 && products ? channels : 0, work = kernel * kernel * channels;
+  for (int64_t i = 0; i + 1 < products; ++i) between += product[i].outputs;
+  for (int64_t i = 0; i < products; ++i) work += (i ? product[i - 1].outputs : channels) * product[i].outputs;
+#pragma omp parallel if (frames * out_height * out_width * work > kAlone)
+  {
+    std::vector<float> scratch((out_height + parts - 1) / parts * out_width * between);
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < frames * parts; ++part) {
+      const int64_t own = part % parts;
+      run(task, part / parts, own * out_height / parts, (own + 1) * out_height / parts, scratch.data());
+    }
+  }
+}
+
+// The same for a SampleTask; all frames are sampled at the same places, whose number is the second size.
+void sample_maps(const Call &call) {
+  const auto run = CHOSEN(sample_points);
+  const float *map = call.pointers[0], *places = call.pointers[1], *added = call.pointers[2];
+  float *out = call.pointers[3];
+  const int64_t *n = call.sizes, frames = n[0], points = n[1], height = n[2], width = n[3], channels = n[4];
+  const int64_t step = n[5], added_step = n[6], out_step = n[7], parts = threads();
+#pragma omp parallel for schedule(static) if (8 * frames * points * channels > kAlone)
+  for (int64_t part = 0; part < frames * parts; ++part) {
+    const int64_t frame = part / parts, own = part % parts, first = frame * points;
+    run({map + frame * height * width * step, places, added ? added + first * added_step : nullptr,
+         out + first * out_step, height, width, channels, step, added_step, out_step},
+        own * points / parts, (own + 1) * points / parts);
+  }
+}
+
 // out = x * scale + shift, from the sums over all rows.
 void finish(const double *sum, const float *first, const float *weight, const float *bias, int64_t rows,
             int64_t channels, int64_t groups, float eps, float *scale, float *shift) {
@@ -182,45 +232,9 @@ void tar_vis_attention(const float *query, const float *key, const float *value,
   }
 }
 
-// See ConvolutionTask.
-void tar_vis_convolution(const float *x, const float *filter, const float *filter_bias, const Product *product,
-                         const float *passed, float *out, int64_t frames, int64_t height, int64_t width,
-                         int64_t channels, int64_t step, int64_t kernel, int64_t stride, int64_t out_height,
-                         int64_t out_width, int64_t products, int64_t passed_step, int64_t out_step,
-                         float filter_slope) {
-  const auto run = CHOSEN(convolution);
-  const ConvolutionTask task = {x, filter, filter_bias, product, passed, out, height, width, channels, step, kernel,
-                                stride, out_height, out_width, products, passed_step, out_step, filter_slope};
-  // parts of about kPixels pixels, as many for each thread
-  const int64_t round = kPixels * threads(), rounds = (frames * out_height * out_width + round - 1) / round;
-  const int64_t parts = std::max<int64_t>(1, std::min(out_height, rounds * threads() / frames));
-  int64_t between = kernel > 1 && products ? channels : 0, work = kernel * kernel * channels;
-  for (int64_t i = 0; i + 1 < products; ++i) between += product[i].outputs;
-  for (int64_t i = 0; i < products; ++i) work += (i ? product[i - 1].outputs : channels) * product[i].outputs;
-#pragma omp parallel if (frames * out_height * out_width * work > kAlone)
-  {
-    std::vector<float> scratch((out_height + parts - 1) / parts * out_width * between);
-#pragma omp for schedule(static)
-    for (int64_t part = 0; part < frames * parts; ++part) {
-      const int64_t own = part % parts;
-      run(task, part / parts, own * out_height / parts, (own + 1) * out_height / parts, scratch.data());
-    }
-  }
-}
-
-// See SampleTask; all frames are sampled at the same places.
-void tar_vis_samples(const float *map, const float *places, const float *added, float *out, int64_t frames,
-                     int64_t points, int64_t height, int64_t width, int64_t channels, int64_t step, int64_t added_step,
-                     int64_t out_step) {
-  const auto run = CHOSEN(sample_points);
-  const int64_t parts = threads();
-#pragma omp parallel for schedule(static) if (8 * frames * points * channels > kAlone)
-  for (int64_t part = 0; part < frames * parts; ++part) {
-    const int64_t frame = part / parts, own = part % parts, first = frame * points;
-    run({map + frame * height * width * step, places, added ? added + first * added_step : nullptr,
-         out + first * out_step, height, width, channels, step, added_step, out_step},
-        own * points / parts, (own + 1) * points / parts);
-  }
+// See Call.
+void tar_vis_calls(const Call *call, int64_t count) {
+  for (; count; --count, ++call) (call->kind ? sample_maps : convolve_maps)(*call);
 }
 
 // See ProposalTask.

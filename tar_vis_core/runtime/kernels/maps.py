@@ -5,21 +5,15 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.kernels.tapes import CONVOLUTION, SAMPLES, Product, address, room, run
 
 PANEL = 16      # outputs of a convolution whose weights lie together
-
-
-class _Product(ctypes.Structure):
-    """The kernel's ``Product``."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ('weights', 'bias', 'added')] + [
-        (name, ctypes.c_int64) for name in ('outputs', 'added_step')] + [('slope', ctypes.c_float)]
 
 
 class _Level(ctypes.Structure):
@@ -33,8 +27,8 @@ class _Level(ctypes.Structure):
 class Convolution:
     """A depthwise convolution and then 1x1 convolutions, either of which may be missing, as the kernel wants them.
 
-    In place of a filter it may ``pool``: the greatest values of 3x3 pixels, stride 2. After each convolution negative
-    values are multiplied by its slope: 1 changes nothing. All tensors are float32.
+    Without any of them it is a copy. In place of a filter it may ``pool``: the greatest values of 3x3 pixels, stride 2.
+    After each convolution negative values are multiplied by its slope: 1 changes nothing. All tensors are float32.
     """
 
     channels: int
@@ -42,10 +36,6 @@ class Convolution:
     products: tuple[tuple[Tensor, Tensor, float], ...]      # (outputs / PANEL, inputs, PANEL), bias, slope
     stride: int = 1
     pools: bool = False
-
-    def __getstate__(self) -> dict:
-        """Return what is copied: addresses are not."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @functools.cached_property
     def outputs(self) -> int:
@@ -57,9 +47,9 @@ class Convolution:
         return tuple(len(bias) for _, bias, _ in self.products)
 
     @functools.cached_property
-    def for_kernel(self) -> ctypes.Array[_Product]:
+    def for_kernel(self) -> ctypes.Array[Product]:
         """The 1x1 convolutions as the kernel takes them, nothing added: made once, for a call takes some µs."""
-        return (_Product * len(self.products))(*(
+        return (Product * len(self.products))(*(
             (weights.data_ptr(), bias.data_ptr(), None, len(bias), 0, slope) for weights, bias, slope in self.products))
 
 
@@ -84,10 +74,6 @@ def _step(x: Tensor) -> int:
     return step if fits else 0
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _readable(x: Tensor | None) -> tuple[Tensor | None, int]:
     """Return a map as the kernel reads it, copied if need be, and its step; nothing if there is none."""
     if x is None:
@@ -100,7 +86,7 @@ def _readable(x: Tensor | None) -> tuple[Tensor | None, int]:
 def empty_map(like: Tensor, channels: int) -> Tensor:
     """Return memory for a map ``(N, channels, h, w)`` of the size of ``like (N, C, h, w)``, channels last."""
     n, _, h, w = like.shape
-    return torch.empty(n, h, w, channels).permute(0, 3, 1, 2)
+    return room(n, h, w, channels)
 
 
 def convolve(x: Tensor, how: Convolution, added: Sequence[Tensor | None] = (), passed: Tensor | None = None,
@@ -118,7 +104,7 @@ def convolve(x: Tensor, how: Convolution, added: Sequence[Tensor | None] = (), p
     size = (height - 1) // how.stride + 1, (width - 1) // how.stride + 1
     outputs = how.outputs * (1 if passed is None else 2)
     if out is None:
-        out = torch.empty(n, *size, outputs).permute(0, 3, 1, 2)
+        out = room(n, *size, outputs)
     maps = [(x, (n, how.channels, height, width)), (passed, (n, how.outputs, *size)), (out, (n, outputs, *size)),
             *((own, (n, wide, *size)) for own, wide in zip(added, how.wide))]
     if any(given is not None and given.shape != shape for given, shape in maps):
@@ -128,15 +114,15 @@ def convolve(x: Tensor, how: Convolution, added: Sequence[Tensor | None] = (), p
     if read:
         products = type(products).from_buffer_copy(products)
         for product, (own, step) in zip(products, read):
-            product.added, product.added_step = _address(own), step
+            product.added, product.added_step = address(own), step
     (x, step), (passed, passed_step), out_step = _readable(x), _readable(passed), _step(out)
     if not out_step:
         raise ValueError('out is not float32 with its channels side by side')
     filters, bias, slope = how.filter or (None, None, 1.0)
     kernel = 3 if how.pools else 1 if filters is None else len(filters)
-    kernels.compiled().tar_vis_convolution(
-        _address(x), _address(filters), _address(bias), products, _address(passed), _address(out), n, height, width,
-        channels, step, kernel, how.stride, *size, len(products), passed_step, out_step, slope)
+    run(CONVOLUTION, (x, filters, bias, None, passed, out),
+        (n, height, width, channels, step, kernel, how.stride, *size, len(products), passed_step, out_step), slope,
+        products, tuple(own for own, _ in read))
     return out
 
 
@@ -150,14 +136,14 @@ def sample_map(x: Tensor, places: Tensor, added: Tensor | None = None, out: Tens
     kernels.refuse_tracing()
     (n, channels, height, width), size = x.shape, places.shape[:2]
     if out is None:
-        out = torch.empty(n, *size, channels).permute(0, 3, 1, 2)
+        out = room(n, *size, channels)
     (x, step), (added, added_step), out_step = _readable(x), _readable(added), _step(out)
     places = places.float().contiguous()
     if channels < PANEL or not out_step or out.shape != (n, channels, *size) or (
             added is not None and added.shape != out.shape):
         raise ValueError(f'cannot sample {tuple(x.shape)} at {tuple(places.shape)} places into {tuple(out.shape)}')
-    kernels.compiled().tar_vis_samples(*map(_address, (x, places, added, out)), n, size[0] * size[1], height, width,
-                                       channels, step, added_step, out_step)
+    run(SAMPLES, (x, places, added, out, None, None),
+        (n, size[0] * size[1], height, width, channels, step, added_step, out_step))
     return out
 
 
@@ -169,6 +155,8 @@ def _centres(height: int, width: int) -> Tensor:
 
 def enlarge(x: Tensor, size: tuple[int, int], added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Return a map ``(N, C, h, w)`` resized as ``layers.bilinear`` does; the rest is as in :func:`sample_map`."""
+    if x.shape[-2:] == size and added is None:
+        return convolve(x, Convolution(x.shape[1], None, ()), out=out)
     return sample_map(x, _centres(*size), added, out)
 
 
@@ -184,10 +172,10 @@ def likeliest_cells(predictions: Sequence[Tensor], content: Sequence[Tensor], st
     kernels.refuse_tracing()
     read = [(*map(_readable, pair), pair[0].shape, stride)
             for *pair, stride in zip(predictions, content, strides, strict=True)]
-    levels = (_Level * len(read))(*((_address(x), _address(y), *shape[2:], stride, step, content_step)
+    levels = (_Level * len(read))(*((address(x), address(y), *shape[2:], stride, step, content_step)
                                     for (x, step), (y, content_step), shape, stride in read))
     n, channels = len(content[0]), content[0].shape[1]
     out = torch.zeros(n, queries, 4), torch.full((n, queries, classes), least), torch.zeros(n, queries, channels)
-    kernels.compiled().tar_vis_propose(levels, *map(_address, out), n, len(levels), classes, channels, candidates,
+    kernels.compiled().tar_vis_propose(levels, *map(address, out), n, len(levels), classes, channels, candidates,
                                        queries, *shares)
     return out
