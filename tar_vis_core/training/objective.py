@@ -98,7 +98,7 @@ def batch_losses(model: VideoInstanceModel, clips: list[list[Sample]], recipe: R
                     half = model.supervised(features, previous, model.decoder.routers.half)
                 before, behind = (frame_losses(model, half, depth, features, samples, targets, recipe.loss, person)
                                   for depth in (model.config.warmup_layers, -1))
-                term = worth_loss(output.worth, before, behind)
+                term = worth_loss(output.worth, before + recipe.rest_cost, behind)
                 total, passes = total + term, passes + 1
                 log['worth'] = float(term.detach())
             if segments:

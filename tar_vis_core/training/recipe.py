@@ -72,6 +72,7 @@ class Recipe:
     crop: list[int] = field(default_factory=list)           # sides of random crops of ``videos``: from, to; []: none
 
     price: float = 0.05             # of a layer, in units of loss, for Routers that look at the picture
+    rest_cost: float = 0.0          # units of loss that the frames behind a rest lose, for the same Routers
     tracker_noise: float = 0.0      # how often the referring tracker starts from mixed queries
     loss: LossWeights = field(default_factory=LossWeights)
 

@@ -155,6 +155,18 @@ def test_only_what_routers_say_trains_if_nothing_else_does():
     assert set(terms) == {'worth'} and model.decoder.routers.worth.bias.grad.abs().sum() > 0
 
 
+def test_what_a_rest_costs_adds_to_what_layers_are_worth():
+    recipe, losses = load_recipe('crowd_see'), []
+    model, _ = start_model(recipe)
+    for cost, worth in ((0.0, 0.3), (0.25, 0.55)):
+        recipe.rest_cost = cost
+        torch.nn.init.constant_(model.decoder.routers.worth.bias, worth)
+        torch.manual_seed(0)
+        loss, _ = batch_losses(model, [SynthVideos((64, 96), 2, length=1, seed=3)[0]], recipe, 0.0, (0, 0))
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_a_file_says_itself_what_routers_it_holds(tmp_path):
     model = seeing()
     torch.manual_seed(0)
