@@ -34,6 +34,7 @@ class Detection:
     box: tuple[int, int, int, int]       # tight, x, y, width, height in source pixels
     area: int                            # source pixels
     runs: np.ndarray                     # run lengths inside the box
+    gain: float = 1.0                    # of its class, see ``detect``
 
     @property
     def class_id(self) -> int:
@@ -41,7 +42,7 @@ class Detection:
 
     @property
     def score(self) -> float:
-        return float(self.class_scores.max())
+        return min(1.0, self.gain * float(self.class_scores.max()))
 
 
 def mask_quality(logits: Tensor) -> Tensor:
@@ -104,21 +105,25 @@ def class_probabilities(tracked: Tracked) -> Tensor:
     return probabilities
 
 
-def likeliest_queries(probabilities: Tensor, min_score: float) -> Tensor:
+def likeliest_queries(probabilities: Tensor, min_score: float, allowed: np.ndarray, gains: np.ndarray) -> Tensor:
     """Return the queries ``(K,)`` that are surest to be something, or those of them that may reach ``min_score``."""
-    # no score exceeds the probability of being anything at all, so this loses nothing
     something = 1 - probabilities[:, -1]
     queries = something.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-    return queries[something[queries] >= min_score] if on_cpu(queries) else queries
+    if not on_cpu(queries):
+        return queries
+    # no score exceeds the probability of being anything at all, so this loses nothing
+    likeliest = (probabilities[queries, :-1].numpy() * allowed).argmax(1)
+    return queries[torch.from_numpy(something[queries].numpy() * gains[likeliest] >= min_score)]
 
 
-def candidates(tracked: Tracked, mask_features: Tensor, min_score: float) -> Candidates:
+def candidates(tracked: Tracked, mask_features: Tensor, min_score: float, allowed: np.ndarray, gains: np.ndarray,
+               ) -> Candidates:
     """Return the likeliest queries. On a GPU the masks stay there; all that decides comes in one transfer.
 
     Raise NotFiniteError as :func:`detect` does.
     """
     probabilities = class_probabilities(tracked)
-    queries = likeliest_queries(probabilities, min_score)
+    queries = likeliest_queries(probabilities, min_score, allowed, gains)
     logits = masks_of(tracked, 0, queries, mask_features).float()
     scores = probabilities[queries, :-1] * mask_quality(logits)[:, None]
     finite = torch.isfinite(probabilities).all() & torch.isfinite(scores).all()
@@ -130,10 +135,10 @@ def candidates(tracked: Tracked, mask_features: Tensor, min_score: float) -> Can
     return Candidates(*found[:3], logits, found[4] if bits else None)
 
 
-def large_enough(found: Candidates, class_scores: np.ndarray, geometry: MaskGeometry, min_score: float,
+def large_enough(found: Candidates, scores: np.ndarray, geometry: MaskGeometry, min_score: float,
                  ) -> tuple[np.ndarray, np.ndarray]:
     """Return the candidates ``(k,)`` that reach the score with a mask that is no speck, and their masks of cells."""
-    good = np.flatnonzero(class_scores.max(1) >= min_score)
+    good = np.flatnonzero(scores >= min_score)
     rows, columns = geometry.content_cells
     positive = found.positive(good)
     large = positive[:, :rows, :columns].sum((1, 2)) >= MIN_CELLS
@@ -154,8 +159,8 @@ def without_duplicates(masks: np.ndarray, scores: np.ndarray, classes: np.ndarra
     return kept
 
 
-def to_detections(found: Candidates, class_scores: np.ndarray, good: np.ndarray, positive: np.ndarray,
-                  image: np.ndarray, geometry: MaskGeometry) -> list[Detection]:
+def to_detections(found: Candidates, class_scores: np.ndarray, gain: np.ndarray, good: np.ndarray,
+                  positive: np.ndarray, image: np.ndarray, geometry: MaskGeometry) -> list[Detection]:
     """Return the detections of the candidates ``good (k,)``, whose masks of cells are ``positive (k, h, w)``."""
     if not good.size:
         return []
@@ -170,20 +175,24 @@ def to_detections(found: Candidates, class_scores: np.ndarray, good: np.ndarray,
         # A track keeps copies: views would hold the memory of all candidates, from a GPU pinned.
         detections.append(Detection(
             int(found.queries[k]), class_scores[k].copy(), cells.copy(), found.embeddings[k].copy(),
-            colour_signature(small, cells), box, int(np.count_nonzero(mask)), encode_runs(mask)))
+            colour_signature(small, cells), box, int(np.count_nonzero(mask)), encode_runs(mask), float(gain[k])))
     return detections
 
 
 def detect(tracked: Tracked, features: Features, image: np.ndarray, geometry: MaskGeometry, min_score: float,
-           allowed: np.ndarray) -> list[Detection]:
-    """Return the distinct objects of a frame whose score reaches ``min_score``, by falling score.
+           allowed: np.ndarray, gains: np.ndarray | None = None) -> list[Detection]:
+    """Return the distinct objects of a frame whose score reaches ``min_score``, by falling probability.
 
     Masks are the network's own. ``tracked`` is of one frame; ``image`` is the source, uint8 RGB; ``allowed`` a
-    boolean for each class that users see. Raise NotFiniteError if the network's numbers are not finite.
+    boolean for each class that users see. ``gains (classes,)`` are what the score of a class is multiplied by, so that
+    one threshold fits all; which class an object has is decided without them. Raise NotFiniteError if the network's
+    numbers are not finite.
     """
-    found = candidates(tracked, features.mask_features, min_score)
+    gains = np.ones(len(allowed)) if gains is None else gains
+    found = candidates(tracked, features.mask_features, min_score, allowed, gains)
     class_scores = found.class_scores * allowed
-    good, positive = large_enough(found, class_scores, geometry, min_score)
+    scores, classes = class_scores.max(1), class_scores.argmax(1)
+    good, positive = large_enough(found, scores * gains[classes], geometry, min_score)
     rows, columns = geometry.content_cells
-    alone = without_duplicates(positive[:, :rows, :columns], class_scores[good].max(1), class_scores[good].argmax(1))
-    return to_detections(found, class_scores, good[alone], positive[alone], image, geometry)
+    alone = without_duplicates(positive[:, :rows, :columns], scores[good], classes[good])
+    return to_detections(found, class_scores, gains[classes], good[alone], positive[alone], image, geometry)

@@ -100,6 +100,8 @@ class VideoSegmenter:
         self._recorded, self._warm, self._device_remark, self._engine = recorded_parts(model), set(), '', None
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
+        person, other = model.config.score_gains
+        self._gains = np.array([person if name == 'person' else other for name in self.class_names])
         self.options = SegmenterOptions() if options is None else options
 
     @property
@@ -228,7 +230,7 @@ class VideoSegmenter:
             clock.lap('tracker')
         try:
             detections, broken = detect(tracked, features, image, geometry, CONTINUE_SHARE * options.score_threshold,
-                                        self._allowed), ''
+                                        self._allowed, self._gains), ''
         except NotFiniteError as error:
             detections, broken = [], str(error)
         clock.lap('masks')

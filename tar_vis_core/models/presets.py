@@ -59,6 +59,8 @@ class ModelConfig:
     tracker: str = 'matching'               # one of ``TRACKERS``
     match_threshold: float = 0.2            # of the tracker 'memory_bank'
     routing: bool = True                    # Synchronizer and Routers present
+    # what scores of persons and of other classes are multiplied by, so that one threshold fits both
+    score_gains: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -70,8 +72,8 @@ class ModelConfig:
 PRESETS = {
     # queries start from a detector's boxes
     'nano': ModelConfig(
-        'nano', 'nanodet', 'coco', dim=128, mask_dim=64, queries=64, decoder_ffn=512, decoder_layers=2, short_side=320,
-        tracker='motion', synchronizer='bipartite', routers='seeing'),
+        'nano', 'nanodet', 'coco', dim=128, mask_dim=64, queries=64, decoder_ffn=512, decoder_layers=2, short_side=384,
+        tracker='motion', synchronizer='bipartite', routers='seeing', score_gains=(1.5, 0.86)),
     'minvis_r50': ModelConfig('minvis', 'r50', short_side=360),
     'minvis_swin_l': ModelConfig('minvis', 'swin_l', queries=200),
     'ctvis_r50': ModelConfig('ctvis', 'r50', reid=True, match_threshold=0.3),

@@ -18,14 +18,14 @@ def block(rows, columns, inside=4.0, shape=(16, 24)):
     return logits
 
 
-def find(probabilities, logits, min_score=0.1, allowed=None):
+def find(probabilities, logits, min_score=0.1, allowed=None, gains=None):
     """Detect in queries with these class probabilities and mask logits, each a channel of the mask features."""
     probabilities, masks = torch.tensor(probabilities), torch.stack(logits)
     count, classes = probabilities.shape[0], probabilities.shape[1] - 1
     tracked = Tracked(probabilities.log()[None], torch.eye(count)[None], None, torch.ones(1, count, 8),
                       np.arange(count)[None])
     allowed = np.ones(classes, bool) if allowed is None else np.array(allowed)
-    return detection.detect(tracked, Features(masks[None], []), IMAGE, GEOMETRY, min_score, allowed)
+    return detection.detect(tracked, Features(masks[None], []), IMAGE, GEOMETRY, min_score, allowed, gains)
 
 
 def test_quality_is_the_mean_probability_of_the_positive_pixels():
@@ -38,6 +38,25 @@ def test_a_sure_mask_beats_a_vague_one_of_equal_class_probability():
     assert [d.query for d in found] == [1, 0]
     assert found[0].score == pytest.approx(0.8, abs=0.01)
     assert found[1].score == pytest.approx(0.41, abs=0.01)
+
+
+def test_gains_fit_one_threshold_to_all_classes_and_change_no_class():
+    probabilities = [[0.45, 0.0, 0.55], [0.0, 0.45, 0.55], [0.4, 0.5, 0.1], [0.9, 0.0, 0.1]]
+    masks = [block(rows, columns, 9) for rows in ((0, 8), (10, 16)) for columns in ((0, 6), (8, 14))]
+    found = find(probabilities, masks, 0.5, gains=np.array([1.5, 0.8]))
+    assert [(d.query, d.class_id, round(d.score, 2)) for d in found] == [(3, 0, 1.0), (0, 0, 0.67)]
+    found = find(probabilities, masks, 0.3, gains=np.array([1.5, 0.8]))
+    assert {d.query: (d.class_id, round(d.score, 2)) for d in found} == {
+        0: (0, 0.67), 1: (1, 0.36), 2: (1, 0.4), 3: (0, 1.0)}
+    # of a class that is not shown only the other one's score counts
+    found = find(probabilities, masks, 0.5, allowed=[True, False], gains=np.array([1.5, 0.8]))
+    assert [(d.query, round(d.score, 2)) for d in found] == [(3, 1.0), (0, 0.67), (2, 0.6)]
+
+
+def test_gains_do_not_choose_between_two_that_show_one_object():
+    mask = block((2, 12), (4, 10), 9)
+    (dog,) = find([[0.5, 0.0, 0.5], [0.0, 0.6, 0.4]], [mask, mask], 0.3, gains=np.array([1.5, 0.8]))
+    assert dog.class_id == 1 and dog.score == pytest.approx(0.48, abs=0.01)
 
 
 def test_distinct_depends_on_scores_not_on_order():
