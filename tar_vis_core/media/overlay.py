@@ -24,6 +24,9 @@ def track_colour(track_id: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+OUT_OF_SIGHT = 15       # frames, after which a path is no longer drawn
+
+
 class Trails:
     """The centres of each track's mask in the last frames of one stream. Memory does not grow with time.
 
@@ -52,9 +55,10 @@ class Trails:
                     path.clear()
                 path[result.frame_index] = centre
         first, listed = result.frame_index - self._frames, {instance.track_id for instance in result.instances}
-        # a track that may come back keeps its path, one that is over does not
+        # a track that was there a moment ago keeps its path, one that is over or long out of sight does not
         kept = {track: {index: centre for index, centre in centres.items() if index > first}
-                for track, centres in self._centres.items() if track in listed}
+                for track, centres in self._centres.items()
+                if track in listed and max(centres) >= result.frame_index - OUT_OF_SIGHT}
         self._centres = {track: centres for track, centres in kept.items() if centres}
         return {track: _pieces(centres) for track, centres in self._centres.items()}
 

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip('cv2')
 
 from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTimes, TrackStatus, encode_runs
-from tar_vis_core.media.overlay import Trails, draw_overlay, mask_centre, track_colour
+from tar_vis_core.media.overlay import OUT_OF_SIGHT, Trails, draw_overlay, mask_centre, track_colour
 
 
 def disc(track_id: int, x: int, y: int, size: int, score: float = 0.9, status=TrackStatus.TRACKED) -> Instance:
@@ -119,6 +119,15 @@ def test_a_trail_has_a_gap_where_frames_were_missed_and_ends_with_its_track():
     assert trails.follow(frame(4, gone[1])) == {1: [[(30, 10)], [(50, 10)]]}
     assert trails.follow(frame(5)) == {}
     assert trails.follow(frame(6, gone[1])) == {}
+
+
+def test_a_trail_of_what_is_long_out_of_sight_is_not_drawn_before_it_comes_back():
+    trails, no_pixels = Trails(), np.array([16], np.uint32)
+    gone = Instance(1, TrackStatus.LOST, 1, 0, 'person', 0.5, (0, 0, 4, 4), 0, no_pixels)
+    trails.follow(frame(0, disc(1, 0, 0, 21)))
+    drawn = [bool(trails.follow(frame(index, gone))) for index in range(1, 60)]
+    assert drawn == [True] * OUT_OF_SIGHT + [False] * (59 - OUT_OF_SIGHT)
+    assert trails.follow(frame(60, disc(1, 30, 0, 21))) == {1: [[(40, 10)]]}
 
 
 def test_trails_start_anew_with_the_tracks():
