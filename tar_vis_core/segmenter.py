@@ -100,8 +100,7 @@ class VideoSegmenter:
         self._recorded, self._warm, self._device_remark, self._engine = recorded_parts(model), set(), '', None
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
-        person, other = model.config.score_gains
-        self._gains = np.array([person if name == 'person' else other for name in self.class_names])
+        self._gains = model.config.class_gains
         self.options = SegmenterOptions() if options is None else options
 
     @property

@@ -19,6 +19,7 @@ from tar_vis_core.data.ytvis import load_ytvis
 from tar_vis_core.errors import DataError, TarVisError
 from tar_vis_core.evaluation.decodings import Decoding, decodings_of
 from tar_vis_core.evaluation.identity_measures import MATCH
+from tar_vis_core.evaluation.reported import as_table as reported_table
 from tar_vis_core.evaluation.results_json import categories_of, read_results, write_results
 from tar_vis_core.evaluation.stills import as_table as still_table
 from tar_vis_core.evaluation.stills import evaluate_routings, labelled_categories
@@ -132,9 +133,11 @@ def evaluate_on_stills(choices: EvalRun) -> None:
     if not set(names) & set(map(plain_name, model.config.class_names)):
         raise ValueError(f'the model knows none of the categories to evaluate ({", ".join(names)}), only '
                          f'{", ".join(model.config.class_names)}')
-    rows = evaluate_routings(model, records, decodings, choices.short_side or model.config.short_side, names)
+    rows = evaluate_routings(model, records, decodings, choices.short_side or model.config.short_side, names,
+                             choices.score_threshold)
     print(f'\n{choices.data.name}: {len(records)} images; {rows[-1].result.categories[0].name} masks, percent')
     print(still_table(rows))
+    print(f'\nreported at a score of {choices.score_threshold:g}, {rows[-1].name}\n{reported_table(rows[-1].reported)}')
     if len(rows[-1].result.categories) > 1:
         for row in rows:
             print(f'\n{row.name}\n{row.result}')

@@ -20,6 +20,7 @@ from tar_vis_core.detection import detect
 from tar_vis_core.errors import DataError
 from tar_vis_core.evaluation.coco_ap import CocoResult, Prediction, evaluate, expand_categories
 from tar_vis_core.evaluation.decodings import Decoding
+from tar_vis_core.evaluation.reported import ALL, Reported, reported
 from tar_vis_core.instances import place_runs
 from tar_vis_core.masks import MaskGeometry
 from tar_vis_core.models.masked_decoder import DecoderOutput
@@ -38,6 +39,7 @@ class StillsRow:
     name: str
     executed: float      # layers per frame, mean
     result: CocoResult
+    reported: list[Reported]     # the first category, then all classes
 
 
 def frame_before(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -48,28 +50,33 @@ def frame_before(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def to_predictions(model: VideoInstanceModel, image: np.ndarray, features: Features, out: DecoderOutput,
-                   geometry: MaskGeometry) -> list[Prediction]:
-    """Everything that the decoder says above :data:`MIN_SCORE`, with the segmenter's own scores and duplicates."""
-    names = model.config.class_names
+                   geometry: MaskGeometry, threshold: float) -> tuple[list[Prediction], list[Prediction]]:
+    """Return everything that the decoder says above :data:`MIN_SCORE`, and what a user is shown of it.
+
+    Scores and duplicates are the segmenter's own.
+    """
+    names, gains = model.config.class_names, model.config.class_gains
     rows, _ = MatchingTracker().track(out, features.mask_features, None)    # the queries in their own order
-    found = detect(rows, features, image, geometry, MIN_SCORE, np.ones(len(names), bool))
-    full = []
+    found = detect(rows, features, image, geometry, MIN_SCORE * gains.min(), np.ones(len(names), bool), gains)
+    full, shown = [], []
     for one in found:
         mask = place_runs(one.runs, one.box, *image.shape[:2])
         # every class that the object may be is a prediction of its own, as in COCO's protocol
         full += [(float(score), name, mask) for score, name in zip(one.class_scores, names, strict=True)
                  if score >= MIN_SCORE]
-    return full
+        if one.score >= threshold:
+            shown.append((one.score, names[one.class_id], mask))
+    return full, shown
 
 
 @torch.inference_mode()
 def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, Decoding], short_side: int,
-                      categories: tuple[str, ...]) -> list[StillsRow]:
+                      categories: tuple[str, ...], threshold: float) -> list[StillsRow]:
     """Return the AP of each way of decoding; images are encoded once.
 
     A way takes (features, previous queries) and returns the decoder's output.
     """
-    answers: dict[str, list[list[Prediction]]] = {name: [] for name in ways}
+    answers: dict[str, list[tuple[list[Prediction], list[Prediction]]]] = {name: [] for name in ways}
     executed = dict.fromkeys(ways, 0)
     for number, record in enumerate(tqdm(records, desc='images', unit='image')):
         image = record.image()
@@ -81,9 +88,13 @@ def evaluate_routings(model: VideoInstanceModel, records: list, ways: dict[str, 
         for name, way in ways.items():
             out = way(both[1], previous)
             executed[name] += out.trace.executed_layers
-            answers[name].append(to_predictions(model, image, both[1], out, geometry))
-    return [StillsRow(name, executed[name] / max(1, len(records)), evaluate(records, predictions, categories))
-            for name, predictions in answers.items()]
+            answers[name].append(to_predictions(model, image, both[1], out, geometry, threshold))
+    rows = []
+    for name, pairs in answers.items():
+        said, shown = zip(*pairs, strict=True) if pairs else ((), ())
+        rows.append(StillsRow(name, executed[name] / max(1, len(records)), evaluate(records, said, categories),
+                              [reported(records, shown, kind) for kind in (categories[0], ALL)]))
+    return rows
 
 
 def labelled_categories(path: Path, records: Sequence[ImageRecord], wanted: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tar_vis_core.errors import unknown_name
 from tar_vis_core.models.class_sets import CLASS_SETS
 
@@ -67,6 +69,12 @@ class ModelConfig:
             object.__setattr__(self, 'class_names', CLASS_SETS[self.class_set])
         if not self.classes:
             object.__setattr__(self, 'classes', len(self.class_names))
+
+    @property
+    def class_gains(self) -> np.ndarray:
+        """Return the gain of each class that users see, ``(classes,)``."""
+        person, other = self.score_gains
+        return np.array([person if name == 'person' else other for name in self.class_names])
 
 
 PRESETS = {

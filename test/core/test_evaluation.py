@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from tar_vis_core.data.coco import ImageRecord, load_coco
 from tar_vis_core.evaluation.coco_ap import CategoryAP, CocoResult, Prediction, evaluate
+from tar_vis_core.evaluation.reported import MANY, as_table, reported
 
 
 def answers(records: list[ImageRecord], change=lambda *row: [row]) -> list[list[Prediction]]:
@@ -103,3 +105,64 @@ def test_pascal_names_are_understood_and_other_names_left_out(tmp_path):
 def test_a_mask_of_another_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'shape \(4, 5\), the image is \(96, 128\)'):
         run(write_coco(tmp_path), lambda score, name, mask: [(score, name, np.ones((4, 5), bool))])
+
+
+# What is reported at the threshold
+
+def test_perfect_answers_are_right_and_find_every_size(tmp_path):
+    large = {'id': 99, 'image_id': 1, 'category_id': 72, 'iscrowd': 0, 'segmentation': rle_of(np.ones((96, 128), bool))}
+    records = load_coco(write_coco(tmp_path, extra=(large,)))
+    everything = reported(records, answers(records))
+    assert (everything.images, everything.answers, everything.right) == (3, 7, 7)
+    assert everything.found == everything.instances == (3, 3, 1)
+    person = reported(records, answers(records), 'person')
+    assert (person.answers, person.right, person.instances) == (3, 3, (0, 3, 0))
+    assert ' '.join(as_table([person]).splitlines()[1].split()) == 'person 3 3 100.0 % 0 of 0 3 of 3 0 of 0'
+
+
+def test_an_instance_makes_one_answer_right(tmp_path):
+    records = load_coco(write_coco(tmp_path))
+    twice = answers(records, lambda *row: [row, row])
+    assert (reported(records, twice).answers, reported(records, twice).right) == (12, 6)
+
+
+@pytest.mark.parametrize('change', [
+    lambda score, name, mask: [(score, 'cat' if name == 'person' else 'person', mask)],
+    lambda score, name, mask: [(score, name, np.roll(mask, 64, 1))]], ids=['another class', 'another place'])
+def test_answers_of_another_class_or_place_are_wrong_and_find_nothing(tmp_path, change):
+    records = load_coco(write_coco(tmp_path))
+    result = reported(records, answers(records, change))
+    assert (result.answers, result.right, result.found) == (6, 0, (0, 0, 0))
+
+
+def test_the_order_of_answers_does_not_matter(tmp_path):
+    records = load_coco(write_coco(tmp_path))
+    rng = random.Random(0)
+    said = [[(rng.random(), name, np.roll(mask, rng.randrange(30), 1)) for _, name, mask in own for _ in range(4)]
+            for own in answers(records)]
+    before = reported(records, said)
+    assert 0 < before.right < before.answers
+    for own in said:
+        rng.shuffle(own)
+    assert reported(records, said) == before
+
+
+def test_nothing_is_charged_where_labels_are_missing(tmp_path):
+    region = np.zeros((HEIGHT, WIDTH), bool)
+    region[70:, :] = True
+    crowd = {'id': 99, 'image_id': 1, 'category_id': 1, 'iscrowd': 1, 'segmentation': rle_of(region)}
+    records = load_coco(write_coco(tmp_path / 'crowd', extra=(crowd,)))
+    inside = [[(0.9, 'person', ellipse(60, 84, 6, 4))] if record is records[0] else [] for record in records]
+    assert reported(records, inside).answers == 0
+    elsewhere = [[], *inside[:1], []]
+    assert reported(records, elsewhere).answers == 1, 'the crowd is in the first picture'
+
+    def many(count: int):
+        row = [{'id': 100 + n, 'image_id': 1, 'category_id': 1, 'iscrowd': 0,
+                'segmentation': rle_of(ellipse(5 + 9 * n, 90, 3, 3))} for n in range(count)]
+        return load_coco(write_coco(tmp_path / str(count), extra=tuple(row)))
+    false = [[(0.9, 'person', ellipse(100, 10, 6, 4)), (0.9, 'cat', ellipse(100, 30, 6, 4))], [], []]
+    assert reported(many(MANY - 2), false).answers == 2, 'one person less'
+    assert reported(many(MANY - 1), false).answers == 1, 'the cat'
+    persons_only = load_coco(write_coco(tmp_path / 'persons', annotated='person'))
+    assert reported(persons_only, false).images == 0 and reported(persons_only, false, 'person').answers == 1
