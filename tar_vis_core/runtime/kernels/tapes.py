@@ -20,8 +20,9 @@ from torch import Tensor
 from tar_vis_core.runtime import kernels
 
 KEPT_SIZES = 8      # of maps
-CONVOLUTION, SAMPLES = range(2)
-MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3)}     # pointers of a call that are not constants
+CONVOLUTION, SAMPLES, ATTENTION, NORM, CELLS = range(5)
+# pointers of a call that are not constants
+MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3), ATTENTION: range(5), NORM: (0, 3, 4, 5), CELLS: range(4)}
 ALIGNED = 64        # bytes at which a part of the memory begins
 
 _written = threading.local()
@@ -51,12 +52,17 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def memory(*shape: int) -> Tensor:
+    """Return memory for a kernel to write to, float32."""
+    taken = torch.empty(shape)
+    if (tape := getattr(_written, 'tape', None)) is not None:
+        tape.taken.append((taken.data_ptr(), taken.data_ptr() + 4 * taken.numel()))
+    return taken
+
+
 def room(*shape: int) -> Tensor:
     """Return memory for a map ``(N, h, w, C)`` as ``(N, C, h, w)``."""
-    memory = torch.empty(shape)
-    if (tape := getattr(_written, 'tape', None)) is not None:
-        tape.taken.append((memory.data_ptr(), memory.data_ptr() + 4 * memory.numel()))
-    return memory.permute(0, 3, 1, 2)
+    return memory(*shape).permute(0, 3, 1, 2)
 
 
 def run(kind: int, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...], slope: float = 1.0,
@@ -161,9 +167,10 @@ class Tapes:
         self.kept: dict[tuple, Tape] = {}
 
     def __call__(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return what the function returns, ``inputs`` float32 with their channels last."""
+        """Return what the function returns, whose ``inputs`` are float32, and maps with their channels last."""
         kernels.refuse_tracing()
-        inputs = tuple(x.detach().to(torch.float32, memory_format=torch.channels_last) for x in inputs)
+        inputs = tuple(x.detach().to(torch.float32).contiguous(
+            memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format) for x in inputs)
         sizes = tuple(x.shape for x in inputs), tuple(x.stride() for x in inputs)
         if sizes not in self.kept:
             if len(self.kept) >= KEPT_SIZES:
