@@ -23,13 +23,18 @@ void norm_rows(const NormTask &task, int64_t begin, int64_t end) {
   }
 }
 
-// The cells along one side that a box touches from `low` to `high`, shares of the side: first <= cell < last.
-ALWAYS_INLINE void touched(float low, float high, int64_t cells, int64_t &first, int64_t &last) {
-  const float margin = kMargin * (high - low) + 0.002f;
-  low = std::min(std::max(low - margin, 0.0f), 0.998f);
-  high = std::min(std::max(high + margin, 0.002f), 1.0f);
-  for (first = 0; first < cells && !(float(first + 1) / cells > low); ++first) continue;
-  for (last = first; last < cells && float(last) / cells < high; ++last) continue;
+// A side of a box with its margin, and the cells that it touches: first <= cell < last.
+struct Side {
+  float low, high;
+  int64_t first, last;
+};
+
+ALWAYS_INLINE Side side_of(const float *box, int64_t cells) {
+  const float margin = kMargin * (box[2] - box[0]) + 0.002f;
+  Side side = {std::min(std::max(box[0] - margin, 0.0f), 0.998f), std::min(std::max(box[2] + margin, 0.002f), 1.0f), 0, 0};
+  while (side.first < cells && !(float(side.first + 1) / cells > side.low)) ++side.first;
+  for (side.last = side.first; side.last < cells && float(side.last) / cells < side.high;) ++side.last;
+  return side;
 }
 
 // Which cells a query attends to: those in its box where its mask is positive, or all in its box if none is.
@@ -37,15 +42,12 @@ void attended_cells(const CellsTask &task, int64_t row) {
   const float *embedding = task.embeddings + row * task.channels;
   const float *features = task.features + row / task.queries * task.height * task.width * task.channels;
   uint8_t *keep = task.keep + row * task.height * task.width;
-  int64_t left = 0, top = 0, right = task.width, bottom = task.height;
-  if (task.boxes) {
-    touched(task.boxes[4 * row], task.boxes[4 * row + 2], task.width, left, right);
-    touched(task.boxes[4 * row + 1], task.boxes[4 * row + 3], task.height, top, bottom);
-  }
+  const float everything[] = {0, 0, 1, 1}, *box = task.boxes ? task.boxes + 4 * row : everything;
+  const Side across = side_of(box, task.width), down = side_of(box + 1, task.height);
   std::memset(keep, 0, task.height * task.width);
   bool any = false;
-  for (int64_t y = top; y < bottom; ++y) {
-    for (int64_t x = left; x < right; ++x) {
+  for (int64_t y = down.first; y < down.last; ++y) {
+    for (int64_t x = across.first; x < across.last; ++x) {
       const float *cell = features + (y * task.width + x) * task.channels;
       Lanes sum = {};
       for (int64_t c = 0; c < task.channels; c += kLanes) sum += load(embedding + c) * load(cell + c);
@@ -54,5 +56,46 @@ void attended_cells(const CellsTask &task, int64_t row) {
       any |= inside;
     }
   }
-  for (int64_t y = top; y < bottom && !any; ++y) std::memset(keep + y * task.width + left, 1, right - left);
+  for (int64_t y = down.first; y < down.last && !any; ++y) {
+    std::memset(keep + y * task.width + across.first, 1, across.last - across.first);
+  }
+}
+
+// Where the centre of a cell lies on the points of a grid that spans a side: between `point` and the next.
+struct Between {
+  int64_t point;
+  float share;
+};
+
+ALWAYS_INLINE Between on_grid(const Side &side, int64_t cell, int64_t cells, int64_t points) {
+  const float place = ((cell + 0.5f) / cells - side.low) / (side.high - side.low) * points - 0.5f;
+  const float bounded = std::min(std::max(0.0f, place), points - 1.0f);
+  const int64_t point = std::min(int64_t(bounded), points - 2);
+  return {point, bounded - point};
+}
+
+// A mask: its product and what its grid adds in its box; beyond it not above -1.
+void draw_mask(const DrawTask &task, int64_t mask) {
+  const int64_t width = task.width, height = task.height, points = task.points;
+  const float *box = task.boxes + 4 * mask, *grid = task.grids + mask * points * points * task.step;
+  const Side across = side_of(box, width), down = side_of(box + 1, height);
+  std::vector<Between> columns(width);
+  std::vector<float> line(points);
+  for (int64_t x = 0; x < width; ++x) columns[x] = on_grid(across, x, width, points);
+  for (int64_t y = 0; y < height; ++y) {
+    const Between row = on_grid(down, y, height, points);
+    const float *above = grid + row.point * points * task.step, *below = above + points * task.step;
+    for (int64_t i = 0; i < points; ++i) {
+      line[i] = above[i * task.step] + row.share * (below[i * task.step] - above[i * task.step]);
+    }
+    const bool within = y >= down.first && y < down.last;
+    const float *product = task.products + (mask * height + y) * width;
+    float *out = task.out + (mask * height + y) * width;
+    for (int64_t x = 0; x < width; ++x) {
+      const float *at = &line[columns[x].point];
+      const float found = product[x] + at[0] + columns[x].share * (at[1] - at[0]);
+      const bool inside = within && x >= across.first && x < across.last;
+      out[x] = !inside && found > -1 ? -1 : found;  // what is not a number stays so
+    }
+  }
 }

@@ -85,6 +85,14 @@ struct CellsTask {
   int64_t queries, height, width, channels;
 };
 
+struct DrawTask {
+  const float *grids;     // (masks, points, points), `step` floats from one to the next
+  const float *boxes;     // (masks, 4) left, top, right, bottom in 0..1
+  const float *products;  // (masks, height, width)
+  float *out;             // as products
+  int64_t points, step, height, width;
+};
+
 // A kernel of maps, as Python asks for it and writes it down (tapes.py).
 struct Call {
   int64_t kind;  // of kCalls
@@ -244,7 +252,15 @@ void choose_cells(const Call &call) {
   for (int64_t row = 0; row < rows; ++row) run(task, row);
 }
 
-void (*const kCalls[])(const Call &) = {convolve_maps, sample_maps, attend_maps, norm_maps, choose_cells};
+void draw_masks(const Call &call) {
+  const auto run = CHOSEN(draw_mask);
+  float *const *p = call.pointers;
+  const int64_t *n = call.sizes;
+#pragma omp parallel for schedule(static) if (8 * n[0] * n[3] * n[4] > kAlone)
+  for (int64_t mask = 0; mask < n[0]; ++mask) run({p[0], p[1], p[2], p[3], n[1], n[2], n[3], n[4]}, mask);
+}
+
+void (*const kCalls[])(const Call &) = {convolve_maps, sample_maps, attend_maps, norm_maps, choose_cells, draw_masks};
 
 // out = x * scale + shift, from the sums over all rows.
 void finish(const double *sum, const float *first, const float *weight, const float *bias, int64_t rows,

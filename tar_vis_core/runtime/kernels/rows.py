@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tar_vis_core.runtime import kernels
-from tar_vis_core.runtime.kernels.tapes import ATTENTION, CELLS, NORM, memory, run
+from tar_vis_core.runtime.kernels.tapes import ATTENTION, CELLS, MASKS, NORM, memory, run
 
 
 def _read(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -46,3 +46,16 @@ def attended_cells(embeddings: Tensor, features: Tensor, boxes: Tensor | None = 
     keep = memory(-(-n * queries * height * width // 4))
     run(CELLS, (embeddings, features, boxes, keep, None, None), (n, queries, height, width, channels))
     return keep
+
+
+def draw(grids: Tensor, boxes: Tensor, products: Tensor) -> Tensor:
+    """Return masks ``(K, h, w)``: ``products (K, h, w)`` and what their grids add to them inside their boxes.
+
+    Of ``grids (K, G, G, C)`` the first channel counts; what they are is said in ``box_masks.on_cells``, and of
+    ``boxes (K, 4)`` in ``proposals.cropped``.
+    """
+    grids, boxes, products = _read(grids, boxes, products)
+    count, height, width = products.shape
+    found = memory(count, height, width)
+    run(MASKS, (grids, boxes, products, found, None, None), (count, *grids.shape[2:], height, width))
+    return found

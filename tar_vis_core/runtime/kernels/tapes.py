@@ -20,9 +20,10 @@ from torch import Tensor
 from tar_vis_core.runtime import kernels
 
 KEPT_SIZES = 8      # of maps
-CONVOLUTION, SAMPLES, ATTENTION, NORM, CELLS = range(5)
+CONVOLUTION, SAMPLES, ATTENTION, NORM, CELLS, MASKS = range(6)
 # pointers of a call that are not constants
-MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3), ATTENTION: range(5), NORM: (0, 3, 4, 5), CELLS: range(4)}
+MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3), ATTENTION: range(5), NORM: (0, 3, 4, 5), CELLS: range(4),
+        MASKS: range(4)}
 ALIGNED = 64        # bytes at which a part of the memory begins
 
 _written = threading.local()
@@ -115,8 +116,9 @@ class Tape:
             if count:
                 call.pointer3 = int(start)
         maps = np.array([[k in MAPS[call.kind] for k in range(6)] for call in self.calls])
-        pointers, added = words(self.calls)[:, 1:7], words(self.products)[:, 2:3]
-        self._parts = [(pointers, *self._places(pointers, maps)), (added, *self._places(added, added != 0))]
+        pointers, read = words(self.calls)[:, 1:7], words(self.products)[:, :3]
+        self._parts = [(pointers, *self._places(pointers, maps)),
+                       (read, *self._places(read, np.array([[False, False, True]] * len(read), bool).reshape(-1, 3)))]
         self._views = [(x.shape, x.stride(), self._place(x.data_ptr())) for x in outputs]
         if any(place[0] != 1 for *_, place in self._views):
             raise RuntimeError('a map that is returned lies in none that the kernels have written')
@@ -135,19 +137,23 @@ class Tape:
             raise RuntimeError('a map that is read was made by something other than a kernel')
         self.constants += [*filter(strange, others), *(t for k, t in enumerate(tensors) if k not in MAPS[call.kind])]
 
-    def _place(self, pointer: int) -> tuple[int, int]:
-        """Return in which memory an address lies, 0 for a constant, 1 for that which was taken, and how far in it."""
+    def _place(self, pointer: int, written: bool = True) -> tuple[int, int]:
+        """Return in which memory an address lies, 0 for a constant, 1 for that which was taken, and how far in it.
+
+        Only what is ``written`` lies where memory was taken; a constant may have come there when that was free again.
+        """
         for k, (first, last) in enumerate(self._inputs):
             if first <= pointer < last:
                 return 2 + k, pointer - first
+        if not written:
+            return 0, pointer
         k = bisect.bisect(self._spans, (pointer, 2 ** 63)) - 1
         if k >= 0 and pointer < self._spans[k][1]:
             return 1, self._starts[k] + pointer - self._spans[k][0]
         return 0, pointer
 
     def _places(self, pointers: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = np.array([self._place(int(p)) if own else (0, int(p)) for p, own in zip(
-            pointers.flat, maps.flat, strict=True)], np.int64).reshape(*pointers.shape, 2)
+        found = np.array([self._place(int(p), own) for p, own in zip(pointers.flat, maps.flat, strict=True)], np.int64).reshape(*pointers.shape, 2)
         return found[..., 0], found[..., 1].copy()
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -163,8 +169,9 @@ class Tape:
 class Tapes:
     """A function from maps to maps, as a tape for each of the sizes that came last."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = KEPT_SIZES) -> None:
         self.kept: dict[tuple, Tape] = {}
+        self.most = most
 
     def __call__(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return what the function returns, whose ``inputs`` are float32, and maps with their channels last."""
@@ -173,7 +180,7 @@ class Tapes:
             memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format) for x in inputs)
         sizes = tuple(x.shape for x in inputs), tuple(x.stride() for x in inputs)
         if sizes not in self.kept:
-            if len(self.kept) >= KEPT_SIZES:
+            if len(self.kept) >= self.most:
                 self.kept.clear()
             self.kept[sizes] = Tape(function, inputs)
         return self.kept[sizes](inputs)
