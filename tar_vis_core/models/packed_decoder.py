@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from tar_vis_core.models.frame_memory import FrameMemory
 from tar_vis_core.models.layers import sine_encoding
 from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.packed_layers import small
-from tar_vis_core.models.proposals import Proposals, QuerySeeds, box_encoding
+from tar_vis_core.models.proposals import FREQUENCIES, LEAST_SIDE, Proposals, QuerySeeds
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.kernels.maps import PANEL, enlarge
 from tar_vis_core.runtime.kernels.rows import attend, attended_cells, layer_norm
@@ -23,13 +24,22 @@ class PackedSeeds(QuerySeeds):
     """``QuerySeeds``, which ask for all products in one call."""
 
     def forward(self, proposals: Proposals) -> tuple[Tensor, Tensor]:
-        return self.tapes(self.rows, box_encoding(proposals.boxes), proposals.content, proposals.logits.sigmoid())
+        return self.tapes(self.rows, encoded(proposals.boxes), proposals.content, proposals.logits.sigmoid())
 
     def rows(self, boxes: Tensor, content: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries and positions of encoded boxes, content and chances of classes."""
         position = self.place(boxes)
         x = self.content(content, self.names(names, self.shape(position)))
         return layer_norm(x, self.norm)[0], position
+
+
+def encoded(boxes: Tensor) -> Tensor:
+    """Return :func:`proposals.box_encoding` by numpy: PyTorch's logarithm, sine and cosine wake other threads."""
+    low, high = np.split(boxes.numpy(), 2, -1)
+    values = np.concatenate(((low + high) / 2, -np.log(np.maximum(high - low, LEAST_SIDE)) / 7), -1)
+    octaves = np.float32(np.pi) * np.exp2(np.arange(FREQUENCIES, dtype=np.float32))
+    angles = (values[..., None] * octaves).reshape(*boxes.shape[:-1], -1)
+    return torch.from_numpy(np.concatenate((np.sin(angles), np.cos(angles)), -1))
 
 
 class PackedDecoder(MaskedDecoder):

@@ -121,6 +121,21 @@ class PackedRefine(nn.Module):
         return self.chain(x, None, x, *added)
 
 
+class PackedReduce(nn.Module):
+    """A ``Refine`` and the product that follows it, which has fewer outputs: R (P h + x) = (R P) h + R x."""
+
+    def __init__(self, block: Refine, reduce: nn.Conv2d) -> None:
+        super().__init__()
+        both, own = copy.deepcopy(block.project), copy.deepcopy(reduce)
+        both.weight.data = torch.einsum('oi...,ik...->ok...', reduce.weight, block.project.weight)
+        both.bias.data = reduce.bias + reduce.weight[:, :, 0, 0] @ block.project.bias
+        own.bias.data.zero_()
+        self.chain, self.own = PackedChain(block.depthwise, block.expand, both), PackedChain(own)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chain(x, None, self.own(x))
+
+
 class PackedMaskBranch(MaskBranch):
     """``MaskBranch`` whose refined map becomes mask features before it leaves the cache."""
 
@@ -128,8 +143,8 @@ class PackedMaskBranch(MaskBranch):
         nn.Module.__init__(self)
         self.mask_dim, self.place = branch.mask_dim, PackedLinear(branch.place.weight, None, 'none', torch.float32)
         self.levels = nn.ModuleList(map(PackedChain, branch.levels))
-        self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks))
-        self.reduce, self.lateral = PackedChain(branch.reduce), PackedChain(branch.lateral)
+        self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks[:-1]))
+        self.reduce, self.lateral = PackedReduce(branch.blocks[-1], branch.reduce), PackedChain(branch.lateral)
         self.output = PackedRefine(branch.output, branch.mask_features)
         self.enlarged = maps.enlarge
         self.tapes = Tapes()
