@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.models.backbones.nanodet import GhostBlock, NanoDet, Separable, ShuffleUnit
-from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks, grid_in
+from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks
 from tar_vis_core.models.layers import bilinear
 from tar_vis_core.models.mask_branch import MaskBranch, Pointwise, Refine
 from tar_vis_core.models.packed_layers import SLOPES, PackedLinear, product
-from tar_vis_core.models.proposals import wider
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.kernels import maps
-from tar_vis_core.runtime.kernels.rows import draw
+from tar_vis_core.runtime.kernels.rows import draw, grid_in
 from tar_vis_core.runtime.kernels.tapes import Tapes
 
 
@@ -183,16 +182,13 @@ class PackedBoxMasks(BoxMasks):
     def drawn(self, products: Tensor, boxes: Tensor, embeddings: Tensor, features: Tensor, fine: Tensor) -> Tensor:
         agreement, plain = self.products
         weights = torch.addcmul(plain, embeddings[:, None, :, None], agreement).flatten(1, 2)       # no map
-        places = (grid_in(wider(boxes)).flatten(0, 1) + 1) / 2
-        return self.tapes(self.pieces, features[None], fine[None], places, weights, products, boxes)[0]
+        return self.tapes(self.pieces, features[None], fine[None], weights, products, boxes)[0]
 
-    def pieces(self, features: Tensor, fine: Tensor, places: Tensor, weights: Tensor, products: Tensor, boxes: Tensor,
-               ) -> tuple[Tensor]:
-        """Return :meth:`drawn` of K masks, sampled at ``places (K GRID, GRID, 2)`` with ``weights (K, ..)`` as panels.
-        """
-        count = len(weights)
-        added = self.fine(maps.sample_map(fine, places), self.places[:, :count * GRID].permute(0, 3, 1, 2))
-        inside, x = maps.sample_map(features, places), maps.empty_map(added, added.shape[1])
+    def pieces(self, features: Tensor, fine: Tensor, weights: Tensor, products: Tensor, boxes: Tensor) -> tuple[Tensor]:
+        """Return :meth:`drawn` of K masks with ``weights (K, ..)`` as panels."""
+        count, places = len(weights), grid_in(boxes, GRID)
+        added = self.fine(maps.sample_map(fine, places, made=True), self.places[:, :count * GRID].permute(0, 3, 1, 2))
+        inside, x = maps.sample_map(features, places, made=True), maps.empty_map(added, added.shape[1])
         for own, *rows in zip(weights, *(part.split(GRID, 2) for part in (inside, added, x)), strict=True):
             how = maps.Convolution(inside.shape[1], None, ((own, self.nothing, 0.0),))
             maps.convolve(rows[0], how, rows[1:2], out=rows[2])

@@ -1,4 +1,4 @@
-// What a decoder layer computes between its products and its attention, float32.
+// What a decoder computes between its products and its attention, and masks, float32.
 //
 // Included once for each kind of processor (kernels.cpp). Channels are a multiple of kPanel, so of kLanes.
 
@@ -61,6 +61,15 @@ void attended_cells(const CellsTask &task, int64_t row) {
   }
 }
 
+// The places of points of a grid in a box with its margin, as SampleTask wants them.
+void grid_places(const float *box, int64_t points, float *places) {
+  const Side across = side_of(box, 0), down = side_of(box + 1, 0);
+  for (int64_t i = 0; i < points * points; ++i) {
+    places[2 * i] = across.low + (i % points + 0.5f) / points * (across.high - across.low);
+    places[2 * i + 1] = down.low + (i / points + 0.5f) / points * (down.high - down.low);
+  }
+}
+
 // Where the centre of a cell lies on the points of a grid that spans a side: between `point` and the next.
 struct Between {
   int64_t point;
@@ -97,5 +106,27 @@ void draw_mask(const DrawTask &task, int64_t mask) {
       const bool inside = within && x >= across.first && x < across.last;
       out[x] = !inside && found > -1 ? -1 : found;  // what is not a number stays so
     }
+  }
+}
+
+// Whether pixels are above zero: rows down.begin..down.end-1 of a map resized along both axes, and as many columns.
+void resized_mask(const float *map, int64_t step, const Axis &down, const Axis &across, uint8_t *mask) {
+  const int64_t width = across.end - across.begin, top = down.first[down.begin];
+  std::vector<float> lines((down.last[down.end - 1] + 1 - top) * width), sum(width);
+  float *line = lines.data();
+  for (int64_t y = top; y <= down.last[down.end - 1]; ++y) {
+    for (int64_t x = across.begin; x < across.end; ++x) {
+      float own = 0;
+      for (int64_t i = across.first[x]; i <= across.last[x]; ++i) own += across.weights[x * across.inputs + i] * map[y * step + i];
+      *line++ = own;
+    }
+  }
+  for (int64_t y = down.begin; y < down.end; ++y, mask += width) {
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    for (int64_t i = down.first[y]; i <= down.last[y]; ++i) {
+      const float weight = down.weights[y * down.inputs + i], *from = &lines[(i - top) * width];
+      for (int64_t x = 0; x < width; ++x) sum[x] += weight * from[x];
+    }
+    for (int64_t x = 0; x < width; ++x) mask[x] = sum[x] > 0;
   }
 }

@@ -93,6 +93,13 @@ struct DrawTask {
   int64_t points, step, height, width;
 };
 
+// The resize of one axis, of which the outputs begin..end-1 are wanted.
+struct Axis {
+  const float *weights;         // (outputs, inputs)
+  const int64_t *first, *last;  // (outputs) the inputs that each reads
+  int64_t inputs, begin, end;
+};
+
 // A kernel of maps, as Python asks for it and writes it down (tapes.py).
 struct Call {
   int64_t kind;  // of kCalls
@@ -202,7 +209,8 @@ void convolve_maps(const Call &call) {
 // The same for a SampleTask; all frames are sampled at the same places, whose number is the second size.
 void sample_maps(const Call &call) {
   const auto run = CHOSEN(sample_points);
-  const float *map = call.pointers[0], *places = call.pointers[1], *added = call.pointers[2];
+  const float *map = call.pointers[0], *added = call.pointers[2];
+  const float *places = call.pointers[1] ? call.pointers[1] : call.pointers[4];  // constant, or of grid_maps
   float *out = call.pointers[3];
   const int64_t *n = call.sizes, frames = n[0], points = n[1], height = n[2], width = n[3], channels = n[4];
   const int64_t step = n[5], added_step = n[6], out_step = n[7], parts = threads();
@@ -252,6 +260,13 @@ void choose_cells(const Call &call) {
   for (int64_t row = 0; row < rows; ++row) run(task, row);
 }
 
+void grid_maps(const Call &call) {
+  const int64_t points = call.sizes[1];
+  for (int64_t k = 0; k < call.sizes[0]; ++k) {
+    CHOSEN(grid_places)(call.pointers[0] + 4 * k, points, call.pointers[1] + 2 * k * points * points);
+  }
+}
+
 void draw_masks(const Call &call) {
   const auto run = CHOSEN(draw_mask);
   float *const *p = call.pointers;
@@ -260,7 +275,8 @@ void draw_masks(const Call &call) {
   for (int64_t mask = 0; mask < n[0]; ++mask) run({p[0], p[1], p[2], p[3], n[1], n[2], n[3], n[4]}, mask);
 }
 
-void (*const kCalls[])(const Call &) = {convolve_maps, sample_maps, attend_maps, norm_maps, choose_cells, draw_masks};
+void (*const kCalls[])(const Call &) = {convolve_maps, sample_maps,  attend_maps, norm_maps,
+                                        choose_cells,  draw_masks, grid_maps};
 
 // out = x * scale + shift, from the sums over all rows.
 void finish(const double *sum, const float *first, const float *weight, const float *bias, int64_t rows,
@@ -296,6 +312,11 @@ void tar_vis_attention(const float *query, const float *key, const float *value,
 // See Call.
 void tar_vis_calls(const Call *call, int64_t count) {
   for (; count; --count, ++call) kCalls[call->kind](*call);
+}
+
+// mask (down.end - down.begin, across.end - across.begin); a row of the map is `step` floats long.
+void tar_vis_mask(const float *map, int64_t step, const Axis *down, const Axis *across, uint8_t *mask) {
+  CHOSEN(resized_mask)(map, step, *down, *across, mask);
 }
 
 // See ProposalTask.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tar_vis_core.runtime import kernels
-from tar_vis_core.runtime.kernels.tapes import ATTENTION, CELLS, MASKS, NORM, memory, run
+from tar_vis_core.runtime.kernels.tapes import ATTENTION, CELLS, GRIDS, MASKS, NORM, memory, run
 
 
 def _read(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -46,6 +46,17 @@ def attended_cells(embeddings: Tensor, features: Tensor, boxes: Tensor | None = 
     keep = memory(-(-n * queries * height * width // 4))
     run(CELLS, (embeddings, features, boxes, keep, None, None), (n, queries, height, width, channels))
     return keep
+
+
+def grid_in(boxes: Tensor, points: int) -> Tensor:
+    """Return the places of grids of so many points a side in ``boxes (K, 4)`` with their margin.
+
+    They are ``(K points, points, 2)``, as :func:`maps.sample_map` takes those that are ``made``.
+    """
+    boxes, = _read(boxes)
+    places = memory(len(boxes) * points, points, 2)
+    run(GRIDS, (boxes, places, None, None, None, None), (len(boxes), points))
+    return places
 
 
 def draw(grids: Tensor, boxes: Tensor, products: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor
 from tar_vis_core.runtime import kernels
 
 KEPT_SIZES = 8      # of maps
-CONVOLUTION, SAMPLES, ATTENTION, NORM, CELLS, MASKS = range(6)
+CONVOLUTION, SAMPLES, ATTENTION, NORM, CELLS, MASKS, GRIDS = range(7)
 # pointers of a call that are not constants
-MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3), ATTENTION: range(5), NORM: (0, 3, 4, 5), CELLS: range(4),
-        MASKS: range(4)}
+MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3, 4), ATTENTION: range(5), NORM: (0, 3, 4, 5), CELLS: range(4),
+        MASKS: range(4), GRIDS: (0, 1)}
 ALIGNED = 64        # bytes at which a part of the memory begins
 
 _written = threading.local()
