@@ -36,7 +36,8 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_calls.argtypes = ctypes.c_void_p, ctypes.c_int64
         loaded.tar_vis_propose.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_float] * 2
         loaded.tar_vis_mask.argtypes = ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3
-        for name in ('deformable', 'group_norm', 'attention', 'calls', 'propose', 'mask'):
+        loaded.tar_vis_normalize.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
+        for name in ('deformable', 'group_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
             getattr(loaded, f'tar_vis_{name}').restype = None
     except (OSError, AttributeError):
         return None

@@ -1,4 +1,4 @@
-// What a decoder computes between its products and its attention, and masks, float32.
+// What a decoder computes between its products and its attention, masks, and the input, float32.
 //
 // Included once for each kind of processor (kernels.cpp). Channels are a multiple of kPanel, so of kLanes.
 
@@ -129,4 +129,10 @@ void resized_mask(const float *map, int64_t step, const Axis &down, const Axis &
     }
     for (int64_t x = 0; x < width; ++x) mask[x] = sum[x] > 0;
   }
+}
+
+// A row of bytes as (x - mean) / std, and zeros from `count` on.
+void normalized_row(const uint8_t *x, const float *mean, const float *std, int64_t count, int64_t padded, float *out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = (x[i] - mean[i]) / std[i];
+  std::fill(out + count, out + padded, 0.0f);
 }

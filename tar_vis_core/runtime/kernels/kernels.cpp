@@ -314,6 +314,17 @@ void tar_vis_calls(const Call *call, int64_t count) {
   for (; count; --count, ++call) kCalls[call->kind](*call);
 }
 
+// x (frames, height, row) bytes, mean and std (row), out (frames, padded_height, padded_row).
+void tar_vis_normalize(const uint8_t *x, const float *mean, const float *std, float *out, int64_t frames,
+                       int64_t height, int64_t row, int64_t padded_height, int64_t padded_row) {
+  const auto run = CHOSEN(normalized_row);
+#pragma omp parallel for schedule(static) if (8 * frames * height * row > kAlone)
+  for (int64_t i = 0; i < frames * padded_height; ++i) {
+    const int64_t y = i % padded_height, from = i / padded_height * height + y;
+    run(x + from * row, mean, std, y < height ? row : 0, padded_row, out + i * padded_row);
+  }
+}
+
 // mask (down.end - down.begin, across.end - across.begin); a row of the map is `step` floats long.
 void tar_vis_mask(const float *map, int64_t step, const Axis *down, const Axis *across, uint8_t *mask) {
   CHOSEN(resized_mask)(map, step, *down, *across, mask);

@@ -169,6 +169,20 @@ def enlarge(x: Tensor, size: tuple[int, int], added: Tensor | None = None, out: 
     return sample_map(x, _centres(*size), added, out)
 
 
+def normalized(x: Tensor, mean: Tensor, std: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return bytes ``(N, C, h, w)`` as ``(x - mean) / std``, zero-padded right and below to ``size``, channels last.
+
+    ``mean`` and ``std`` have C numbers. It is float32.
+    """
+    kernels.refuse_tracing()
+    n, channels, height, width = x.shape
+    x, mean, std = x.permute(0, 2, 3, 1).contiguous(), *(part.flatten().float().repeat(width) for part in (mean, std))
+    out = torch.empty(n, *size, channels)
+    kernels.compiled().tar_vis_normalize(*map(address, (x, mean, std, out)), n, height, channels * width, size[0],
+                                         channels * size[1])
+    return out.permute(0, 3, 1, 2)
+
+
 def resized_mask(x: Tensor, *axes: tuple[Tensor, np.ndarray, np.ndarray, int, int]) -> np.ndarray:
     """Return where a map ``(h, w)`` that is resized along both axes is positive, boolean.
 
