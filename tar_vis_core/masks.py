@@ -94,7 +94,8 @@ def full_size_mask(logits: Tensor, geometry: MaskGeometry) -> Placed | None:
     if kernels.compiled() is None:
         full = axes[0].weights[out_y, in_y] @ (logits[in_y, in_x] @ axes[1].weights[out_x, in_x].t())
         return _placed((full > 0).numpy(), out_y.start, out_x.start)
-    wanted = [(axis.weights, axis.first, axis.last, own.start, own.stop) for axis, own in zip(axes, (out_y, out_x), strict=True)]
+    wanted = [(axis.weights, axis.first, axis.last, own.start, own.stop)
+              for axis, own in zip(axes, (out_y, out_x), strict=True)]
     return _placed(resized_mask(logits, *wanted), out_y.start, out_x.start)
 
 

@@ -153,7 +153,8 @@ class Tape:
         return 0, pointer
 
     def _places(self, pointers: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = np.array([self._place(int(p), own) for p, own in zip(pointers.flat, maps.flat, strict=True)], np.int64).reshape(*pointers.shape, 2)
+        found = np.array([self._place(int(p), own) for p, own in zip(pointers.flat, maps.flat, strict=True)],
+                         np.int64).reshape(*pointers.shape, 2)
         return found[..., 0], found[..., 1].copy()
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
