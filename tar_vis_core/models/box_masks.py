@@ -66,7 +66,7 @@ class BoxMasks(nn.Module):
         return self.logit(self.sharpen(x))[:, 0]
 
     def drawn(self, products: Tensor, boxes: Tensor, embeddings: Tensor, features: Tensor, fine: Tensor) -> Tensor:
-        """Return mask logits ``(K, h, w)``: ``products (K, h, w)`` and what the network adds to them in ``boxes (K, 4)``.
+        """Return mask logits, ``products (K, h, w)`` and what the network adds to them in ``boxes (K, 4)``.
 
         ``embeddings (K, D)``, ``features (D, h, w)`` and ``fine (F, 2 h, 2 w)`` are those of a frame.
         """

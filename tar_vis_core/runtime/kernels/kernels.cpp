@@ -193,6 +193,7 @@ void convolve_maps(const Call &call) {
   const int64_t round = kPixels * threads(), rounds = (frames * out_height * out_width + round - 1) / round;
   const int64_t parts = std::max<int64_t>(1, std::min(out_height, rounds * threads() / frames));
   int64_t between = kernel > 1 && products ? channels : 0, work = kernel * kernel * channels;
+  if (kernel == 1 && !products) work = 8 * channels;  // a copy waits for memory
   for (int64_t i = 0; i + 1 < products; ++i) between += product[i].outputs;
   for (int64_t i = 0; i < products; ++i) work += (i ? product[i - 1].outputs : channels) * product[i].outputs;
 #pragma omp parallel if (frames * out_height * out_width * work > kAlone)

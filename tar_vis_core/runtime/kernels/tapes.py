@@ -122,6 +122,7 @@ class Tape:
         self._views = [(x.shape, x.stride(), self._place(x.data_ptr())) for x in outputs]
         if any(place[0] != 1 for *_, place in self._views):
             raise RuntimeError('a map that is returned lies in none that the kernels have written')
+        self._bases: tuple[int, ...] = ()       # that the calls hold now
         del self._calls, self.taken
 
     def note(self, call: Call, products: ctypes.Array | None, tensors: tuple[Tensor | None, ...],
@@ -160,9 +161,11 @@ class Tape:
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return what the function returns for other inputs of the same sizes and strides."""
         memory = torch.empty(self._floats)
-        bases = np.array([0, memory.data_ptr(), *(x.data_ptr() for x in inputs)])
-        for words_, where, offsets in self._parts:
-            words_[:] = offsets + bases[where]
+        bases = 0, memory.data_ptr(), *(x.data_ptr() for x in inputs)
+        if bases != self._bases:        # a stream's frames often lie where those before them lay
+            for words_, where, offsets in self._parts:
+                words_[:] = offsets + np.array(bases)[where]
+            self._bases = bases
         kernels.compiled().tar_vis_calls(self.calls, len(self.calls))
         return tuple(memory.as_strided(shape, stride, offset // 4) for shape, stride, (_, offset) in self._views)
 
