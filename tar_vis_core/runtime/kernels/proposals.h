@@ -39,12 +39,9 @@ void propose(const ProposalTask &task, int64_t frame) {
   std::vector<Cell> cells;
   for (int64_t l = 0; l < task.levels; ++l) {
     const DetectorLevel &own = task.level[l];
-    const int64_t count = own.height * own.width, before = cells.size();
-    cells.resize(before + count);
-#pragma omp parallel for schedule(static) if (count * task.classes > kAlone / 8)
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t place = frame * count + i;
-      cells[before + i] = {greatest_logit(own.predictions + place * own.step, task.classes), int32_t(l), int32_t(place)};
+    const int64_t count = own.height * own.width;
+    for (int64_t i = frame * count; i < (frame + 1) * count; ++i) {
+      cells.push_back({greatest_logit(own.predictions + i * own.step, task.classes), int32_t(l), int32_t(i)});
     }
   }
   const int64_t candidates = std::min<int64_t>(task.candidates, cells.size());
