@@ -135,7 +135,7 @@ class Tape:
         self.constants += [t for k, t in enumerate(tensors) if k not in MAPS[call.kind]]
 
     def _place(self, pointer: int, written: bool = True) -> tuple[int, int]:
-        """Return in which memory an address lies and how far in it: 0 constants, from 2 on inputs, below 0 what was taken.
+        """Return where an address lies: 0 for a constant, from 2 on for inputs, below 0 for what was taken; and how far in.
 
         Only what is ``written`` lies where memory was taken; a constant may have come there when that was free again.
         """
