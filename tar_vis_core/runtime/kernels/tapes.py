@@ -135,7 +135,7 @@ class Tape:
         self.constants += [t for k, t in enumerate(tensors) if k not in MAPS[call.kind]]
 
     def _place(self, pointer: int, written: bool = True) -> tuple[int, int]:
-        """Return where an address lies: 0 for a constant, from 2 on for inputs, below 0 for what was taken; and how far in.
+        """Return where an address lies and how far in: 0 for constants, from 2 on inputs, below 0 what was taken.
 
         Only what is ``written`` lies where memory was taken; a constant may have come there when that was free again.
         """
