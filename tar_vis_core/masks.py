@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import to_host
+from tar_vis_core.runtime.kernels.maps import resized_mask
 
 MOST_PIXELS = 2 ** 24       # of masks that a GPU makes at once, about eight bytes each (eight of 1920x1080)
 _ONES = np.array([bin(byte).count('1') for byte in range(256)], np.uint8)
@@ -89,8 +91,12 @@ def full_size_mask(logits: Tensor, geometry: MaskGeometry) -> Placed | None:
     if window is None:
         return None
     (out_y, in_y), (out_x, in_x) = window
-    full = axes[0].weights[out_y, in_y] @ (logits[in_y, in_x] @ axes[1].weights[out_x, in_x].t())
-    return _placed((full > 0).numpy(), out_y.start, out_x.start)
+    if kernels.compiled() is None:
+        full = axes[0].weights[out_y, in_y] @ (logits[in_y, in_x] @ axes[1].weights[out_x, in_x].t())
+        return _placed((full > 0).numpy(), out_y.start, out_x.start)
+    wanted = [(axis.weights, axis.first, axis.last, own.start, own.stop)
+              for axis, own in zip(axes, (out_y, out_x), strict=True)]
+    return _placed(resized_mask(logits, *wanted), out_y.start, out_x.start)
 
 
 def full_size_masks(logits: Tensor, positive: np.ndarray, geometry: MaskGeometry) -> list[Placed | None]:

@@ -54,8 +54,6 @@ class BoxMasks(nn.Module):
         nn.init.zeros_(self.logit.weight)
         nn.init.zeros_(self.logit.bias)
 
-    sampled = staticmethod(sampled)
-
     def forward(self, embeddings: Tensor, mask: Tensor, fine: Tensor) -> Tensor:
         """Return what is added to the mask logits of the product, ``(K, GRID, GRID)``.
 
@@ -66,6 +64,14 @@ class BoxMasks(nn.Module):
         x = F.relu(self.agreement(agreement) + self.mask(mask) + self.fine(fine) + place)
         x = x + bilinear(self.up(self.blocks(self.down(x))), (GRID, GRID))
         return self.logit(self.sharpen(x))[:, 0]
+
+    def drawn(self, products: Tensor, boxes: Tensor, embeddings: Tensor, features: Tensor, fine: Tensor) -> Tensor:
+        """Return mask logits, ``products (K, h, w)`` and what the network adds to them in ``boxes (K, 4)``.
+
+        ``embeddings (K, D)``, ``features (D, h, w)`` and ``fine (F, 2 h, 2 w)`` are those of a frame.
+        """
+        added = self(embeddings, sampled(features, boxes), sampled(fine, boxes))
+        return cropped(products + on_cells(added, boxes, products.shape[-2:]), boxes)
 
 
 @dataclass
@@ -82,17 +88,15 @@ class BoxShapes:
         ``products (K, h, w)`` are those of ``embeddings (K, D)`` and ``mask_features (D, h, w)``.
         """
         boxes = self.boxes[frame, rows]
-        if len(boxes):
-            # in the precision of the network's weights, whatever that of the features is
-            dtype = self.network.place.dtype
-            with torch.autocast(products.device.type, enabled=False):
-                features, fine = mask_features.to(dtype), self.fine[frame].to(dtype)
-                # a few at a time: the memory that is needed does not follow the number of objects
-                sample = self.network.sampled
-                added = torch.cat([self.network(some, sample(features, own), sample(fine, own)) for some, own in zip(
-                    embeddings.to(dtype).split(AT_ONCE), boxes.split(AT_ONCE), strict=True)])
-            products = products + on_cells(added, boxes, products.shape[-2:])
-        return cropped(products, boxes)
+        if not len(boxes):
+            return products
+        # in the precision of the network's weights, whatever that of the features is
+        dtype = self.network.place.dtype
+        with torch.autocast(products.device.type, enabled=False):
+            features, fine = mask_features.to(dtype), self.fine[frame].to(dtype)
+            # a few at a time: the memory that is needed does not follow the number of objects
+            parts = zip(*(part.split(AT_ONCE) for part in (products, boxes, embeddings.to(dtype))), strict=True)
+            return torch.cat([self.network.drawn(*some, features, fine) for some in parts])
 
 
 def on_cells(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

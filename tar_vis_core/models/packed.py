@@ -14,6 +14,8 @@ from tar_vis_core.models.backbones.nanodet import NanoDet
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.cuda_graphs import CudaRecorder, record_parts
 from tar_vis_core.models.layers import MLP, Attention, Linear
+from tar_vis_core.models.masked_decoder import MaskedDecoder
+from tar_vis_core.models.packed_decoder import PackedDecoder
 from tar_vis_core.models.packed_layers import (
     PackedConv,
     PackedGroupNorm,
@@ -64,6 +66,8 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         return PackedGroupNorm(module)
     if type(module) is Attention:
         return PackedAttention(module, dtype)
+    if type(module) is MaskedDecoder and PackedDecoder.does(module, dtype):
+        PackedDecoder.of(module)
     for name, child in module.named_children():
         setattr(module, name, packed(child, dtype))
     if type(module) is NanoDet and dtype == torch.float32 and kernels.compiled() is not None:

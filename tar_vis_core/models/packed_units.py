@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar_vis_core.models.backbones.nanodet import GhostBlock, NanoDet, Separable, ShuffleUnit
-from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks, grid_in
+from tar_vis_core.models.box_masks import AT_ONCE, GRID, BoxMasks
 from tar_vis_core.models.layers import bilinear
-from tar_vis_core.models.mask_branch import MaskBranch, Refine
-from tar_vis_core.models.packed_layers import SLOPES, PackedLinear, PackedPointwise, product
-from tar_vis_core.models.proposals import wider
+from tar_vis_core.models.mask_branch import MaskBranch, Pointwise, Refine
+from tar_vis_core.models.packed_layers import SLOPES, PackedLinear, product
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.kernels import maps
+from tar_vis_core.runtime.kernels.rows import draw, grid_in
 from tar_vis_core.runtime.kernels.tapes import Tapes
 
 
@@ -120,6 +120,21 @@ class PackedRefine(nn.Module):
         return self.chain(x, None, x, *added)
 
 
+class PackedReduce(nn.Module):
+    """A ``Refine`` and the product that follows it, which has fewer outputs: R (P h + x) = (R P) h + R x."""
+
+    def __init__(self, block: Refine, reduce: nn.Conv2d) -> None:
+        super().__init__()
+        both, own = copy.deepcopy(block.project), copy.deepcopy(reduce)
+        both.weight.data = torch.einsum('oi...,ik...->ok...', reduce.weight, block.project.weight)
+        both.bias.data = reduce.bias + reduce.weight[:, :, 0, 0] @ block.project.bias
+        own.bias.data.zero_()
+        self.chain, self.own = PackedChain(block.depthwise, block.expand, both), PackedChain(own)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chain(x, None, self.own(x))
+
+
 class PackedMaskBranch(MaskBranch):
     """``MaskBranch`` whose refined map becomes mask features before it leaves the cache."""
 
@@ -127,8 +142,8 @@ class PackedMaskBranch(MaskBranch):
         nn.Module.__init__(self)
         self.mask_dim, self.place = branch.mask_dim, PackedLinear(branch.place.weight, None, 'none', torch.float32)
         self.levels = nn.ModuleList(map(PackedChain, branch.levels))
-        self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks))
-        self.reduce, self.lateral = PackedChain(branch.reduce), PackedChain(branch.lateral)
+        self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks[:-1]))
+        self.reduce, self.lateral = PackedReduce(branch.blocks[-1], branch.reduce), PackedChain(branch.lateral)
         self.output = PackedRefine(branch.output, branch.mask_features)
         self.enlarged = maps.enlarge
         self.tapes = Tapes()
@@ -145,36 +160,41 @@ class PackedMaskBranch(MaskBranch):
 
 
 class PackedBoxMasks(BoxMasks):
-    """``BoxMasks`` with one product of the mask features in place of two, its weights another for each query.
+    """``BoxMasks`` in one call, with one product of the mask features in place of two, other weights for each query.
 
     W1 (f * e) + W2 f = (W1 diag(e) + W2) f
     """
 
     def __init__(self, net: BoxMasks) -> None:
         nn.Module.__init__(self)
-        self.place = net.place
-        self.products = nn.ParameterList(nn.Parameter(part.weight.detach()[:, :, 0, 0].t().contiguous(), False)
+        self.place, self.tapes = net.place, Tapes(2 * AT_ONCE)
+        self.products = nn.ParameterList(nn.Parameter(maps.panels(part.weight.detach()[:, :, 0, 0]), False)
                                          for part in (net.agreement, net.mask))
-        fine = copy.deepcopy(net.fine)
+        fine, logit = copy.deepcopy(net.fine), Pointwise(net.logit.in_channels, maps.PANEL)
         fine.bias.data += net.agreement.bias + net.mask.bias
+        for own, one in ((logit.weight, net.logit.weight), (logit.bias, net.logit.bias)):
+            own.data = F.pad(one.data, (0, 0) * (one.dim() - 1) + (0, maps.PANEL - 1))      # the kernel's least
         self.fine, self.down, self.up = PackedChain(fine), PackedChain(*net.down), PackedChain(net.up)
-        self.blocks, self.sharpen = nn.Sequential(*map(PackedRefine, net.blocks)), PackedRefine(net.sharpen)
-        self.logit = PackedPointwise(net.logit, torch.float32)
-        self.places = bilinear(net.place[None], (GRID, GRID)).repeat(AT_ONCE, 1, 1, 1).contiguous(
-            memory_format=torch.channels_last)
+        self.blocks, self.sharpen = nn.Sequential(*map(PackedRefine, net.blocks)), PackedRefine(net.sharpen, logit)
+        self.places = bilinear(net.place[None], (GRID, GRID)).permute(0, 2, 3, 1).repeat(1, AT_ONCE, 1, 1)
+        self.nothing = torch.zeros(len(net.place))
 
-    @staticmethod
-    def sampled(features: Tensor, boxes: Tensor) -> Tensor:
-        places = (grid_in(wider(boxes)).flatten(0, 1) + 1) / 2
-        return maps.sample_map(features[None], places)[0].unflatten(1, (-1, GRID)).transpose(0, 1)
-
-    def forward(self, embeddings: Tensor, mask: Tensor, fine: Tensor) -> Tensor:
+    def drawn(self, products: Tensor, boxes: Tensor, embeddings: Tensor, features: Tensor, fine: Tensor) -> Tensor:
         agreement, plain = self.products
-        x = self.fine(fine, self.places[:len(fine)])
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        pixels.baddbmm_(mask.permute(0, 2, 3, 1).flatten(1, 2), torch.addcmul(plain, embeddings[..., None], agreement))
-        x = maps.enlarge(self.up(self.blocks(self.down(F.relu_(x)))), (GRID, GRID), x)
-        return self.logit(self.sharpen(x))[:, 0]
+        weights = torch.addcmul(plain, embeddings[:, None, :, None], agreement).flatten(1, 2)       # no map
+        return self.tapes(self.pieces, features[None], fine[None], weights, products, boxes)[0]
+
+    def pieces(self, features: Tensor, fine: Tensor, weights: Tensor, products: Tensor, boxes: Tensor) -> tuple[Tensor]:
+        """Return :meth:`drawn` of K masks with ``weights (K, ..)`` as panels."""
+        count, places = len(weights), grid_in(boxes, GRID)
+        added = self.fine(maps.sample_map(fine, places, made=True), self.places[:, :count * GRID].permute(0, 3, 1, 2))
+        inside, x = maps.sample_map(features, places, made=True), maps.empty_map(added, added.shape[1])
+        for own, *rows in zip(weights, *(part.split(GRID, 2) for part in (inside, added, x)), strict=True):
+            how = maps.Convolution(inside.shape[1], None, ((own, self.nothing, 0.0),))
+            maps.convolve(rows[0], how, rows[1:2], out=rows[2])
+        x = x.permute(0, 2, 3, 1).unflatten(1, (count, GRID))[0].permute(0, 3, 1, 2)
+        x = maps.enlarge(self.up(self.blocks(self.down(x))), (GRID, GRID), x)
+        return draw(self.sharpen(x).permute(0, 2, 3, 1), boxes, products),
 
 
 # units and their packed form, if the compiled kernel can compute their convolutions

@@ -24,6 +24,7 @@ SAME_CLASS_IOU, ANY_CLASS_IOU = 0.65, 0.85
 SHARES = tuple(t / (1 + t) for t in (SAME_CLASS_IOU, ANY_CLASS_IOU))
 MARGIN = 0.15           # of a box's sides, by which masks may exceed it on each side
 FREQUENCIES = 8         # of the sine encoding of a box's sides
+LEAST_SIDE = 1e-3       # of a box that is encoded
 LEAST = -30.0           # logit of what was dropped
 # The detector's logit to the chance that a mask is right (its class, and an IoU above 0.5): logistic regression on 547
 # pictures, of which the detector's training had not seen 446. Neither the size of a box nor its class adds to it.
@@ -179,7 +180,7 @@ class QuerySeeds(nn.Module):
 def box_encoding(boxes: Tensor) -> Tensor:
     """Return sines and cosines of the centre and the logarithmic size of boxes ``(..., 4)``, ``(..., 64)``."""
     low, high = boxes[..., :2], boxes[..., 2:]
-    size = (high - low).clamp(min=1e-3)
+    size = (high - low).clamp(min=LEAST_SIDE)
     values = torch.cat(((low + high) / 2, -size.log() / 7), -1)         # 0..1
     octaves = torch.pi * 2.0 ** torch.arange(FREQUENCIES, device=boxes.device, dtype=boxes.dtype)
     angles = (values[..., None] * octaves).flatten(-2)

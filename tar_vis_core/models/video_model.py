@@ -21,6 +21,8 @@ from tar_vis_core.models.proposals import Proposals, propose
 from tar_vis_core.models.referring import ReferringTracker
 from tar_vis_core.models.referring_2023 import ReferringTracker2023
 from tar_vis_core.models.seeing_routers import Past
+from tar_vis_core.runtime import kernels
+from tar_vis_core.runtime.kernels.maps import normalized
 
 MAX_LONG_SIDE = 1333
 SIZE_DIVISIBILITY = 32
@@ -81,6 +83,8 @@ class VideoInstanceModel(nn.Module):
         if not self.channels_last:
             x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
             return F.pad(x, (0, right, 0, below))
+        if images.dtype == torch.uint8 and images.device.type == 'cpu' and kernels.compiled() is not None:
+            return normalized(images, self.pixel_mean, self.pixel_std, (h + below, w + right))
         # whole rows at a time
         mean, std = (channel.flatten().repeat(w) for channel in (self.pixel_mean, self.pixel_std))
         x = images.permute(0, 2, 3, 1).flatten(2).to(mean.dtype, copy=True).sub_(mean).div_(std)

@@ -30,14 +30,8 @@ def test_a_map_that_is_sampled_in_boxes_and_put_back_is_the_map():
             assert inside.any() and torch.allclose(own[inside], there[axis][inside], atol=2e-3)
 
 
-class Adding(torch.nn.Module):
+class Adding(BoxMasks):
     """Adds to each mask the first number of its embedding."""
-
-    sampled = staticmethod(sampled)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.place = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, embeddings, mask, fine):
         return embeddings[:, 0, None, None].expand(-1, box_masks.GRID, box_masks.GRID)
@@ -47,7 +41,7 @@ class Adding(torch.nn.Module):
 def test_each_mask_gets_what_is_drawn_for_it_and_nothing_outside_its_box(count):
     boxes = BOXES.repeat(10, 1)[:count]
     embeddings = torch.arange(count, dtype=torch.float32)[:, None].expand(-1, 8)
-    shapes = BoxShapes(boxes[None], torch.zeros(1, 3, 48, 80), Adding())
+    shapes = BoxShapes(boxes[None], torch.zeros(1, 3, 48, 80), Adding(8, 3))
     masks = shapes.drawn(torch.full((count, *SIZE), 2.0), 0, torch.arange(count), embeddings, torch.zeros(8, *SIZE))
     inside = touched_cells(boxes, SIZE)
     for number, (mask, own) in enumerate(zip(masks, inside, strict=True)):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from tar_vis_core import masks
 from tar_vis_core.masks import MaskGeometry, full_size_mask, intersections, mask_ious
 from tar_vis_core.models.video_model import input_size
+from tar_vis_core.runtime import kernels
 
 
 def geometry(height, width, short_side=256):
@@ -22,8 +23,11 @@ def blobs(shape, seed):
     return F.interpolate(x, shape, mode='bicubic', align_corners=False)[0, 0] * 4 - 2 + 0.3 * fine
 
 
+@pytest.mark.parametrize('compiled', [True, False])
 @pytest.mark.parametrize('size', [(480, 640), (360, 640), (720, 1280), (37, 53), (640, 361), (256, 341), (20, 3000)])
-def test_equals_two_bilinear_resizes_of_the_whole_plane(size):
+def test_equals_two_bilinear_resizes_of_the_whole_plane(size, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(kernels, 'compiled', lambda: None)
     g = geometry(*size)
     for seed in range(4):
         logits = blobs(g.logits, seed)

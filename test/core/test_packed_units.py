@@ -92,13 +92,14 @@ def test_masks_in_boxes_are_those_of_the_layers(rows):
         torch.nn.init.normal_(part, std=0.2)
     fast = packed(copy.deepcopy(plain), torch.float32)
     assert type(fast) is PackedBoxMasks
-    low = torch.rand(1, rows, 2) * 1.1 - 0.1        # some boxes begin outside, some are almost empty
-    boxes = torch.cat((low, low + torch.rand(1, rows, 2) ** 3), -1).clamp(0, 1)
-    fine, features = torch.randn(1, 24, 36, 50), torch.randn(64, 18, 25)
-    products, embeddings = torch.randn(rows, 18, 25), torch.randn(rows, 64)
-    expected, found = (BoxShapes(boxes, fine, net).drawn(products, 0, torch.arange(rows), embeddings, features)
-                       for net in (plain, fast))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for h, w in ((18, 25), (18, 25), (20, 12), (18, 25)):
+        low = torch.rand(1, rows, 2) * 1.1 - 0.1        # some boxes begin outside, some are almost empty
+        boxes = torch.cat((low, low + torch.rand(1, rows, 2) ** 3), -1).clamp(0, 1)
+        fine, features = torch.randn(1, 24, 2 * h, 2 * w), torch.randn(64, h, w)
+        products, embeddings = torch.randn(rows, h, w), torch.randn(rows, 64)
+        expected, found = (BoxShapes(boxes, fine, net).drawn(products, 0, torch.arange(rows), embeddings, features)
+                           for net in (plain, fast))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -145,6 +146,13 @@ def test_what_is_added_and_what_passes():
     both = chain(x, a, b, passed=passed)
     torch.testing.assert_close(both[:, 1::2], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(both[:, ::2], passed)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('size', [(1, 1), (33, 70), (64, 96)])
+def test_an_input_of_bytes_is_that_of_other_numbers(size):
+    model, x = inference_form(build_model('nano'), torch.device('cpu')), torch.randint(0, 256, (2, 3, *size))
+    assert torch.equal(model.normalize(x.to(torch.uint8)), model.normalize(x.float()))
 
 
 def test_wrong_shapes_are_refused_and_named():

@@ -9,7 +9,7 @@ from tiny_model import tiny_model
 from tar_vis_core.models.packed import inference_form
 from tar_vis_core.models.video_model import Features, VideoInstanceModel
 from tar_vis_core.runtime import kernels
-from tar_vis_core.runtime.kernels import maps
+from tar_vis_core.runtime.kernels import maps, rows
 
 needs_kernels = pytest.mark.skipif(kernels.compiled() is None, reason='the kernels are not built')
 
@@ -53,8 +53,11 @@ def test_a_graph_with_kernels_is_refused(form, words):
                                         torch.zeros(1, 5, 2, 1, 3), torch.rand(5, 2), ((6, 8),)),
     lambda x: maps.convolve(x.repeat(1, 4, 1, 1), maps.Convolution(
         16, (torch.ones(3, 3, 16), torch.ones(16), 1.0), ())),
-    lambda x: maps.enlarge(x.repeat(1, 4, 1, 1), (12, 16))],
-    ids=['group norm', 'attention', 'deformable', 'convolution', 'samples'])
+    lambda x: maps.enlarge(x.repeat(1, 4, 1, 1), (12, 16)),
+    lambda x: maps.normalized(x.to(torch.uint8), torch.zeros(4), torch.ones(4), (8, 8)),
+    lambda x: rows.layer_norm(x.repeat(1, 1, 1, 2), torch.nn.LayerNorm(16))[0],
+    lambda x: rows.attended_cells(torch.ones(1, 2, 16), x.repeat(1, 1, 1, 2))],
+    ids=['group norm', 'attention', 'deformable', 'convolution', 'samples', 'input', 'layer norm', 'cells'])
 def test_every_kernel_refuses(call):
     x = torch.rand(1, 4, 6, 8)
     with torch.no_grad():

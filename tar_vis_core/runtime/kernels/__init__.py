@@ -35,7 +35,9 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
         loaded.tar_vis_calls.argtypes = ctypes.c_void_p, ctypes.c_int64
         loaded.tar_vis_propose.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_float] * 2
-        for name in ('deformable', 'group_norm', 'attention', 'calls', 'propose'):
+        loaded.tar_vis_mask.argtypes = ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3
+        loaded.tar_vis_normalize.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
+        for name in ('deformable', 'group_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
             getattr(loaded, f'tar_vis_{name}').restype = None
     except (OSError, AttributeError):
         return None

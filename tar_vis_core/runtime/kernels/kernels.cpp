@@ -24,6 +24,7 @@ const int64_t kTile = 256, kQueries = 128;  // keys and queries that attention t
 const int64_t kScratch = kQueries * kTile + kTile * kWidest;
 const int64_t kPixels = 96;                // of a convolution's result that are computed at once, about
 const int64_t kBins = 8;                   // of a detector's distance: 0..7 strides
+const float kMargin = 0.15f;               // of a box's sides (models/proposals.py)
 const int64_t kAlone = 1 << 20;            // multiplications that a thread does sooner than it could wake another
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
@@ -69,9 +70,39 @@ struct SampleTask {
   int64_t height, width, channels, step, added_step, out_step;
 };
 
+struct NormTask {
+  const float *x, *weight, *bias;  // (rows, channels), (channels), (channels)
+  const float *added;              // (rows, channels), added for `sum`, or null
+  float *out, *sum;                // (rows, channels)
+  int64_t channels;
+  float eps;
+};
+
+struct CellsTask {
+  const float *embeddings, *features;  // (frames, queries, channels), (frames, height, width, channels)
+  const float *boxes;                  // (frames, queries, 4) left, top, right, bottom in 0..1, or null: all cells
+  uint8_t *keep;                       // (frames, queries, height, width)
+  int64_t queries, height, width, channels;
+};
+
+struct DrawTask {
+  const float *grids;     // (masks, points, points), `step` floats from one to the next
+  const float *boxes;     // (masks, 4) left, top, right, bottom in 0..1
+  const float *products;  // (masks, height, width)
+  float *out;             // as products
+  int64_t points, step, height, width;
+};
+
+// The resize of one axis, of which the outputs begin..end-1 are wanted.
+struct Axis {
+  const float *weights;         // (outputs, inputs)
+  const int64_t *first, *last;  // (outputs) the inputs that each reads
+  int64_t inputs, begin, end;
+};
+
 // A kernel of maps, as Python asks for it and writes it down (tapes.py).
 struct Call {
-  int64_t kind;  // 0: ConvolutionTask, 1: SampleTask
+  int64_t kind;  // of kCalls
   float *pointers[6];
   int64_t sizes[12];
   float slope;
@@ -99,6 +130,7 @@ const int64_t kBlockRows = 4, kBlockPanels = 1;  // of a product, held in regist
 #include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
+#include "decoder.h"
 #include "proposals.h"
 }  // namespace portable
 
@@ -113,6 +145,7 @@ const int64_t kLanes = 8, kBlockRows = 6, kBlockPanels = 1;
 #include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
+#include "decoder.h"
 #include "proposals.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -126,6 +159,7 @@ const int64_t kLanes = 16, kBlockRows = 6, kBlockPanels = 4;
 #include "samples.h"
 #include "deformable.h"
 #include "group_norm.h"
+#include "decoder.h"
 #include "proposals.h"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -159,6 +193,7 @@ void convolve_maps(const Call &call) {
   const int64_t round = kPixels * threads(), rounds = (frames * out_height * out_width + round - 1) / round;
   const int64_t parts = std::max<int64_t>(1, std::min(out_height, rounds * threads() / frames));
   int64_t between = kernel > 1 && products ? channels : 0, work = kernel * kernel * channels;
+  if (kernel == 1 && !products) work = 8 * channels;  // a copy waits for memory
   for (int64_t i = 0; i + 1 < products; ++i) between += product[i].outputs;
   for (int64_t i = 0; i < products; ++i) work += (i ? product[i - 1].outputs : channels) * product[i].outputs;
 #pragma omp parallel if (frames * out_height * out_width * work > kAlone)
@@ -175,7 +210,8 @@ void convolve_maps(const Call &call) {
 // The same for a SampleTask; all frames are sampled at the same places, whose number is the second size.
 void sample_maps(const Call &call) {
   const auto run = CHOSEN(sample_points);
-  const float *map = call.pointers[0], *places = call.pointers[1], *added = call.pointers[2];
+  const float *map = call.pointers[0], *added = call.pointers[2];
+  const float *places = call.pointers[1] ? call.pointers[1] : call.pointers[4];  // constant, or of grid_maps
   float *out = call.pointers[3];
   const int64_t *n = call.sizes, frames = n[0], points = n[1], height = n[2], width = n[3], channels = n[4];
   const int64_t step = n[5], added_step = n[6], out_step = n[7], parts = threads();
@@ -187,6 +223,61 @@ void sample_maps(const Call &call) {
         own * points / parts, (own + 1) * points / parts);
   }
 }
+
+void attend_all(const AttentionTask &task, int64_t frames, int64_t width) {
+  const auto run = CHOSEN(attention);
+  // as few chunks of queries as give every thread work: each looks at all keys
+  const int64_t queries = task.queries, heads = task.heads;
+  const int64_t wanted = 2 * threads() / (frames * heads), most = (queries + kQueries - 1) / kQueries;
+  const int64_t chunks = std::min(std::max(wanted, most), queries), size = (queries + chunks - 1) / chunks;
+#pragma omp parallel if (2 * frames * queries * task.keys * heads * width > kAlone)
+  {
+    std::vector<float> scratch(kScratch);
+#pragma omp for schedule(dynamic)
+    for (int64_t part = 0; part < frames * heads * chunks; ++part) {
+      const int64_t chunk = part % chunks, head = part / chunks % heads, frame = part / chunks / heads;
+      run(task, frame, head, chunk * size, std::min(queries, (chunk + 1) * size), scratch.data(), width);
+    }
+  }
+}
+
+void attend_maps(const Call &call) {
+  float *const *p = call.pointers;
+  const int64_t *n = call.sizes;
+  attend_all({p[0], p[1], p[2], reinterpret_cast<const uint8_t *>(p[3]), p[4], n[1], n[2], n[3]}, n[0], n[4]);
+}
+
+void norm_maps(const Call &call) {
+  float *const *p = call.pointers;
+  CHOSEN(norm_rows)({p[0], p[1], p[2], p[3], p[4], p[5], call.sizes[1], call.slope}, 0, call.sizes[0]);
+}
+
+void choose_cells(const Call &call) {
+  const auto run = CHOSEN(attended_cells);
+  float *const *p = call.pointers;
+  const int64_t *n = call.sizes, rows = n[0] * n[1];
+  const CellsTask task = {p[0], p[1], p[2], reinterpret_cast<uint8_t *>(p[3]), n[1], n[2], n[3], n[4]};
+#pragma omp parallel for schedule(dynamic, 8) if (rows * n[2] * n[3] * n[4] > kAlone)
+  for (int64_t row = 0; row < rows; ++row) run(task, row);
+}
+
+void grid_maps(const Call &call) {
+  const int64_t points = call.sizes[1];
+  for (int64_t k = 0; k < call.sizes[0]; ++k) {
+    CHOSEN(grid_places)(call.pointers[0] + 4 * k, points, call.pointers[1] + 2 * k * points * points);
+  }
+}
+
+void draw_masks(const Call &call) {
+  const auto run = CHOSEN(draw_mask);
+  float *const *p = call.pointers;
+  const int64_t *n = call.sizes;
+#pragma omp parallel for schedule(static) if (8 * n[0] * n[3] * n[4] > kAlone)
+  for (int64_t mask = 0; mask < n[0]; ++mask) run({p[0], p[1], p[2], p[3], n[1], n[2], n[3], n[4]}, mask);
+}
+
+void (*const kCalls[])(const Call &) = {convolve_maps, sample_maps,  attend_maps, norm_maps,
+                                        choose_cells,  draw_masks, grid_maps};
 
 // out = x * scale + shift, from the sums over all rows.
 void finish(const double *sum, const float *first, const float *weight, const float *bias, int64_t rows,
@@ -216,25 +307,28 @@ extern "C" {
 // 32 or 64. A query that may attend nothing gets not-a-number.
 void tar_vis_attention(const float *query, const float *key, const float *value, const uint8_t *keep, float *out,
                        int64_t frames, int64_t queries, int64_t keys, int64_t heads, int64_t width) {
-  const auto run = CHOSEN(attention);
-  // as few chunks of queries as give every thread work: each looks at all keys
-  const int64_t wanted = 2 * threads() / (frames * heads), most = (queries + kQueries - 1) / kQueries;
-  const int64_t chunks = std::min(std::max(wanted, most), queries), size = (queries + chunks - 1) / chunks;
-#pragma omp parallel if (2 * frames * queries * keys * heads * width > kAlone)
-  {
-    std::vector<float> scratch(kScratch);
-#pragma omp for schedule(dynamic)
-    for (int64_t part = 0; part < frames * heads * chunks; ++part) {
-      const int64_t chunk = part % chunks, head = part / chunks % heads, frame = part / chunks / heads;
-      run({query, key, value, keep, out, queries, keys, heads}, frame, head, chunk * size,
-          std::min(queries, (chunk + 1) * size), scratch.data(), width);
-    }
-  }
+  attend_all({query, key, value, keep, out, queries, keys, heads}, frames, width);
 }
 
 // See Call.
 void tar_vis_calls(const Call *call, int64_t count) {
-  for (; count; --count, ++call) (call->kind ? sample_maps : convolve_maps)(*call);
+  for (; count; --count, ++call) kCalls[call->kind](*call);
+}
+
+// x (frames, height, row) bytes, mean and std (row), out (frames, padded_height, padded_row).
+void tar_vis_normalize(const uint8_t *x, const float *mean, const float *std, float *out, int64_t frames,
+                       int64_t height, int64_t row, int64_t padded_height, int64_t padded_row) {
+  const auto run = CHOSEN(normalized_row);
+#pragma omp parallel for schedule(static) if (8 * frames * height * row > kAlone)
+  for (int64_t i = 0; i < frames * padded_height; ++i) {
+    const int64_t y = i % padded_height, from = i / padded_height * height + y;
+    run(x + from * row, mean, std, y < height ? row : 0, padded_row, out + i * padded_row);
+  }
+}
+
+// mask (down.end - down.begin, across.end - across.begin); a row of the map is `step` floats long.
+void tar_vis_mask(const float *map, int64_t step, const Axis *down, const Axis *across, uint8_t *mask) {
+  CHOSEN(resized_mask)(map, step, *down, *across, mask);
 }
 
 // See ProposalTask.

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,13 @@ class _Level(ctypes.Structure):
 
     _fields_ = [(name, ctypes.c_void_p) for name in ('predictions', 'content')] + [
         (name, ctypes.c_int64) for name in ('height', 'width', 'stride', 'step', 'content_step')]
+
+
+class _Axis(ctypes.Structure):
+    """The kernel's ``Axis``."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ('weights', 'first', 'last')] + [
+        (name, ctypes.c_int64) for name in ('inputs', 'begin', 'end')]
 
 
 @dataclass(frozen=True)
@@ -126,12 +134,13 @@ def convolve(x: Tensor, how: Convolution, added: Sequence[Tensor | None] = (), p
     return out
 
 
-def sample_map(x: Tensor, places: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def sample_map(x: Tensor, places: Tensor, added: Tensor | None = None, out: Tensor | None = None,
+               made: bool = False) -> Tensor:
     """Return a map ``(N, C, h, w)`` bilinearly sampled at ``places (H, W, 2)``, ``(N, C, H, W)`` with channels last.
 
     Places are x, y as shares of the map's sides; beyond the centres of its outermost cells the map goes on as there.
-    ``added`` is of the result's shape, ``out`` is as in :func:`convolve` and not ``added``. It is float32, without
-    gradient.
+    ``added`` is of the result's shape, ``out`` is as in :func:`convolve` and not ``added``. Places are constant for a
+    tape, unless a kernel has ``made`` them. It is float32, without gradient.
     """
     kernels.refuse_tracing()
     (n, channels, height, width), size = x.shape, places.shape[:2]
@@ -142,7 +151,7 @@ def sample_map(x: Tensor, places: Tensor, added: Tensor | None = None, out: Tens
     if channels < PANEL or not out_step or out.shape != (n, channels, *size) or (
             added is not None and added.shape != out.shape):
         raise ValueError(f'cannot sample {tuple(x.shape)} at {tuple(places.shape)} places into {tuple(out.shape)}')
-    run(SAMPLES, (x, places, added, out, None, None),
+    run(SAMPLES, (x, None if made else places, added, out, places if made else None, None),
         (n, size[0] * size[1], height, width, channels, step, added_step, out_step))
     return out
 
@@ -158,6 +167,34 @@ def enlarge(x: Tensor, size: tuple[int, int], added: Tensor | None = None, out: 
     if x.shape[-2:] == size and added is None:
         return convolve(x, Convolution(x.shape[1], None, ()), out=out)
     return sample_map(x, _centres(*size), added, out)
+
+
+def normalized(x: Tensor, mean: Tensor, std: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return bytes ``(N, C, h, w)`` as ``(x - mean) / std``, zero-padded right and below to ``size``, channels last.
+
+    ``mean`` and ``std`` have C numbers. It is float32.
+    """
+    kernels.refuse_tracing()
+    n, channels, height, width = x.shape
+    x, mean, std = x.permute(0, 2, 3, 1).contiguous(), *(part.flatten().float().repeat(width) for part in (mean, std))
+    out = torch.empty(n, *size, channels)
+    kernels.compiled().tar_vis_normalize(*map(address, (x, mean, std, out)), n, height, channels * width, size[0],
+                                         channels * size[1])
+    return out.permute(0, 3, 1, 2)
+
+
+def resized_mask(x: Tensor, *axes: tuple[Tensor, np.ndarray, np.ndarray, int, int]) -> np.ndarray:
+    """Return where a map ``(h, w)`` that is resized along both axes is positive, boolean.
+
+    An axis, vertical or horizontal, has weights ``(outputs, inputs)``, the first and last input ``(outputs,)`` int64
+    that each output reads, and which outputs are wanted, begin and end.
+    """
+    x = x.detach().to(torch.float32).contiguous()
+    read = [_Axis(weights.data_ptr(), first.ctypes.data, last.ctypes.data, weights.shape[1], begin, end)
+            for weights, first, last, begin, end in axes]
+    found = np.empty([axis.end - axis.begin for axis in read], bool)
+    kernels.compiled().tar_vis_mask(address(x), x.shape[1], *map(ctypes.byref, read), found.ctypes.data)
+    return found
 
 
 def likeliest_cells(predictions: Sequence[Tensor], content: Sequence[Tensor], strides: Sequence[int], classes: int,

@@ -7,9 +7,7 @@ constants. The next time, the first two are replaced.
 
 from __future__ import annotations
 
-import bisect
 import ctypes
-import itertools
 import threading
 from collections.abc import Callable
 
@@ -20,8 +18,10 @@ from torch import Tensor
 from tar_vis_core.runtime import kernels
 
 KEPT_SIZES = 8      # of maps
-CONVOLUTION, SAMPLES = range(2)
-MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3)}     # pointers of a call that are not constants
+CONVOLUTION, SAMPLES, ATTENTION, NORM, CELLS, MASKS, GRIDS = range(7)
+# pointers of a call that are not constants
+MAPS = {CONVOLUTION: (0, 4, 5), SAMPLES: (0, 2, 3, 4), ATTENTION: range(5), NORM: (0, 3, 4, 5), CELLS: range(4),
+        MASKS: range(4), GRIDS: (0, 1)}
 ALIGNED = 64        # bytes at which a part of the memory begins
 
 _written = threading.local()
@@ -51,12 +51,17 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def memory(*shape: int) -> Tensor:
+    """Return memory for a kernel to write to, float32."""
+    taken = torch.empty(shape)
+    if (tape := getattr(_written, 'tape', None)) is not None:
+        tape.taken.append((taken.data_ptr(), taken.data_ptr() + 4 * taken.numel()))
+    return taken
+
+
 def room(*shape: int) -> Tensor:
     """Return memory for a map ``(N, h, w, C)`` as ``(N, C, h, w)``."""
-    memory = torch.empty(shape)
-    if (tape := getattr(_written, 'tape', None)) is not None:
-        tape.taken.append((memory.data_ptr(), memory.data_ptr() + 4 * memory.numel()))
-    return memory.permute(0, 3, 1, 2)
+    return memory(*shape).permute(0, 3, 1, 2)
 
 
 def run(kind: int, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...], slope: float = 1.0,
@@ -86,87 +91,113 @@ class Tape:
         self.constants: list[Tensor] = []
         self._calls: list[tuple[Call, ctypes.Array | None]] = []
         self._inputs = [(x.data_ptr(), x.data_ptr() + 4 * x.numel()) for x in inputs]
+        self._found: list[list[tuple[int, int]]] = []       # where the pointers of each call lie
+        self._read: list[list[tuple[int, int]]] = []        # the same of each product
         _written.tape = self
         try:
             outputs = function(*inputs)
         finally:
             _written.tape = None
-        # memory that was given back and taken again is the same here, too
-        self._spans: list[tuple[int, int]] = []
-        for first, last in sorted(self.taken):
-            if self._spans and first < self._spans[-1][1]:
-                self._spans[-1] = self._spans[-1][0], max(last, self._spans[-1][1])
-            else:
-                self._spans.append((first, last))
-        lengths = [-(-(last - first) // ALIGNED) * ALIGNED for first, last in self._spans]
-        *self._starts, length = itertools.accumulate(lengths, initial=0)
-        self._floats = length // 4
+        self._views = [(x.shape, x.stride(), *self._place(x.data_ptr())) for x in outputs]
+        if any(where >= 0 for *_, where, _ in self._views):
+            raise RuntimeError('a map that is returned lies in none that the kernels have written')
+        starts = self._starts()
+        self._views = [(shape, stride, starts[-1 - where] + offset) for shape, stride, where, offset in self._views]
         counts = [0 if own is None else len(own) for _, own in self._calls]
         self.calls = (Call * len(counts))(*(call for call, _ in self._calls))
         self.products = (Product * sum(counts))(*(p for _, own in self._calls for p in (() if own is None else own)))
         first = np.cumsum([0, *counts[:-1]]) * ctypes.sizeof(Product) + ctypes.addressof(self.products)
-        for call, start, count in zip(self.calls, first, counts, strict=True):
+        for found, start, count in zip(self._found, first, counts, strict=True):
             if count:
-                call.pointer3 = int(start)
-        maps = np.array([[k in MAPS[call.kind] for k in range(6)] for call in self.calls])
-        pointers, added = words(self.calls)[:, 1:7], words(self.products)[:, 2:3]
-        self._parts = [(pointers, *self._places(pointers, maps)), (added, *self._places(added, added != 0))]
-        self._views = [(x.shape, x.stride(), self._place(x.data_ptr())) for x in outputs]
-        if any(place[0] != 1 for *_, place in self._views):
-            raise RuntimeError('a map that is returned lies in none that the kernels have written')
-        del self._calls, self.taken
+                found[3] = 0, int(start)
+        self._parts = []
+        for own, places in ((words(self.calls)[:, 1:7], self._found), (words(self.products)[:, :3], self._read)):
+            where, offsets = np.array(places, np.int64).reshape(*own.shape, 2).transpose(2, 0, 1)
+            taken = where < 0
+            offsets[taken] += np.array(starts, np.int64)[-1 - where[taken]]
+            where[taken] = 1
+            self._parts.append((own, where, offsets))
+        self._bases: tuple[int, ...] = ()       # that the calls hold now
+        del self._calls, self._found, self._read, self.taken
 
     def note(self, call: Call, products: ctypes.Array | None, tensors: tuple[Tensor | None, ...],
              others: tuple[Tensor | None, ...]) -> None:
         """Write down a call, and keep what it reads that is neither an input nor memory that was taken."""
-        self._calls.append((call, products))
-
-        def strange(tensor: Tensor | None) -> bool:
-            return tensor is not None and not any(
-                first <= tensor.data_ptr() < last for first, last in (*self._inputs, *self.taken))
-
-        if any(strange(tensors[k]) for k in MAPS[call.kind]):
+        found = [self._place(address(t) or 0, k in MAPS[call.kind]) for k, t in enumerate(tensors)]
+        if any(tensors[k] is not None and found[k][0] == 0 for k in MAPS[call.kind]):
             raise RuntimeError('a map that is read was made by something other than a kernel')
-        self.constants += [*filter(strange, others), *(t for k, t in enumerate(tensors) if k not in MAPS[call.kind])]
+        read = [[self._place(p.weights, False), self._place(p.bias, False), self._place(p.added or 0)]
+                for p in products or ()]
+        self._calls.append((call, products))
+        self._found.append(found)
+        self._read += read
+        self.constants += [t for t in others if t is not None and self._place(t.data_ptr())[0] == 0]
+        self.constants += [t for k, t in enumerate(tensors) if k not in MAPS[call.kind]]
 
-    def _place(self, pointer: int) -> tuple[int, int]:
-        """Return in which memory an address lies, 0 for a constant, 1 for that which was taken, and how far in it."""
+    def _place(self, pointer: int, written: bool = True) -> tuple[int, int]:
+        """Return where an address lies and how far in: 0 for constants, from 2 on inputs, below 0 what was taken.
+
+        Only what is ``written`` lies where memory was taken; a constant may have come there when that was free again.
+        """
         for k, (first, last) in enumerate(self._inputs):
             if first <= pointer < last:
                 return 2 + k, pointer - first
-        k = bisect.bisect(self._spans, (pointer, 2 ** 63)) - 1
-        if k >= 0 and pointer < self._spans[k][1]:
-            return 1, self._starts[k] + pointer - self._spans[k][0]
+        for k in reversed(range(len(self.taken) if written else 0)):        # the last that was taken there
+            if self.taken[k][0] <= pointer < self.taken[k][1]:
+                return -1 - k, pointer - self.taken[k][0]
         return 0, pointer
 
-    def _places(self, pointers: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = np.array([self._place(int(p)) if own else (0, int(p)) for p, own in zip(
-            pointers.flat, maps.flat, strict=True)], np.int64).reshape(*pointers.shape, 2)
-        return found[..., 0], found[..., 1].copy()
+    def _starts(self) -> list[int]:
+        """Return where each part that was taken begins in one memory, in which parts of other times share a place.
+
+        The largest first, each as low as there is room: a frame passes through half of the memory, and so of the cache.
+        """
+        lives: dict[int, tuple[int, int]] = {}      # the first and the last call that has to do with a part
+        rows = iter(self._read)
+        for i, ((_, products), found) in enumerate(zip(self._calls, self._found, strict=True)):
+            for where, _ in (*found, *(place for _ in products or () for place in next(rows))):
+                if where < 0:
+                    lives[-1 - where] = lives.get(-1 - where, (i, i))[0], i
+        for *_, where, _ in self._views:
+            lives[-1 - where] = lives[-1 - where][0], len(self._calls)
+        sizes = [-(-(last - first) // ALIGNED) * ALIGNED for first, last in self.taken]
+        starts, placed = [0] * len(sizes), []
+        for k in sorted(lives, key=lambda k: -sizes[k]):
+            for other in sorted(placed, key=starts.__getitem__):
+                apart = lives[other][0] > lives[k][1] or lives[k][0] > lives[other][1]
+                if not apart and starts[other] < starts[k] + sizes[k]:
+                    starts[k] = max(starts[k], starts[other] + sizes[other])
+            placed.append(k)
+        self._floats = max((starts[k] + sizes[k] for k in lives), default=0) // 4
+        return starts
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return what the function returns for other inputs of the same sizes and strides."""
         memory = torch.empty(self._floats)
-        bases = np.array([0, memory.data_ptr(), *(x.data_ptr() for x in inputs)])
-        for words_, where, offsets in self._parts:
-            words_[:] = offsets + bases[where]
+        bases = 0, memory.data_ptr(), *(x.data_ptr() for x in inputs)
+        if bases != self._bases:        # a stream's frames often lie where those before them lay
+            for words_, where, offsets in self._parts:
+                words_[:] = offsets + np.array(bases)[where]
+            self._bases = bases
         kernels.compiled().tar_vis_calls(self.calls, len(self.calls))
-        return tuple(memory.as_strided(shape, stride, offset // 4) for shape, stride, (_, offset) in self._views)
+        return tuple(memory.as_strided(shape, stride, offset // 4) for shape, stride, offset in self._views)
 
 
 class Tapes:
     """A function from maps to maps, as a tape for each of the sizes that came last."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = KEPT_SIZES) -> None:
         self.kept: dict[tuple, Tape] = {}
+        self.most = most
 
     def __call__(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return what the function returns, ``inputs`` float32 with their channels last."""
+        """Return what the function returns, whose ``inputs`` are float32, and maps with their channels last."""
         kernels.refuse_tracing()
-        inputs = tuple(x.detach().to(torch.float32, memory_format=torch.channels_last) for x in inputs)
+        inputs = tuple(x.detach().to(torch.float32).contiguous(
+            memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format) for x in inputs)
         sizes = tuple(x.shape for x in inputs), tuple(x.stride() for x in inputs)
         if sizes not in self.kept:
-            if len(self.kept) >= KEPT_SIZES:
+            if len(self.kept) >= self.most:
                 self.kept.clear()
             self.kept[sizes] = Tape(function, inputs)
         return self.kept[sizes](inputs)
