@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,14 +183,16 @@ class VideoSegmenter:
         image = check_image(image)
         if stamp_s is not None:
             STAMP.check('stamp_s', stamp_s)
-        with watched(self.device):
-            return self._step(image, state, stamp_s, stream_break)
+        clock = StageClock(self.device)
+        seated = kernels.seated_threads() if self.device.type == 'cpu' else contextlib.nullcontext()
+        with watched(self.device), seated:
+            return self._step(image, state, stamp_s, stream_break, clock)
 
     @torch.inference_mode()
-    def _step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None
-              ) -> FrameResult:
+    def _step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None,
+              clock: StageClock) -> FrameResult:
         options, size = self._options, image.shape[:2]
-        clock, budget, recordings = StageClock(self.device), state.budget_of(options.latency_budget_ms), self.recordings
+        budget, recordings = state.budget_of(options.latency_budget_ms), self.recordings
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s, stream_break)
         small = small_grey(image) if state.segmented else None
         if state.segmented and state.segmented.stands_for(small, options):

@@ -5,10 +5,12 @@ Each has a PyTorch form with the same numbers, which is used if the kernel was n
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from tar_vis_core.errors import first_line
 
+LOAD = b'/proc/loadavg'         # its fourth word begins with the number of threads that run or wait for a processor
 LIBRARY = Path(__file__).with_name('libtar_vis_kernels.so')
 
 MOST_SAMPLES = 64               # of a query and head of deformable attention
@@ -39,9 +42,28 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_normalize.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
         for name in ('deformable', 'group_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
             getattr(loaded, f'tar_vis_{name}').restype = None
+        loaded.tar_vis_seat_threads.argtypes = loaded.tar_vis_free_thread.argtypes = ctypes.c_char_p,
+        loaded.tar_vis_seat_threads.restype, loaded.tar_vis_free_thread.restype = ctypes.c_int, None
     except (OSError, AttributeError):
         return None
     return loaded
+
+
+@contextlib.contextmanager
+def seated_threads() -> Iterator[None]:
+    """Let torch's CPU threads have processors of their own while the block runs.
+
+    There are as many as other programs leave processors free, at least one and at most torch's own number. Linux alone,
+    with the compiled kernels. Afterwards the calling thread may run again wherever it could before. The others of its
+    team keep away from where it was; they do nothing but what torch gives them.
+    """
+    loaded = compiled()
+    seated = loaded is not None and loaded.tar_vis_seat_threads(LOAD)
+    try:
+        yield
+    finally:
+        if seated:
+            loaded.tar_vis_free_thread(LOAD)
 
 
 def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor,
