@@ -54,6 +54,14 @@ class Linear(nn.Linear):
         return ACTIVATIONS[self.activation](x if added is None else x + added)
 
 
+class NormAndSum(nn.LayerNorm):
+    """A layer norm of ``(N, S, C)``, and its sum with what is added to it, ``(S, C)``."""
+
+    def forward(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        x = super().forward(x)
+        return x, x + added
+
+
 class Conv(nn.Conv2d):
     """A convolution, a residual added to its result, and the activation that follows; one kernel in the inference form.
 
