@@ -249,7 +249,9 @@ class MaskedDecoder(nn.Module):
         """Run layer ``i`` as :meth:`run_layer` does, with its level's memory."""
         with torch.no_grad():
             embedding = self.mask_embed(self.decoder_norm(x))
-            keep = torch.matmul(embedding, reduced) >= 0
+            # on a CPU PyTorch copies what a batch multiplies, but not what one product does
+            keep = (embedding[0] @ reduced[0] if len(embedding) == 1 else embedding @ reduced).view(
+                *embedding.shape[:2], -1) >= 0
             # a query with an empty mask attends everywhere, or in all of its box; without indexing, so without a
             # device sync
             if inside is None:

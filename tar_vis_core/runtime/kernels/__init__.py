@@ -34,7 +34,7 @@ def compiled() -> ctypes.CDLL | None:
         norm = ctypes.c_float, ctypes.c_int64
         loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [*norm]
         loaded.tar_vis_layer_norm.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 3 + [*norm]
-        loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
+        loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 6
         loaded.tar_vis_calls.argtypes = ctypes.c_void_p, ctypes.c_int64
         loaded.tar_vis_propose.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_float] * 2
         loaded.tar_vis_mask.argtypes = ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3
@@ -203,9 +203,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tenso
             keep is not None and (keep.shape != (n, queries, keys) or keep.dtype != torch.bool)):
         raise ValueError(f'shapes do not fit: query {tuple(query.shape)}, key {tuple(key.shape)}, value '
                          f'{tuple(value.shape)}, keep {None if keep is None else (tuple(keep.shape), keep.dtype)}')
-    read = [t.detach().to(torch.float32).contiguous() for t in (query, key, value)]
+    half = query.dtype == key.dtype == value.dtype == torch.bfloat16
+    dtype = torch.bfloat16 if half else torch.float32
+    read = [t.detach().to(dtype).contiguous() for t in (query, key, value)]
     keep = None if keep is None else keep.contiguous()
-    out = torch.empty(n, queries, dim)
+    out = torch.empty(n, queries, dim, dtype=dtype)
     compiled().tar_vis_attention(*(t.data_ptr() for t in read), None if keep is None else keep.data_ptr(),
-                                out.data_ptr(), n, queries, keys, heads, dim // heads)
+                                out.data_ptr(), n, queries, keys, heads, dim // heads, half)
     return out.to(query.dtype)

@@ -28,13 +28,6 @@ const float kMargin = 0.15f;               // of a box's sides (models/proposals
 const int64_t kAlone = 1 << 20;            // multiplications that a thread does sooner than it could wake another
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
-struct AttentionTask {
-  const float *query, *key, *value;  // (frames, queries or keys, heads, width)
-  const uint8_t *keep;               // (frames, queries, keys), or null: all
-  float *out;                        // as query
-  int64_t queries, keys, heads;
-};
-
 // The upper half of a float.
 struct BFloat16 {
   uint16_t upper;
@@ -54,6 +47,14 @@ struct BFloat16 {
 };
 
 // T is float or BFloat16.
+template <class T>
+struct AttentionTask {
+  const T *query, *key, *value;  // (frames, queries or keys, heads, width)
+  const uint8_t *keep;           // (frames, queries, keys), or null: all
+  T *out;                        // as query
+  int64_t queries, keys, heads;
+};
+
 template <class T>
 struct DeformableTask {
   const T *offsets;        // (frames, queries, heads, levels, points, 2) as x, y in cells of their level
@@ -247,8 +248,9 @@ void sample_maps(const Call &call) {
   }
 }
 
-void attend_all(const AttentionTask &task, int64_t frames, int64_t width) {
-  const auto run = CHOSEN(attention);
+template <class T>
+void attend_all(const AttentionTask<T> &task, int64_t frames, int64_t width) {
+  const auto run = CHOSEN(attention<T>);
   // as few chunks of queries as give every thread work: each looks at all keys
   const int64_t queries = task.queries, heads = task.heads;
   const int64_t wanted = 2 * threads() / (frames * heads), most = (queries + kQueries - 1) / kQueries;
@@ -267,7 +269,7 @@ void attend_all(const AttentionTask &task, int64_t frames, int64_t width) {
 void attend_maps(const Call &call) {
   float *const *p = call.pointers;
   const int64_t *n = call.sizes;
-  attend_all({p[0], p[1], p[2], reinterpret_cast<const uint8_t *>(p[3]), p[4], n[1], n[2], n[3]}, n[0], n[4]);
+  attend_all<float>({p[0], p[1], p[2], reinterpret_cast<const uint8_t *>(p[3]), p[4], n[1], n[2], n[3]}, n[0], n[4]);
 }
 
 template <class T>
@@ -389,10 +391,15 @@ void deform(const T *value, T *scratch, int64_t frames, int64_t cells, const Def
 extern "C" {
 
 // query, key, value and out (frames, queries or keys, heads, width), keep (frames, queries, keys) or null. Width is 16,
-// 32 or 64. A query that may attend nothing gets not-a-number.
-void tar_vis_attention(const float *query, const float *key, const float *value, const uint8_t *keep, float *out,
-                       int64_t frames, int64_t queries, int64_t keys, int64_t heads, int64_t width) {
-  attend_all({query, key, value, keep, out, queries, keys, heads}, frames, width);
+// 32 or 64. A query that may attend nothing gets not-a-number. All but keep are bfloat16 if `half`.
+void tar_vis_attention(const void *query, const void *key, const void *value, const uint8_t *keep, void *out,
+                       int64_t frames, int64_t queries, int64_t keys, int64_t heads, int64_t width, int64_t half) {
+  const auto run = [&](auto kind) {
+    using T = decltype(kind);
+    attend_all<T>({static_cast<const T *>(query), static_cast<const T *>(key), static_cast<const T *>(value), keep,
+                   static_cast<T *>(out), queries, keys, heads}, frames, width);
+  };
+  half ? run(BFloat16()) : run(float());
 }
 
 // See Call.
