@@ -251,15 +251,13 @@ def test_the_kernel_refuses_what_does_not_fit_and_takes_any_strides():
 def test_samples_of_bfloat16_are_those_of_the_same_floats(name):
     """But for the rounding of the result; offsets and logits may lie in one tensor."""
     value, offsets, logits, reference, shapes = kernel_case(name)
-    value, both = value.bfloat16(), torch.cat((offsets.flatten(2), logits.flatten(2)), -1).bfloat16()
-    parts = both.split((offsets[0, 0].numel(), logits[0, 0].numel()), -1)
-    offsets, logits = (part.unflatten(-1, like.shape[2:]) for part, like in zip(parts, (offsets, logits), strict=True))
-    exact = kernels.sample_deformable(value.float(), offsets.float(), logits.float(), reference, shapes)
-    assert torch.equal(kernels.sample_deformable(value, offsets, logits, reference, shapes), exact.bfloat16())
-    parts = kernels.sample_deformable(value.float(), *(part.float().unflatten(-1, like.shape[2:]) for part, like in zip(
-        both.float().split((offsets[0, 0].numel(), logits[0, 0].numel()), -1), (offsets, logits), strict=True)),
-        reference, shapes)
-    assert torch.equal(parts, exact)
+    sizes = [like[0, 0].numel() for like in (offsets, logits)]
+    both = torch.cat((offsets.flatten(2), logits.flatten(2)), -1).bfloat16()
+    half = [part.unflatten(-1, like.shape[2:]) for part, like in zip(both.split(sizes, -1), (offsets, logits),
+                                                                     strict=True)]
+    whole = [part.float().contiguous() for part in half]
+    exact = kernels.sample_deformable(value.bfloat16().float(), *whole, reference, shapes)
+    assert torch.equal(kernels.sample_deformable(value.bfloat16(), *half, reference, shapes), exact.bfloat16())
 
 
 @needs_kernels

@@ -79,7 +79,7 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
 
 
 def _by_query(x: Tensor) -> tuple[Tensor, int]:
-    """Return ``(N, Sq, ..)`` as the kernel reads it, and the step from a query to the next: it may be a part of rows."""
+    """Return ``(N, Sq, ..)``, which may be a part of rows, as the kernel reads it and the step from query to query."""
     step = x.stride(1)
     if x[0, 0].is_contiguous() and (x.shape[0] == 1 or x.stride(0) == x.shape[1] * step):
         return x, step
