@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,12 +67,17 @@ class DeformableAttention(nn.Module):
         ``shapes`` are the ``(h, w)`` of the value levels, which lie one after the other in ``Sv``; ``reference`` is
         (x, y) in 0..1 and the same point in every level.
         """
-        n, s, _ = query.shape
-        offsets = self.sampling_offsets(query).view(n, s, self.heads, self.levels, self.points, 2)
-        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        logits = self.attention_weights(query).view(offsets.shape[:-1])
-        sample = SAMPLERS[sampler(query.device, value.shape[-1] // self.heads)]
-        return self.output_proj(sample(self.value_proj(value), offsets, logits, reference, shapes), added)
+        offsets, logits = self.ask(query)
+        logits = logits.unflatten(-1, (self.heads, self.levels, self.points))
+        offsets = offsets.unflatten(-1, (*logits.shape[2:], 2))
+        way = sampler(query.device, value.shape[-1] // self.heads)
+        if way != 'compiled kernel':        # which reads bfloat16 itself
+            offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        return self.output_proj(SAMPLERS[way](self.value_proj(value), offsets, logits, reference, shapes), added)
+
+    def ask(self, query: Tensor) -> Sequence[Tensor]:
+        """Return offsets and logits of the samples of ``query (N, Sq, D)``, each ``(N, Sq, ..)``."""
+        return self.sampling_offsets(query), self.attention_weights(query)
 
 
 def head_widths(model: nn.Module) -> set[int]:

@@ -16,6 +16,7 @@ def level_memory(level: int, x: Tensor, mask_features: Tensor, level_embed: Tens
     h, w = x.shape[-2:]
     value = x.flatten(2).transpose(1, 2) + level_embed[level]
     key = value + sine_encoding(h, w, x.shape[1], x.device).flatten(1).t().to(value.dtype)
+    key, value = key.to(x.dtype), value.to(x.dtype)     # as mixed precision would for every layer
     # resize(e . F) = e . resize(F): one resize per level instead of one per layer and query.
     # The attention mask carries no gradient.
     return key, value, bilinear(mask_features.detach(), (h, w)).flatten(2)

@@ -19,7 +19,7 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     """Return the normalised 2-D sine position encoding of a map, ``(dim, height, width)``.
 
     The first half of the channels encodes y, the second x; positions count from 1 and are scaled to 2 pi
-    (DETR, temperature 10000). It depends on the size alone, so it is computed once per size.
+    (DETR, temperature 10000). It depends on the size alone, so it is computed once per size. Channels lie last.
     """
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=device)
@@ -32,7 +32,7 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
 
     y = encode(height).t()[:, :, None].expand(half, height, width)
     x = encode(width).t()[:, None, :].expand(half, height, width)
-    return torch.cat((y, x))
+    return torch.cat((y, x)).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 ACTIVATIONS = {'none': nn.Identity(), 'relu': nn.ReLU(), 'relu6': nn.ReLU6(), 'gelu': nn.GELU(),
@@ -52,6 +52,14 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         x = super().forward(x)
         return ACTIVATIONS[self.activation](x if added is None else x + added)
+
+
+class NormAndSum(nn.LayerNorm):
+    """A layer norm of ``(N, S, C)``, and its sum with what is added to it, ``(S, C)``."""
+
+    def forward(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        x = super().forward(x)
+        return x, x + added
 
 
 class Conv(nn.Conv2d):

@@ -249,7 +249,8 @@ class MaskedDecoder(nn.Module):
         """Run layer ``i`` as :meth:`run_layer` does, with its level's memory."""
         with torch.no_grad():
             embedding = self.mask_embed(self.decoder_norm(x))
-            keep = torch.matmul(embedding, reduced) >= 0
+            # of a batch PyTorch makes copies on a CPU, of one product it does not
+            keep = ((embedding[0] @ reduced[0])[None] if len(embedding) == 1 else embedding @ reduced) >= 0
             # a query with an empty mask attends everywhere, or in all of its box; without indexing, so without a
             # device sync
             if inside is None:

@@ -7,19 +7,23 @@ speed. Results differ from the plain form by rounding alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from tar_vis_core.models.backbones.nanodet import NanoDet
 from tar_vis_core.models.backbones.resnet import ResNet50
 from tar_vis_core.models.cuda_graphs import CudaRecorder, record_parts
-from tar_vis_core.models.layers import MLP, Attention, Linear
+from tar_vis_core.models.deformable import DeformableAttention
+from tar_vis_core.models.layers import MLP, Attention, Linear, NormAndSum
 from tar_vis_core.models.masked_decoder import MaskedDecoder
 from tar_vis_core.models.packed_decoder import PackedDecoder
 from tar_vis_core.models.packed_layers import (
     PackedConv,
     PackedGroupNorm,
     PackedLinears,
+    PackedNormAndSum,
     PackedPointwise,
     packable,
     packed_linear,
@@ -52,6 +56,23 @@ class PackedAttention(Attention):
         return super().attend(query, key, value, keep)
 
 
+class PackedDeformable(DeformableAttention):
+    """:class:`DeformableAttention` with one product for offsets and logits."""
+
+    def __init__(self, attention: DeformableAttention, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.levels, self.points = attention.heads, attention.levels, attention.points
+        asked = attention.sampling_offsets, attention.attention_weights
+        self.sizes = [part.out_features for part in asked]
+        self.asked = packed_linear(*(torch.cat([getattr(part, name) for part in asked]) for name in ('weight', 'bias')),
+                                   'none', dtype)
+        self.value_proj, self.output_proj = (packed(part, dtype) for part in (attention.value_proj,
+                                                                             attention.output_proj))
+
+    def ask(self, query: Tensor) -> Sequence[Tensor]:
+        return self.asked(query).split(self.sizes, -1)
+
+
 def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return the packed form of a layer; of another module, the module with its layers packed in place."""
     if type(module) in (nn.Linear, Linear):
@@ -64,6 +85,10 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         return UNITS[type(module)](module)
     if isinstance(module, nn.GroupNorm):
         return PackedGroupNorm(module)
+    if type(module) is NormAndSum and PackedNormAndSum.does(module):
+        return PackedNormAndSum(module)
+    if type(module) is DeformableAttention:
+        return PackedDeformable(module, dtype)
     if type(module) is Attention:
         return PackedAttention(module, dtype)
     if type(module) is MaskedDecoder and PackedDecoder.does(module, dtype):

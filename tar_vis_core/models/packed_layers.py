@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tar_vis_core.models.layers import NormAndSum
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.kernels import maps
 
@@ -133,3 +134,19 @@ class PackedGroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
         return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+class PackedNormAndSum(nn.Module):
+    """``layers.NormAndSum`` in one pass."""
+
+    def __init__(self, norm: NormAndSum) -> None:
+        super().__init__()
+        self.norm = norm
+
+    @staticmethod
+    def does(norm: NormAndSum) -> bool:
+        """Return whether the compiled kernel can compute it."""
+        return kernels.compiled() is not None and len(norm.weight) % maps.PANEL == 0
+
+    def forward(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.layer_norm(x, self.norm.weight, self.norm.bias, self.norm.eps, added)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tar_vis_core.models.deformable import DeformableAttention, Shapes, reference_points
-from tar_vis_core.models.layers import Linear, bilinear, sine_encoding
+from tar_vis_core.models.layers import Linear, NormAndSum, bilinear, sine_encoding
 
 
 class EncoderLayer(nn.Module):
@@ -21,11 +21,13 @@ class EncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.linear1 = Linear(dim, ffn, 'relu')
         self.linear2 = Linear(ffn, dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = NormAndSum(dim)
 
-    def forward(self, x: Tensor, position: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-        x = self.norm1(self.self_attn(x + position, x, reference, shapes, x))
-        return self.norm2(self.linear2(self.linear1(x), x))
+    def forward(self, x: Tensor, asking: Tensor, position: Tensor, reference: Tensor, shapes: Shapes,
+                ) -> tuple[Tensor, Tensor]:
+        """Return the next ``x (N, S, D)`` and ``asking``, its sum with ``position (S, D)``."""
+        x = self.norm1(self.self_attn(asking, x, reference, shapes, x))
+        return self.norm2(self.linear2(self.linear1(x), x), position)
 
 
 class PixelDecoder(nn.Module):
@@ -60,8 +62,9 @@ class PixelDecoder(nn.Module):
             for (h, w), m, embed in zip(shapes, maps, self.level_embed, strict=True)])
         reference = reference_points(shapes, res2.device)
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+        asking = x + position
         for layer in self.layers:
-            x = layer(x, position, reference, shapes)
+            x, asking = layer(x, asking, position, reference, shapes)
         parts = x.split([h * w for h, w in shapes], 1)
         levels = [p.unflatten(1, s).permute(0, 3, 1, 2) for p, s in zip(parts, shapes, strict=True)]
         y = self.lateral(res2)

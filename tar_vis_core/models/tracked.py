@@ -54,7 +54,8 @@ def masks_of(tracked: Tracked, frame: int, rows: Tensor, mask_features: Tensor) 
     """
     embeddings, features = tracked.mask_embeddings[frame, rows], mask_features[frame]
     narrow = min(embeddings.dtype, features.dtype, key=lambda dtype: dtype.itemsize)
-    masks = torch.einsum('kd,dhw->khw', embeddings.to(narrow), features.to(narrow))
+    # one product of matrices: einsum would make a batch of it, which PyTorch copies on a CPU
+    masks = (embeddings.to(narrow) @ features.to(narrow).flatten(1)).unflatten(1, features.shape[1:])
     if tracked.mask_bias is not None:
         masks = masks + tracked.mask_bias[frame, rows, None, None]
     return masks if tracked.shapes is None else tracked.shapes.drawn(masks, frame, rows, embeddings, features)

@@ -58,7 +58,7 @@ def plain_pixel_decoder(module, maps):
     for layer in module.layers:
         attended = plain_deformable_attention(layer.self_attn, x + position, x, centres(shapes), shapes)
         x = layer.norm1(x + attended)
-        x = layer.norm2(x + layer.linear2(layer.linear1(x).relu()))
+        x = torch.nn.LayerNorm.forward(layer.norm2, x + layer.linear2(layer.linear1(x).relu()))
     levels = [part.T.reshape(1, DIM, h, w)
               for part, (h, w) in zip(x.split([h * w for h, w in shapes]), shapes, strict=True)]
     upper = F.interpolate(levels[2], res2.shape[-2:], mode='bilinear', align_corners=False)

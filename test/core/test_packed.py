@@ -246,6 +246,44 @@ def test_the_kernel_refuses_what_does_not_fit_and_takes_any_strides():
     torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.02)
 
 
+@needs_kernels
+@pytest.mark.parametrize('name', KERNEL_CASES)
+def test_samples_of_bfloat16_are_those_of_the_same_floats(name):
+    """But for the rounding of the result; offsets and logits may lie in one tensor."""
+    value, offsets, logits, reference, shapes = kernel_case(name)
+    sizes = [like[0, 0].numel() for like in (offsets, logits)]
+    both = torch.cat((offsets.flatten(2), logits.flatten(2)), -1).bfloat16()
+    half = [part.unflatten(-1, like.shape[2:]) for part, like in zip(both.split(sizes, -1), (offsets, logits),
+                                                                     strict=True)]
+    whole = [part.float().contiguous() for part in half]
+    exact = kernels.sample_deformable(value.bfloat16().float(), *whole, reference, shapes)
+    assert torch.equal(kernels.sample_deformable(value.bfloat16(), *half, reference, shapes), exact.bfloat16())
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_other_kernels_round_bfloat16_once(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, added = (torch.randn(shape, generator=generator) for shape in ((2, 70, 48), (70, 48)))
+    x, weight, bias = x.to(dtype), *torch.randn(2, 48, generator=generator)
+    x[1, 3, 5] = float('nan')       # of its row alone
+    exact = torch.nn.functional.layer_norm(x.double(), (48,), weight.double(), bias.double(), 1e-5)
+    limit = dict(atol=1e-5, rtol=2 ** -8 if dtype == torch.bfloat16 else 1e-5, equal_nan=True)
+    for found, expected in zip(kernels.layer_norm(x, weight, bias, 1e-5, added), (exact, exact + added), strict=True):
+        assert found.dtype == dtype and found.isnan().sum() == 48
+        torch.testing.assert_close(found.double(), expected, **limit)
+    assert kernels.layer_norm(x, weight, bias, 1e-5)[1] is None
+    with pytest.raises(ValueError, match='shapes do not fit'):
+        kernels.layer_norm(x, weight, bias, 1e-5, added[1:])
+    x = torch.randn(1, 24, 9, 7, generator=generator).to(dtype)
+    whole = kernels.group_norm(x.float(), 6, weight[:24], bias[:24], 1e-5)
+    assert torch.equal(kernels.group_norm(x, 6, weight[:24], bias[:24], 1e-5), whole.to(dtype))
+    query, key, value = torch.randn(3, 1, 40, 64, generator=generator).to(dtype)
+    keep = runs_of_keys(1, 40, 40, 0.3)
+    whole = kernels.attention(query.float(), key.float(), value.float(), 2, keep)
+    assert torch.equal(kernels.attention(query, key, value, 2, keep), whole.to(dtype))
+
+
 def runs_of_keys(frames, queries, keys, share):
     """A mask whose queries keep a run of keys or two, at least one key each."""
     generator = torch.Generator().manual_seed(keys)

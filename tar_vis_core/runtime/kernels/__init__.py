@@ -33,14 +33,16 @@ def compiled() -> ctypes.CDLL | None:
     try:
         # it names the same OpenMP runtime that torch has loaded, so both use one set of threads
         loaded = ctypes.CDLL(str(LIBRARY))
-        loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 7
-        loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_float]
-        loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5
+        loaded.tar_vis_deformable.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 10
+        norm = ctypes.c_float, ctypes.c_int64
+        loaded.tar_vis_group_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [*norm]
+        loaded.tar_vis_layer_norm.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 3 + [*norm]
+        loaded.tar_vis_attention.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 6
         loaded.tar_vis_calls.argtypes = ctypes.c_void_p, ctypes.c_int64
         loaded.tar_vis_propose.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_float] * 2
         loaded.tar_vis_mask.argtypes = ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3
         loaded.tar_vis_normalize.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
-        for name in ('deformable', 'group_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
+        for name in ('deformable', 'group_norm', 'layer_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
             getattr(loaded, f'tar_vis_{name}').restype = None
         loaded.tar_vis_seat_threads.argtypes = loaded.tar_vis_free_thread.argtypes = ctypes.c_char_p,
         loaded.tar_vis_seat_threads.restype, loaded.tar_vis_free_thread.restype = ctypes.c_int, None
@@ -70,27 +72,40 @@ def sample_deformable(value: Tensor, offsets: Tensor, logits: Tensor, reference:
                       shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """Return deformable samples on a CPU; arguments and result are those of the forms in ``models/deformable.py``.
 
-    They are computed in float32 and returned in the dtype of ``value``, without gradient. Raise RuntimeError if the
-    kernels are not there.
+    All are read as they are if all but ``reference`` are bfloat16, else in float32. Samples are computed in float32 and
+    returned in the dtype of ``value``, without gradient. Raise RuntimeError if the kernels are not there.
     """
     refuse_tracing()
     kernels = compiled()
     if kernels is None:
         raise RuntimeError(f'{LIBRARY} is not there: build the package with ROS, by colcon or pip')
     n, s, heads, levels, points, _ = offsets.shape
-    cells, width = sum(h * w for h, w in shapes), value.shape[-1] // heads
+    cells, width, given = sum(h * w for h, w in shapes), value.shape[-1] // heads, value.dtype
     if levels * points > MOST_SAMPLES:
         raise ValueError(f'{levels} levels of {points} points, expected at most {MOST_SAMPLES} samples of a query')
     if (value.shape != (n, cells, heads * width) or logits.shape != offsets.shape[:-1] or len(shapes) != levels
             or reference.shape != (s, 2)):
         raise ValueError(f'shapes do not fit: value {tuple(value.shape)}, offsets {tuple(offsets.shape)}, logits '
                          f'{tuple(logits.shape)}, reference {tuple(reference.shape)}, levels {shapes}')
-    read = [t.detach().to('cpu', torch.float32).contiguous() for t in (value, offsets, logits, reference)]
-    sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width)
-    scratch = torch.empty(value.shape if heads > 1 else 0)
-    pointers = [t.data_ptr() for t in (*read, sizes, out, scratch)]
-    kernels.tar_vis_deformable(*pointers, n, cells, s, heads, levels, points, width)
-    return out.to(value.dtype)
+    half = value.dtype == offsets.dtype == logits.dtype == torch.bfloat16
+    dtype = torch.bfloat16 if half else torch.float32
+    value, offsets, logits = (t.detach().to('cpu', dtype) for t in (value, offsets, logits))
+    value, reference = value.contiguous(), reference.detach().to('cpu', torch.float32).contiguous()
+    offsets, offset_step = _by_query(offsets)
+    logits, logit_step = _by_query(logits)
+    sizes, out = torch.tensor(shapes, dtype=torch.int64), torch.empty(n, s, heads * width, dtype=dtype)
+    scratch = torch.empty_like(value)
+    pointers = [t.data_ptr() for t in (value, offsets, logits, reference, sizes, out, scratch)]
+    kernels.tar_vis_deformable(*pointers, n, cells, s, heads, levels, points, width, offset_step, logit_step, half)
+    return out.to(given)
+
+
+def _by_query(x: Tensor) -> tuple[Tensor, int]:
+    """Return ``(N, Sq, ..)``, which may be a part of rows, as the kernel reads it and the step from query to query."""
+    step = x.stride(1)
+    if x[0, 0].is_contiguous() and (x.shape[0] == 1 or x.stride(0) == x.shape[1] * step):
+        return x, step
+    return x.contiguous(), x[0, 0].numel()
 
 
 def refuse_tracing() -> None:
@@ -166,11 +181,30 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
         return torch.nn.functional.group_norm(x.float().contiguous(), groups, weight, bias, eps).to(dtype)
     refuse_tracing()
     n, channels, h, w = x.shape
-    x = x.detach().to(torch.float32, memory_format=torch.channels_last)
+    half = dtype == torch.bfloat16
+    x = x.detach().to(dtype if half else torch.float32, memory_format=torch.channels_last)
     weight, bias, out = weight.detach().float().contiguous(), bias.detach().float().contiguous(), torch.empty_like(x)
     kernels.tar_vis_group_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), n, h * w, channels,
-                               groups, eps)
+                               groups, eps, half)
     return out.to(dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, added: Tensor | None = None,
+               ) -> tuple[Tensor, Tensor | None]:
+    """Return the layer norm of ``x (N, S, C)``, and its sum with ``added (S, C)`` if there is one.
+
+    It is for a CPU, float32 or bfloat16, computed in float32, and without gradient. C is a multiple of 16.
+    """
+    refuse_tracing()
+    half, channels = x.dtype == torch.bfloat16, x.shape[-1]
+    x = x.detach().to(x.dtype if half else torch.float32).contiguous()
+    weight, bias, added = (None if t is None else t.detach().float().contiguous() for t in (weight, bias, added))
+    if added is not None and added.shape != x.shape[1:]:
+        raise ValueError(f'shapes do not fit: x {tuple(x.shape)}, added {tuple(added.shape)}')
+    out, total = torch.empty_like(x), None if added is None else torch.empty_like(x)
+    pointers = [None if t is None else t.data_ptr() for t in (x, weight, bias, added, out, total)]
+    compiled().tar_vis_layer_norm(*pointers, x.numel() // channels, channels, x.shape[1], eps, half)
+    return out, total
 
 
 def attends(width: int) -> bool:
@@ -191,9 +225,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, keep: Tenso
             keep is not None and (keep.shape != (n, queries, keys) or keep.dtype != torch.bool)):
         raise ValueError(f'shapes do not fit: query {tuple(query.shape)}, key {tuple(key.shape)}, value '
                          f'{tuple(value.shape)}, keep {None if keep is None else (tuple(keep.shape), keep.dtype)}')
-    read = [t.detach().to(torch.float32).contiguous() for t in (query, key, value)]
+    half = query.dtype == key.dtype == value.dtype == torch.bfloat16
+    dtype = torch.bfloat16 if half else torch.float32
+    read = [t.detach().to(dtype).contiguous() for t in (query, key, value)]
     keep = None if keep is None else keep.contiguous()
-    out = torch.empty(n, queries, dim)
+    out = torch.empty(n, queries, dim, dtype=dtype)
     compiled().tar_vis_attention(*(t.data_ptr() for t in read), None if keep is None else keep.data_ptr(),
-                                out.data_ptr(), n, queries, keys, heads, dim // heads)
+                                out.data_ptr(), n, queries, keys, heads, dim // heads, half)
     return out.to(query.dtype)

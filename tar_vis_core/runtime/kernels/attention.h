@@ -1,8 +1,8 @@
-// Scaled dot-product attention with a boolean mask on a CPU, float32: softmax(q k' / sqrt(width)) v for every head.
+// Scaled dot-product attention with a boolean mask on a CPU: softmax(q k' / sqrt(width)) v for every head.
 //
 // Masked attention (Mask2Former) blocks most keys of most queries, and in runs, as masks are areas: keys come kLanes
 // at a time, and so many that are all blocked cost a query nothing. The softmax is taken as the keys come (Milakov and Gimelshein
-// 2018), so that no row of logits leaves the cache.
+// 2018), so that no row of logits leaves the cache. Read and written are float32 or bfloat16, between them is float32.
 
 // Included once for each kind of processor (kernels.cpp).
 
@@ -19,18 +19,19 @@ ALWAYS_INLINE bool any_kept(const uint8_t *keep, int64_t count) {
 
 // Queries begin..end-1 of one head of one frame, kQueries at most; `scratch` holds kScratch floats. `width` is known
 // where this is inlined, so that loops over it unroll.
-ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head, int64_t begin, int64_t end,
+template <class T>
+ALWAYS_INLINE void attend(const AttentionTask<T> &task, int64_t frame, int64_t head, int64_t begin, int64_t end,
                           float *scratch, const int64_t width) {
   const int64_t step = task.heads * width, parts = width / kLanes, count = end - begin;
   const int64_t sums = parts > 4 ? 1 : parts > 2 ? 2 : 4;  // one alone would wait for itself
   const float blocked = -std::numeric_limits<float>::infinity(), scale = 1.0f / std::sqrt(float(width));
   const Lanes all_blocked = Lanes{} + blocked;
-  const float *keys = task.key + frame * task.keys * step + head * width;
-  const float *values = task.value + frame * task.keys * step + head * width;
+  const T *keys = task.key + frame * task.keys * step + head * width;
+  const T *values = task.value + frame * task.keys * step + head * width;
   float query[kQueries][kWidest], most[kQueries], total[kQueries];
   Lanes sum[kQueries][kWidest / kLanes] = {};
   for (int64_t q = 0; q < count; ++q) {
-    const float *from = task.query + (frame * task.queries + begin + q) * step + head * width;
+    const T *from = task.query + (frame * task.queries + begin + q) * step + head * width;
     for (int64_t c = 0; c < width; ++c) query[q][c] = from[c] * scale;
     most[q] = blocked;
     total[q] = 0;
@@ -42,7 +43,7 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
     uint8_t open[kQueries][kTile / kLanes];
     for (int64_t q = 0; q < count; ++q) highest[q] = all_blocked;
     for (int64_t k = tile; k < tile_end; ++k) {
-      std::memcpy(near + (k - tile) * width, values + k * step, width * sizeof(float));
+      for (int64_t c = 0; c < width; c += kLanes) store(near + (k - tile) * width + c, load(values + k * step + c));
     }
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = tile + b * kLanes, there = std::min(kLanes, tile_end - first);
@@ -115,12 +116,13 @@ ALWAYS_INLINE void attend(const AttentionTask &task, int64_t frame, int64_t head
     }
   }
   for (int64_t q = 0; q < count; ++q) {
-    float *out = task.out + (frame * task.queries + begin + q) * step + head * width;
+    T *out = task.out + (frame * task.queries + begin + q) * step + head * width;
     for (int64_t i = 0; i < parts; ++i) store(out + i * kLanes, sum[q][i] / total[q]);
   }
 }
 
-void attention(const AttentionTask &task, int64_t frame, int64_t head, int64_t begin, int64_t end, float *scratch,
+template <class T>
+void attention(const AttentionTask<T> &task, int64_t frame, int64_t head, int64_t begin, int64_t end, float *scratch,
                int64_t width) {
   if (width == 16) attend(task, frame, head, begin, end, scratch, 16);
   if (width == 32) attend(task, frame, head, begin, end, scratch, 32);

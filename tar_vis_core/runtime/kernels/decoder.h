@@ -1,12 +1,14 @@
-// What a decoder computes between its products and its attention, masks, and the input, float32.
+// What a decoder computes between its products and its attention, masks, and the input, float32; layer norm bfloat16,
+// too.
 //
 // Included once for each kind of processor (kernels.cpp). Channels are a multiple of kPanel, so of kLanes.
 
 // Layer norm (Ba et al. 2016) of rows begin..end-1.
-void norm_rows(const NormTask &task, int64_t begin, int64_t end) {
+template <class T>
+void norm_rows(const NormTask<T> &task, int64_t begin, int64_t end) {
   const int64_t channels = task.channels;
   for (int64_t r = begin; r < end; ++r) {
-    const float *x = task.x + r * channels;
+    const T *x = task.x + r * channels;
     Lanes sum = {}, square = {};
     for (int64_t c = 0; c < channels; c += kLanes) sum += load(x + c);
     const float mean = sum_of(sum) / channels;
@@ -18,7 +20,7 @@ void norm_rows(const NormTask &task, int64_t begin, int64_t end) {
     for (int64_t c = 0; c < channels; c += kLanes) {
       const Lanes found = (load(x + c) - mean) * factor * load(task.weight + c) + load(task.bias + c);
       store(task.out + r * channels + c, found);
-      if (task.added) store(task.sum + r * channels + c, found + load(task.added + r * channels + c));
+      if (task.added) store(task.sum + r * channels + c, found + load(task.added + r % task.added_rows * channels + c));
     }
   }
 }

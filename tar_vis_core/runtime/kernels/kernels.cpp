@@ -32,20 +32,42 @@ const float kMargin = 0.15f;               // of a box's sides (models/proposals
 const int64_t kAlone = 1 << 20;            // multiplications that a thread does sooner than it could wake another
 const int64_t kRows = 64;                  // rows of a group norm whose sums are float32, and then add up in double
 
+// The upper half of a float.
+struct BFloat16 {
+  uint16_t upper;
+
+  BFloat16() = default;
+  BFloat16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    upper = uint16_t((x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16);
+  }
+  operator float() const {
+    const uint32_t bits = uint32_t(upper) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+};
+
+// T is float or BFloat16.
+template <class T>
 struct AttentionTask {
-  const float *query, *key, *value;  // (frames, queries or keys, heads, width)
-  const uint8_t *keep;               // (frames, queries, keys), or null: all
-  float *out;                        // as query
+  const T *query, *key, *value;  // (frames, queries or keys, heads, width)
+  const uint8_t *keep;           // (frames, queries, keys), or null: all
+  T *out;                        // as query
   int64_t queries, keys, heads;
 };
 
+template <class T>
 struct DeformableTask {
-  const float *offsets;    // (frames, queries, heads, levels, points, 2) as x, y in cells of their level
-  const float *logits;     // (frames, queries, heads, levels, points)
+  const T *offsets;        // (frames, queries, heads, levels, points, 2) as x, y in cells of their level
+  const T *logits;         // (frames, queries, heads, levels, points)
   const float *reference;  // (queries, 2) as x, y in 0..1
   const int64_t *shapes;   // (levels, 2) as height, width
-  float *out;              // (frames, queries, heads, width)
-  int64_t queries, heads, levels, points, width;
+  T *out;                  // (frames, queries, heads, width)
+  // the steps are from a query's to the next one's
+  int64_t queries, heads, levels, points, width, offset_step, logit_step;
 };
 
 struct Product {
@@ -74,11 +96,13 @@ struct SampleTask {
   int64_t height, width, channels, step, added_step, out_step;
 };
 
+template <class T>
 struct NormTask {
-  const float *x, *weight, *bias;  // (rows, channels), (channels), (channels)
-  const float *added;              // (rows, channels), added for `sum`, or null
-  float *out, *sum;                // (rows, channels)
-  int64_t channels;
+  const T *x;                  // (rows, channels)
+  const float *weight, *bias;  // (channels)
+  const float *added;          // (added_rows, channels), added over and over for `sum`, or null
+  T *out, *sum;                // (rows, channels)
+  int64_t channels, added_rows;
   float eps;
 };
 
@@ -228,8 +252,9 @@ void sample_maps(const Call &call) {
   }
 }
 
-void attend_all(const AttentionTask &task, int64_t frames, int64_t width) {
-  const auto run = CHOSEN(attention);
+template <class T>
+void attend_all(const AttentionTask<T> &task, int64_t frames, int64_t width) {
+  const auto run = CHOSEN(attention<T>);
   // as few chunks of queries as give every thread work: each looks at all keys
   const int64_t queries = task.queries, heads = task.heads;
   const int64_t wanted = 2 * threads() / (frames * heads), most = (queries + kQueries - 1) / kQueries;
@@ -248,12 +273,20 @@ void attend_all(const AttentionTask &task, int64_t frames, int64_t width) {
 void attend_maps(const Call &call) {
   float *const *p = call.pointers;
   const int64_t *n = call.sizes;
-  attend_all({p[0], p[1], p[2], reinterpret_cast<const uint8_t *>(p[3]), p[4], n[1], n[2], n[3]}, n[0], n[4]);
+  attend_all<float>({p[0], p[1], p[2], reinterpret_cast<const uint8_t *>(p[3]), p[4], n[1], n[2], n[3]}, n[0], n[4]);
+}
+
+template <class T>
+void norm_all(const NormTask<T> &task, int64_t rows) {
+  const auto run = CHOSEN(norm_rows<T>);
+  const int64_t blocks = (rows + kRows - 1) / kRows;
+#pragma omp parallel for schedule(static) if (8 * rows * task.channels > kAlone)
+  for (int64_t b = 0; b < blocks; ++b) run(task, b * kRows, std::min(rows, (b + 1) * kRows));
 }
 
 void norm_maps(const Call &call) {
   float *const *p = call.pointers;
-  CHOSEN(norm_rows)({p[0], p[1], p[2], p[3], p[4], p[5], call.sizes[1], call.slope}, 0, call.sizes[0]);
+  norm_all<float>({p[0], p[1], p[2], p[3], p[4], p[5], call.sizes[1], call.sizes[0], call.slope}, call.sizes[0]);
 }
 
 void choose_cells(const Call &call) {
@@ -303,6 +336,60 @@ void finish(const double *sum, const float *first, const float *weight, const fl
   }
 }
 
+template <class T>
+void group_norm(const T *x, const float *weight, const float *bias, T *out, int64_t frames, int64_t rows,
+                int64_t channels, int64_t groups, float eps) {
+  const auto add = CHOSEN(add_sums<T>);
+  const auto scale_block = CHOSEN(scale_rows<T>);
+  const int64_t blocks = (rows + kRows - 1) / kRows;
+  for (int64_t frame = 0; frame < frames; ++frame, x += rows * channels, out += rows * channels) {
+    const std::vector<float> first(x, x + channels);
+    std::vector<double> sum(2 * channels, 0.0);
+    std::vector<float> scale(channels), shift(channels);
+#pragma omp parallel
+    {
+      std::vector<double> own(2 * channels, 0.0);
+      std::vector<float> part(2 * channels);
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < blocks; ++b) {
+        add(x + b * kRows * channels, first.data(), std::min(kRows, rows - b * kRows), channels, part.data(),
+            own.data());
+      }
+#pragma omp critical
+      for (int64_t c = 0; c < 2 * channels; ++c) sum[c] += own[c];
+#pragma omp barrier
+#pragma omp single
+      finish(sum.data(), first.data(), weight, bias, rows, channels, groups, eps, scale.data(), shift.data());
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < blocks; ++b) {
+        scale_block(x + b * kRows * channels, scale.data(), shift.data(), std::min(kRows, rows - b * kRows), channels,
+                    out + b * kRows * channels);
+      }
+    }
+  }
+}
+
+template <class T>
+void deform(const T *value, T *scratch, int64_t frames, int64_t cells, const DeformableTask<T> &task) {
+  const auto run = CHOSEN(deformable<T>);
+  const int64_t queries = task.queries, heads = task.heads, width = task.width;
+  // a head's cells side by side, so that a query's samples lie near each other
+#pragma omp parallel for schedule(static)
+  for (int64_t cell = 0; cell < frames * cells; ++cell) {
+    const int64_t frame = cell / cells;
+    for (int64_t head = 0; head < heads; ++head) {
+      std::memcpy(scratch + ((frame * heads + head) * cells + cell % cells) * width,
+                  value + (cell * heads + head) * width, width * sizeof(T));
+    }
+  }
+  const int64_t chunk = 128, chunks = (queries + chunk - 1) / chunk;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t part = 0; part < frames * heads * chunks; ++part) {
+    const int64_t begin = part % chunks * chunk, head = part / chunks % heads, frame = part / chunks / heads;
+    run(task, scratch + (frame * heads + head) * cells * width, frame, head, begin, std::min(queries, begin + chunk));
+  }
+}
+
 }  // namespace
 
 #if defined(_OPENMP) && defined(__linux__)
@@ -327,10 +414,15 @@ thread_local Seating seating;
 extern "C" {
 
 // query, key, value and out (frames, queries or keys, heads, width), keep (frames, queries, keys) or null. Width is 16,
-// 32 or 64. A query that may attend nothing gets not-a-number.
-void tar_vis_attention(const float *query, const float *key, const float *value, const uint8_t *keep, float *out,
-                       int64_t frames, int64_t queries, int64_t keys, int64_t heads, int64_t width) {
-  attend_all({query, key, value, keep, out, queries, keys, heads}, frames, width);
+// 32 or 64. A query that may attend nothing gets not-a-number. All but keep are bfloat16 if `half`.
+void tar_vis_attention(const void *query, const void *key, const void *value, const uint8_t *keep, void *out,
+                       int64_t frames, int64_t queries, int64_t keys, int64_t heads, int64_t width, int64_t half) {
+  const auto run = [&](auto kind) {
+    using T = decltype(kind);
+    attend_all<T>({static_cast<const T *>(query), static_cast<const T *>(key), static_cast<const T *>(value), keep,
+                   static_cast<T *>(out), queries, keys, heads}, frames, width);
+  };
+  half ? run(BFloat16()) : run(float());
 }
 
 // Until tar_vis_free_thread the caller has as many threads as there are processors that others leave free, at least one
@@ -422,58 +514,40 @@ void tar_vis_propose(const DetectorLevel *level, float *boxes, float *logits, fl
   }
 }
 
-// value (frames, cells, heads, width), the others as in DeformableTask; `scratch` has room for what value holds.
-void tar_vis_deformable(const float *value, const float *offsets, const float *logits, const float *reference,
-                        const int64_t *shapes, float *out, float *scratch, int64_t frames, int64_t cells,
-                        int64_t queries, int64_t heads, int64_t levels, int64_t points, int64_t width) {
-  const auto run = CHOSEN(deformable);
-  // a head's cells side by side, so that a query's samples lie near each other
-#pragma omp parallel for schedule(static)
-  for (int64_t cell = 0; cell < frames * cells; ++cell) {
-    const int64_t frame = cell / cells;
-    for (int64_t head = 0; head < heads; ++head) {
-      std::memcpy(scratch + ((frame * heads + head) * cells + cell % cells) * width,
-                  value + (cell * heads + head) * width, width * sizeof(float));
-    }
-  }
-  const int64_t chunk = 128, chunks = (queries + chunk - 1) / chunk;
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t part = 0; part < frames * heads * chunks; ++part) {
-    const int64_t begin = part % chunks * chunk, head = part / chunks % heads, frame = part / chunks / heads;
-    run({offsets, logits, reference, shapes, out, queries, heads, levels, points, width},
-        scratch + (frame * heads + head) * cells * width, frame, head, begin, std::min(queries, begin + chunk));
-  }
+// value (frames, cells, heads, width), the others as in DeformableTask; `scratch` has room for what value holds. All but
+// the reference are bfloat16 if `half`.
+void tar_vis_deformable(const void *value, const void *offsets, const void *logits, const float *reference,
+                        const int64_t *shapes, void *out, void *scratch, int64_t frames, int64_t cells, int64_t queries,
+                        int64_t heads, int64_t levels, int64_t points, int64_t width, int64_t offset_step,
+                        int64_t logit_step, int64_t half) {
+  const auto run = [&](auto kind) {
+    using T = decltype(kind);
+    deform<T>(static_cast<const T *>(value), static_cast<T *>(scratch), frames, cells,
+              {static_cast<const T *>(offsets), static_cast<const T *>(logits), reference, shapes,
+               static_cast<T *>(out), queries, heads, levels, points, width, offset_step, logit_step});
+  };
+  half ? run(BFloat16()) : run(float());
 }
 
-// x and out (frames, rows, channels), weight and bias (channels).
-void tar_vis_group_norm(const float *x, const float *weight, const float *bias, float *out, int64_t frames,
-                        int64_t rows, int64_t channels, int64_t groups, float eps) {
-  const auto add = CHOSEN(add_sums);
-  const auto scale_block = CHOSEN(scale_rows);
-  const int64_t blocks = (rows + kRows - 1) / kRows;
-  for (int64_t frame = 0; frame < frames; ++frame, x += rows * channels, out += rows * channels) {
-    std::vector<double> sum(2 * channels, 0.0);
-    std::vector<float> scale(channels), shift(channels);
-#pragma omp parallel
-    {
-      std::vector<double> own(2 * channels, 0.0);
-      std::vector<float> part(2 * channels);
-#pragma omp for schedule(static)
-      for (int64_t b = 0; b < blocks; ++b) {
-        add(x + b * kRows * channels, x, std::min(kRows, rows - b * kRows), channels, part.data(), own.data());
-      }
-#pragma omp critical
-      for (int64_t c = 0; c < 2 * channels; ++c) sum[c] += own[c];
-#pragma omp barrier
-#pragma omp single
-      finish(sum.data(), x, weight, bias, rows, channels, groups, eps, scale.data(), shift.data());
-#pragma omp for schedule(static)
-      for (int64_t b = 0; b < blocks; ++b) {
-        scale_block(x + b * kRows * channels, scale.data(), shift.data(), std::min(kRows, rows - b * kRows), channels,
-                    out + b * kRows * channels);
-      }
-    }
-  }
+// x and out (frames, rows, channels), weight and bias (channels). x and out are bfloat16 if `half`.
+void tar_vis_group_norm(const void *x, const float *weight, const float *bias, void *out, int64_t frames, int64_t rows,
+                        int64_t channels, int64_t groups, float eps, int64_t half) {
+  const auto run = [&](auto kind) {
+    using T = decltype(kind);
+    group_norm(static_cast<const T *>(x), weight, bias, static_cast<T *>(out), frames, rows, channels, groups, eps);
+  };
+  half ? run(BFloat16()) : run(float());
+}
+
+// x, out and sum (rows, channels) are bfloat16 if `half`; the others as in NormTask.
+void tar_vis_layer_norm(const void *x, const float *weight, const float *bias, const float *added, void *out, void *sum,
+                        int64_t rows, int64_t channels, int64_t added_rows, float eps, int64_t half) {
+  const auto run = [&](auto kind) {
+    using T = decltype(kind);
+    norm_all<T>({static_cast<const T *>(x), weight, bias, added, static_cast<T *>(out), static_cast<T *>(sum), channels,
+                 added_rows, eps}, rows);
+  };
+  half ? run(BFloat16()) : run(float());
 }
 
 }  // extern "C"
