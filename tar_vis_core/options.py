@@ -118,7 +118,7 @@ class ModelOptions(Options):
     tracker: str = option('auto', "how objects keep their ids; auto: the model's own way", choices=('auto', *TRACKERS))
     device: str = option('auto', 'where the model runs; auto: the first GPU, else the CPU',
                          pattern=r'auto|cpu|cuda(:\d{1,3})?', example='auto, cpu, cuda or cuda:N')
-    threads: int = option(0, 'CPU threads of the model; 0: as many as torch takes', low=0, high=1024)
+    threads: int = option(0, 'CPU threads of the model at most; 0: as many as torch takes', low=0, high=1024)
 
 
 @dataclass(frozen=True)

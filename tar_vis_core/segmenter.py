@@ -183,10 +183,10 @@ class VideoSegmenter:
         image = check_image(image)
         if stamp_s is not None:
             STAMP.check('stamp_s', stamp_s)
-        clock = StageClock(self.device)
-        seated = kernels.seated_threads() if self.device.type == 'cpu' else contextlib.nullcontext()
-        with watched(self.device), seated:
-            return self._step(image, state, stamp_s, stream_break, clock)
+        with watched(self.device):
+            clock = StageClock(self.device)
+            with kernels.seated_threads() if self.device.type == 'cpu' else contextlib.nullcontext():
+                return self._step(image, state, stamp_s, stream_break, clock)
 
     @torch.inference_mode()
     def _step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None,
