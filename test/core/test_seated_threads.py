@@ -26,7 +26,7 @@ torch.set_num_threads(2)
 before = {{int(task) for task in os.listdir('/proc/self/task')}}
 torch.ones(1000, 1000).exp()     # makes the team
 (other,) = {{int(task) for task in os.listdir('/proc/self/task')}} - before
-kernels.LOAD = b'load'
+kernels.LOAD, kernels.PROCESSORS = b'load', len(allowed)
 
 def running(number):
     with open('load', 'w') as file:
@@ -108,6 +108,18 @@ def test_on_one_processor_there_is_one_thread(in_a_process):
             inside = torch.get_num_threads()
         print(json.dumps([inside, torch.get_num_threads()]))
         ''', processors=1) == [1, 2]
+
+
+def test_nothing_is_done_where_others_have_processors_of_their_own(in_a_process):
+    inside, allowed = in_a_process('''
+        kernels.PROCESSORS += 1
+        running(9)
+        for step in range(9):
+            with kernels.seated_threads():
+                inside = torch.get_num_threads(), masks()
+        print(json.dumps([inside, sorted(allowed)]))
+        ''')
+    assert inside == [2, [allowed, allowed]]
 
 
 def test_a_step_seats_its_threads_and_frees_the_caller(in_a_process):

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from tar_vis_core.errors import first_line
 
 LOAD = b'/proc/loadavg'         # its fourth word begins with the number of threads that run or wait for a processor
+PROCESSORS = os.cpu_count() or 1
 LIBRARY = Path(__file__).with_name('libtar_vis_kernels.so')
 
 MOST_SAMPLES = 64               # of a query and head of deformable attention
@@ -44,7 +46,8 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_normalize.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
         for name in ('deformable', 'group_norm', 'layer_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
             getattr(loaded, f'tar_vis_{name}').restype = None
-        loaded.tar_vis_seat_threads.argtypes = loaded.tar_vis_free_thread.argtypes = ctypes.c_char_p,
+        loaded.tar_vis_seat_threads.argtypes = ctypes.c_char_p, ctypes.c_int64
+        loaded.tar_vis_free_thread.argtypes = ctypes.c_char_p,
         loaded.tar_vis_seat_threads.restype, loaded.tar_vis_free_thread.restype = ctypes.c_int, None
     except (OSError, AttributeError):
         return None
@@ -56,11 +59,12 @@ def seated_threads() -> Iterator[None]:
     """Let torch's CPU threads have processors of their own while the block runs.
 
     There are as many as other programs leave processors free, at least one and at most torch's own number. Linux alone,
-    with the compiled kernels. Afterwards the calling thread may run again wherever it could before. The others of its
-    team keep away from where it was; they do nothing but what torch gives them.
+    with the compiled kernels, and where the process may use all processors. Afterwards the calling thread may run again
+    wherever it could before. The others of its team keep away from where it was; they do nothing but what torch gives
+    them.
     """
     loaded = compiled()
-    seated = loaded is not None and loaded.tar_vis_seat_threads(LOAD)
+    seated = loaded is not None and loaded.tar_vis_seat_threads(LOAD, PROCESSORS)
     try:
         yield
     finally:
