@@ -184,13 +184,17 @@ class VideoSegmenter:
         if stamp_s is not None:
             STAMP.check('stamp_s', stamp_s)
         with watched(self.device):
-            clock = StageClock(self.device)
-            with kernels.seated_threads() if self.device.type == 'cpu' else contextlib.nullcontext():
-                return self._step(image, state, stamp_s, stream_break, clock)
+            return self._step(image, state, stamp_s, stream_break)
+
+    def _step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None
+              ) -> FrameResult:
+        clock = StageClock(self.device)
+        with kernels.seated_threads() if self.device.type == 'cpu' else contextlib.nullcontext():
+            return self._timed_step(image, state, stamp_s, stream_break, clock)
 
     @torch.inference_mode()
-    def _step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None,
-              clock: StageClock) -> FrameResult:
+    def _timed_step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None, stream_break: str | None,
+                    clock: StageClock) -> FrameResult:
         options, size = self._options, image.shape[:2]
         budget, recordings = state.budget_of(options.latency_budget_ms), self.recordings
         reset_reason, elapsed_s = state.begin_frame(size, stamp_s, options.reset_gap_s, stream_break)
