@@ -46,7 +46,7 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_normalize.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
         for name in ('deformable', 'group_norm', 'layer_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
             getattr(loaded, f'tar_vis_{name}').restype = None
-        loaded.tar_vis_seat_threads.argtypes = ctypes.c_char_p, ctypes.c_int64
+        loaded.tar_vis_seat_threads.argtypes = ctypes.c_int64,
         loaded.tar_vis_free_thread.argtypes = ctypes.c_char_p,
         loaded.tar_vis_seat_threads.restype, loaded.tar_vis_free_thread.restype = ctypes.c_int, None
     except (OSError, AttributeError):
@@ -64,7 +64,7 @@ def seated_threads() -> Iterator[None]:
     them.
     """
     loaded = compiled()
-    seated = loaded is not None and loaded.tar_vis_seat_threads(LOAD, PROCESSORS)
+    seated = loaded is not None and loaded.tar_vis_seat_threads(PROCESSORS)
     try:
         yield
     finally:

@@ -429,15 +429,14 @@ void tar_vis_attention(const void *query, const void *key, const void *value, co
 // and at most what it may have: a thread that waits for its turn holds up all others. They keep away from the processors
 // where the others of the team are now, and one that shares a processor leaves it: a thread that wakes may be put beside
 // the one that woke it, and both take turns until the load is balanced some ten milliseconds later. (The processor of a
-// virtual machine that has slept for long does not count as idle.) `load` is /proc/loadavg, `processors` the machine's
-// number: where the caller may not use all of them, it is not known where others run, and nothing is done. Returns the
-// number of threads, 0 if nothing was done.
-int tar_vis_seat_threads([[maybe_unused]] const char *load, [[maybe_unused]] int64_t processors) {
+// virtual machine that has slept for long does not count as idle.) `processors` is the machine's number of them: where
+// the caller may not use all, it is not known where others run, and nothing is done. Returns the number of threads, 0 if
+// nothing was done.
+int tar_vis_seat_threads([[maybe_unused]] int64_t processors) {
 #if defined(_OPENMP) && defined(__linux__)
   seating.team = omp_get_max_threads();
   if (seating.team < 2 || sched_getaffinity(0, sizeof seating.all, &seating.all)) return 0;
   if (CPU_COUNT(&seating.all) != processors) return 0;
-  seating.look(load);
   const cpu_set_t all = seating.all;
   const int left = CPU_COUNT(&all) - static_cast<int>(seating.busy + 0.25);
   const int team = std::max(1, std::min(left, seating.team));
@@ -475,7 +474,8 @@ int tar_vis_seat_threads([[maybe_unused]] const char *load, [[maybe_unused]] int
 #endif
 }
 
-// The caller has all its threads again, and may run where it could before; the others stay where they are seated.
+// The caller has all its threads again, and may run where it could before; the others stay where they are seated. `load`
+// is /proc/loadavg, looked at now for the next time: when an image comes, its source and its other readers run as well.
 void tar_vis_free_thread([[maybe_unused]] const char *load) {
 #if defined(_OPENMP) && defined(__linux__)
   sched_setaffinity(0, sizeof seating.all, &seating.all);
