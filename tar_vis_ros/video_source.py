@@ -27,7 +27,7 @@ from tar_vis_core.options import option, options_of
 from tar_vis_ros.conversions.images import array_to_image
 from tar_vis_ros.conversions.stamps import Stamp, stamp_of
 from tar_vis_ros.process.parameters import ParameterNode, Table
-from tar_vis_ros.process.run import TURN_S, run_node
+from tar_vis_ros.process.run import TURN_S, run_node, turn
 
 SETTLE_S = 0.5     # after the subscribers are matched: their side of the match may come later than ours
 
@@ -128,7 +128,7 @@ class VideoSource(ParameterNode):
         if text:
             self.get_logger().info(f'waiting for {text}')
         while missing():
-            self._executor.spin_once(timeout_sec=0.05)
+            turn(self._executor, 0.05)
         if self.options.wait_for_subscribers or self.options.follow:
             self._spin_until(time.monotonic() + SETTLE_S)
 
@@ -143,13 +143,13 @@ class VideoSource(ParameterNode):
             if left <= 0:
                 self.get_logger().warning(f'no answer on {self.options.follow} within {patience:.1f} s: going on')
                 return
-            self._executor.spin_once(timeout_sec=min(left, TURN_S))
+            turn(self._executor, min(left, TURN_S))
         self._slowest_s = max(self._slowest_s, time.monotonic() - began)
 
     def _spin_until(self, due: float) -> None:
-        self._executor.spin_once(timeout_sec=0)
+        turn(self._executor, 0.0)
         while (left := due - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=min(left, TURN_S))
+            turn(self._executor, min(left, TURN_S))
 
     def _on_answer(self, answer: Any) -> None:
         self._stamp_answered = stamp_of(answer)

@@ -25,7 +25,14 @@ def spin(node: Any) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while True:
-        executor.spin_once(timeout_sec=TURN_S)
+        turn(executor, TURN_S)
+
+
+def turn(executor: Any, timeout_s: float) -> None:
+    """Answer what is ready, or wait ``timeout_s`` for it. Raise KeyboardInterrupt if SIGINT or SIGTERM has come."""
+    executor.spin_once(timeout_sec=timeout_s)
+    if _interrupted():      # it was raised where nothing can go on, such as in a destructor: Python prints and forgets
+        raise KeyboardInterrupt
 
 
 def run_node(command: str, parse: Callable[[list[str]], Any], make: Callable[[Any], Any],
@@ -101,14 +108,18 @@ def _run(command: str, parse: Callable, make: Callable, arguments: list[str], ru
                                   'of the ROS wheels never has): use ROS from apt, or unset it') from error
             raise TarVisError(f'ROS arguments: {" ".join(text.split())}') from error
         run(node)
-    except TarVisError as error:
+    except BaseException as error:
+        # Whatever came after a signal came from it: ROS's C++ makes a RuntimeError of a KeyboardInterrupt that is
+        # raised while a message is converted.
+        if _interrupted() or isinstance(error, KeyboardInterrupt):
+            if hasattr(node, 'finish'):
+                node.finish()
+            raise KeyboardInterrupt from error
+        if not isinstance(error, TarVisError):
+            raise
         print(f'{command}: {one_line(error)}', file=sys.stderr)
         lost = isinstance(error, DeviceLostError)
         return bad_input
-    except KeyboardInterrupt:
-        if hasattr(node, 'finish'):
-            node.finish()
-        raise
     finally:
         # Undisturbed: launch repeats SIGINT and soon sends SIGTERM.
         _ignore_signals()
@@ -130,6 +141,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _pass_over(number: int, frame: FrameType | None) -> None:
     """Do nothing about a signal that repeats one."""
+
+
+def _interrupted() -> bool:
+    return signal.getsignal(signal.SIGINT) is _pass_over
 
 
 def _ignore_signals() -> None:

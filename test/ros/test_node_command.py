@@ -166,6 +166,38 @@ sys.exit(run_node('program', parse, None, ['program']))
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
+@pytest.mark.parametrize('where', ['a callback whose caller makes another error of it', 'a destructor'])
+def test_an_interrupt_that_is_not_handed_on_ends_a_node_quietly(ros_env, where):
+    """ROS's C++ hands on an error of its own, and what is raised in a destructor is printed and forgotten."""
+    code = f"""
+import os, signal, sys
+import rclpy.node
+from tar_vis_ros.process.run import run_node
+class InDestructor:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+class Node(rclpy.node.Node):
+    def on_timer(self):
+        if {where == 'a destructor'}:
+            InDestructor()
+            return
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError('Unable to convert call argument') from None
+    def finish(self):
+        print('finished')
+def make(_):
+    node = Node('interrupted')
+    node.create_timer(0.01, node.on_timer)
+    return node
+sys.unraisablehook = lambda _: None
+sys.exit(run_node('program', lambda arguments: None, make, ['program']))
+"""
+    done = subprocess.run([sys.executable, '-c', code], env=ros_env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'finished\n', '')
+
+
 def test_an_interrupt_that_went_through_exec_is_no_failure():
     code = ('import sys; from tar_vis_ros.process.run import run_node; '
             'sys.exit(run_node("program", lambda arguments: exec("raise KeyboardInterrupt"), None, ["program"]))')
