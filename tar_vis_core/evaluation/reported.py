@@ -70,8 +70,9 @@ def compared(masks: Sequence[np.ndarray], labelled: Sequence[Annotation]) -> tup
     free = np.array([not a.crowd for a in labelled], bool)
     many, hits, charged = free.sum() >= MANY, [], 0
     for row in overlaps:
-        best = int((row * free).argmax()) if free.any() else -1
-        if best >= 0 and row[best] >= RIGHT_IOU:
+        left = row * free
+        if left.size and left.max() >= RIGHT_IOU:
+            best = int(left.argmax())
             free[best] = False
             hits.append(labelled[best])
             charged += 1

@@ -126,6 +126,16 @@ def test_an_instance_makes_one_answer_right(tmp_path):
     assert (reported(records, twice).answers, reported(records, twice).right) == (12, 6)
 
 
+def test_a_second_answer_for_an_instance_is_wrong_also_where_others_are_not_found(tmp_path):
+    second = ellipse(118, 12, 8, 8)
+    other = {'id': 99, 'image_id': 1, 'category_id': 1, 'iscrowd': 0, 'segmentation': rle_of(second)}
+    records = load_coco(write_coco(tmp_path, extra=(other,)))[:1]
+    mask = next(mask for _, name, mask in answers(records)[0] if name == 'person')
+    assert not (mask & second).any()
+    result = reported(records, [[(0.9, 'person', mask), (0.8, 'person', mask)]], 'person')
+    assert (result.answers, result.right, result.found, result.instances) == (2, 1, (0, 1, 0), (1, 1, 0))
+
+
 @pytest.mark.parametrize('change', [
     lambda score, name, mask: [(score, 'cat' if name == 'person' else 'person', mask)],
     lambda score, name, mask: [(score, name, np.roll(mask, 64, 1))]], ids=['another class', 'another place'])
@@ -154,6 +164,8 @@ def test_nothing_is_charged_where_labels_are_missing(tmp_path):
     records = load_coco(write_coco(tmp_path / 'crowd', extra=(crowd,)))
     inside = [[(0.9, 'person', ellipse(60, 84, 6, 4))] if record is records[0] else [] for record in records]
     assert reported(records, inside).answers == 0
+    records[0].annotations.reverse()        # the crowd is the first
+    assert (reported(records, inside).answers, reported(records, inside).right) == (0, 0)
     elsewhere = [[], *inside[:1], []]
     assert reported(records, elsewhere).answers == 1, 'the crowd is in the first picture'
 
