@@ -15,7 +15,7 @@ from tar_vis_core.instances import FrameResult, Instance, RoutingTrace, StageTim
 from tar_vis_core.io.paths import user_path
 from tar_vis_core.models.cuda_graphs import recorded_parts
 from tar_vis_core.models.deformable import head_widths
-from tar_vis_core.models.packed import inference_form
+from tar_vis_core.models.packed import inference_dtype, inference_form
 from tar_vis_core.models.presets import find_preset
 from tar_vis_core.models.seeing_routers import Past
 from tar_vis_core.models.video_model import VideoInstanceModel
@@ -51,11 +51,13 @@ class VideoSegmenter:
     """
 
     def __init__(self, preset: str = 'nano', weights: str | Path | None = None, device: str = 'auto',
-                 precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0,
+                 precision: str = 'auto', options: SegmenterOptions | None = None, threads: int = 0,
                  tracker: str = 'auto', adapter: str | Path | None = None, engine: str = 'torch'):
         """Load a model. ``weights`` None takes the packaged ones; ``threads`` > 0 sets torch's threads of the process.
 
         A leading ``~`` of a path is the home folder.
+
+        ``precision`` is ``float32``, ``float16``, ``bfloat16`` or ``auto``: see ``models.packed.inference_dtype``.
 
         ``tracker`` is one of ``presets.TRACKERS`` or ``auto``, the preset's own; ``adapter`` a file with the
         Synchronizer and Routers (TAR) for weights without them. ``engine`` runs the image encoder: ``torch``,
@@ -65,6 +67,8 @@ class VideoSegmenter:
         """
         find_preset(preset)
         place, dtype = pick_device(device), pick_precision(precision)
+        if engine == 'torch':
+            dtype = inference_dtype(precision, find_preset(preset), place)
         MODEL_OPTIONS['threads'].check('threads', threads)
         ENGINE.check('engine', engine)
         if threads:
@@ -97,7 +101,8 @@ class VideoSegmenter:
         self.tracker = make_tracker(self.tracker_name, model)
         if device.type == 'cpu' and keep_memory:
             keep_freed_memory()
-        self.model, self.device, self.dtype = model.eval().to(device), device, dtype
+        self.model, self.device = model.eval().to(device), device
+        self.dtype = torch.float32 if model.mixes else dtype        # of automatic mixed precision
         self._recorded, self._warm, self._device_remark, self._engine = recorded_parts(model), set(), '', None
         self.class_names: tuple[str, ...] = model.config.class_names
         self.num_layers: int = model.config.decoder_layers
@@ -137,6 +142,11 @@ class VideoSegmenter:
             found.append('attention and group norm run by plain PyTorch, for the compiled kernels are missing: '
                          'build the package')
         return tuple(dict.fromkeys(filter(None, found)))
+
+    @property
+    def arithmetic(self) -> str:
+        """Return the arithmetic of the network, such as ``float32``."""
+        return 'float32, products in bfloat16' if self.model.mixes else str(self.dtype).removeprefix('torch.')
 
     @property
     def recordings(self) -> int:

@@ -22,12 +22,12 @@ from tar_vis_core.benchmark.reference import PublishedAttention, in_reference_st
 from tar_vis_core.instances import FrameResult
 from tar_vis_core.models import deformable
 from tar_vis_core.models.cuda_graphs import eager
-from tar_vis_core.models.packed import PackedAttention, inference_form
+from tar_vis_core.models.packed import PackedAttention, inference_dtype, inference_form
 from tar_vis_core.models.seeing_routers import SeeingRouters
 from tar_vis_core.models.temporal_routing import EXECUTE
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
-from tar_vis_core.runtime.device import elapsed_ms, mark, pick_device, pick_precision
+from tar_vis_core.runtime.device import elapsed_ms, mark, pick_device
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 
 REFERENCE, FULL, TAR = 'reference style', 'all layers', 'TAR'
@@ -95,7 +95,8 @@ def make_lines(model: VideoInstanceModel, device: str = 'cpu', precision: str = 
         count = min(SET_LAYERS, model.config.decoder_layers - 1)
         set_routers(model, count)
         tar, routing = replace(tar, refresh_frames=0), f'routers SET, not learned, to {count} layers a frame'
-    fast = inference_form(copy.deepcopy(model), pick_device(device), pick_precision(precision))
+    place = pick_device(device)
+    fast = inference_form(copy.deepcopy(model), place, inference_dtype(precision, model.config, place))
     ours = VideoSegmenter.from_model(fast, device, precision, full, tracker)
     lines = {REFERENCE: baseline, FULL: Contender(ours, full)}
     if model.config.routing:

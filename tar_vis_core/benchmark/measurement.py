@@ -34,11 +34,11 @@ from tar_vis_core.benchmark.contenders import (
 from tar_vis_core.benchmark.cost import memory, parameters_by_part
 from tar_vis_core.benchmark.machine import machine, power_draw
 from tar_vis_core.media.frames import open_frames, play
-from tar_vis_core.models.packed import inference_form
+from tar_vis_core.models.packed import inference_dtype, inference_form
 from tar_vis_core.models.presets import PRESETS, STUDIED
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model, input_size
 from tar_vis_core.options import InferenceOptions, option, same_option
-from tar_vis_core.runtime.device import pick_device, pick_precision
+from tar_vis_core.runtime.device import pick_device
 from tar_vis_core.segmenter import SegmenterOptions, VideoSegmenter
 from tar_vis_core.weights.loading import load_model
 from tar_vis_core.weights.manifest import packaged_weights
@@ -107,7 +107,7 @@ def resources_taken(run: BenchRun, line: str, images: list[np.ndarray]) -> tuple
         shown = reference_line(model, run.device, run.precision, run.tracker, run.short_side)
     else:
         options = SegmenterOptions('full', input_short_side=run.short_side)
-        model = inference_form(model, device, pick_precision(run.precision))
+        model = inference_form(model, device, inference_dtype(run.precision, model.config, device))
         shown = Contender(VideoSegmenter.from_model(model, run.device, run.precision, options, run.tracker), options)
     segmenter = shown.segmenter
     state = segmenter.new_state()
@@ -229,7 +229,7 @@ def measure(run: BenchRun) -> dict:
         'device': str(segmenter.device), 'threads': torch.get_num_threads(), 'tracker': segmenter.tracker_name}
     height, width = input_size(*images[0].shape[:2], run.short_side or segmenter.model.config.short_side)
     title = (f'{run.preset}{", fresh weights" if run.untrained else ""}, {run.size} {run.source}, network input '
-             f'{width}x{height}, {segmenter.device}, {run.precision}, {torch.get_num_threads()} threads')
+             f'{width}x{height}, {segmenter.device}, {segmenter.arithmetic}, {torch.get_num_threads()} threads')
     return {'title': title, 'date': datetime.date.today().isoformat(), 'machine': machine(segmenter.device),
             'remarks': list(segmenter.remarks),
             'configuration': configuration, 'input': f'{width}x{height}', 'parameters': parameters,

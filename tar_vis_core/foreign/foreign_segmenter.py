@@ -29,7 +29,7 @@ OWN_PARTS = {'latency_budget_ms': 0, 'encoder_reuse': 0, 'input_short_side': 0}
 
 
 def open_segmenter(preset: str = 'nano', weights: str | Path | None = None, device: str = 'auto',
-                   precision: str = 'float32', options: SegmenterOptions | None = None, threads: int = 0,
+                   precision: str = 'auto', options: SegmenterOptions | None = None, threads: int = 0,
                    tracker: str = 'auto', adapter: str | Path | None = None, engine: str = 'torch') -> VideoSegmenter:
     """Return a segmenter of one of our presets, or of a foreign model.
 
@@ -40,8 +40,8 @@ def open_segmenter(preset: str = 'nano', weights: str | Path | None = None, devi
         return VideoSegmenter(preset, weights, device, precision, options, threads, tracker, adapter, engine)
     if not weights:
         raise ValueError(f'the model {preset} needs weights: ' + FOREIGN[preset])
-    own = {'adapter': adapter, 'precision': precision != 'float32', 'tracker': tracker not in ('auto', 'motion'),
-           'engine': engine != 'torch'}
+    own = {'adapter': adapter, 'precision': precision not in ('auto', 'float32'),
+           'tracker': tracker not in ('auto', 'motion'), 'engine': engine != 'torch'}
     if any(own.values()):
         wrong = next(name for name, asked in own.items() if asked)
         raise ValueError(f'{wrong} is of our own networks, and the model is {preset}; leave it out')
@@ -65,7 +65,7 @@ class ForeignSegmenter(VideoSegmenter):
         self.class_names = tuple(detector.class_names)
         self.options = SegmenterOptions() if options is None else options
 
-    remarks, recordings = (), 0
+    remarks, recordings, arithmetic = (), 0, 'its own arithmetic'
 
     def needs_recording(self, height: int, width: int) -> bool:
         return False

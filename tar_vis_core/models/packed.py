@@ -31,9 +31,10 @@ from tar_vis_core.models.packed_layers import (
     small,
 )
 from tar_vis_core.models.packed_units import UNITS, PackedChain, PackedNanoDet
+from tar_vis_core.models.presets import ModelConfig
 from tar_vis_core.models.video_model import VideoInstanceModel
 from tar_vis_core.runtime import kernels
-from tar_vis_core.runtime.device import use_full_float32
+from tar_vis_core.runtime.device import pick_precision, use_full_float32
 
 
 class PackedAttention(Attention):
@@ -73,8 +74,11 @@ class PackedDeformable(DeformableAttention):
         return self.asked(query).split(self.sizes, -1)
 
 
-def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the packed form of a layer; of another module, the module with its layers packed in place."""
+def packed(module: nn.Module, dtype: torch.dtype, units: torch.dtype = torch.float32) -> nn.Module:
+    """Return the packed form of a layer; of another module, the module with its layers packed in place.
+
+    ``dtype`` is that of layers, ``units`` that of the products of units of several convolutions, if layers are float32.
+    """
     if type(module) in (nn.Linear, Linear):
         return packed_linear(module.weight, module.bias, getattr(module, 'activation', 'none'), dtype)
     if type(module) is MLP and all(small(layer.weight, layer.activation, dtype) for layer in module.layers):
@@ -82,7 +86,7 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         return (PackedPointwise if module.kernel_size == (1, 1) else PackedConv)(module, dtype)
     if type(module) in UNITS and dtype == torch.float32 and PackedChain.does(module):
-        return UNITS[type(module)](module)
+        return UNITS[type(module)](module, units)
     if isinstance(module, nn.GroupNorm):
         return PackedGroupNorm(module)
     if type(module) is NormAndSum and PackedNormAndSum.does(module):
@@ -94,7 +98,7 @@ def packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     if type(module) is MaskedDecoder and PackedDecoder.does(module, dtype):
         PackedDecoder.of(module)
     for name, child in module.named_children():
-        setattr(module, name, packed(child, dtype))
+        setattr(module, name, packed(child, dtype, units))
     if type(module) is NanoDet and dtype == torch.float32 and kernels.compiled() is not None:
         return PackedNanoDet.of(module)
     return module
@@ -112,9 +116,22 @@ def with_weights_in(model: VideoInstanceModel, dtype: torch.dtype) -> VideoInsta
     return model
 
 
+def inference_dtype(precision: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Return the dtype for :func:`inference_form`. Raise ValueError for a precision that is none.
+
+    ``auto`` is bfloat16 for the default model on a CPU that multiplies it faster: it costs no accuracy there. Other
+    models lose some, so it is float32 for them.
+    """
+    if precision == 'auto' and config.backbone == 'nanodet' and device.type == 'cpu' and kernels.fast_bfloat16():
+        return torch.bfloat16
+    return pick_precision(precision)
+
+
 def inference_form(model: VideoInstanceModel, device: torch.device, dtype: torch.dtype = torch.float32,
                    ) -> VideoInstanceModel:
     """Return the model for inference on ``device``, computing in ``dtype``, changed in place.
+
+    On a CPU, bfloat16 is for what a detector's units of convolutions multiply, if the model starts from one.
 
     It cannot be trained any more, and its state dict fits no file. On a GPU, float32 is full float32 from then on in
     the whole process (:func:`use_full_float32`).
@@ -128,7 +145,11 @@ def inference_form(model: VideoInstanceModel, device: torch.device, dtype: torch
     elif dtype in packable():
         tracker = model.tracker
         projection = tracker and tracker.mask_feature_proj
-        packed(model, dtype)
+        if isinstance(model.backbone, NanoDet) and dtype == torch.bfloat16 and kernels.compiled() is not None:
+            packed(model, torch.float32, dtype)
+            model.mixes = True
+        else:
+            packed(model, dtype)
         model.channels_last = True
         if tracker:     # the tracker reads the weights of this one and never calls it
             tracker.mask_feature_proj = projection

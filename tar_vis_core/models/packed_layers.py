@@ -40,10 +40,11 @@ def small(weight: Tensor, activation: str, dtype: torch.dtype) -> bool:
             and len(weight) >= maps.PANEL and min(weight.shape) <= 128 and weight.numel() <= 2 ** 16)
 
 
-def product(weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor, float]:
+def product(weight: Tensor, bias: Tensor | None, activation: str, dtype: torch.dtype = torch.float32,
+            ) -> tuple[Tensor, Tensor, float]:
     """Return a linear map with ``weight (outputs, inputs)`` as one of ``maps.Convolution.products``."""
     weight = weight.detach().float()
-    return (maps.panels(weight), torch.zeros(len(weight)) if bias is None else bias.detach().float(),
+    return (maps.panels(weight, dtype), torch.zeros(len(weight)) if bias is None else bias.detach().float(),
             SLOPES[activation])
 
 

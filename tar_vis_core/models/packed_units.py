@@ -20,14 +20,17 @@ from tar_vis_core.runtime.kernels.tapes import Tapes
 
 
 class PackedChain(nn.Module):
-    """Convolutions one after the other by the compiled kernel in float32: a depthwise one if it is first, then 1x1."""
+    """Convolutions one after the other by the compiled kernel: a depthwise one if it is first, then 1x1.
 
-    def __init__(self, *convolutions: nn.Conv2d) -> None:
+    Maps and sums are float32; ``dtype`` is that of what 1x1 convolutions multiply.
+    """
+
+    def __init__(self, *convolutions: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         filters, first, products = None, convolutions[0], []
         for conv in convolutions:
             if conv.groups == 1:
-                products.append(product(conv.weight[:, :, 0, 0], conv.bias, conv.activation))
+                products.append(product(conv.weight[:, :, 0, 0], conv.bias, conv.activation, dtype))
                 continue
             bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
             weight = conv.weight.detach().float()[:, 0].permute(1, 2, 0).contiguous()
@@ -51,10 +54,10 @@ class PackedChain(nn.Module):
 class PackedShuffleUnit(nn.Module):
     """``ShuffleUnit``, whose last product puts its channels between those that pass."""
 
-    def __init__(self, unit: ShuffleUnit) -> None:
+    def __init__(self, unit: ShuffleUnit, dtype: torch.dtype) -> None:
         super().__init__()
-        self.shortcut = None if unit.shortcut is None else PackedChain(*unit.shortcut)
-        self.expand, self.convolve = PackedChain(unit.expand), PackedChain(*unit.convolve)
+        self.shortcut = None if unit.shortcut is None else PackedChain(*unit.shortcut, dtype=dtype)
+        self.expand, self.convolve = PackedChain(unit.expand, dtype=dtype), PackedChain(*unit.convolve, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         passed, own = (self.shortcut(x), x) if self.shortcut is not None else x.chunk(2, 1)
@@ -64,11 +67,11 @@ class PackedShuffleUnit(nn.Module):
 class PackedGhostBlock(nn.Module):
     """``GhostBlock``, whose halves write into one map."""
 
-    def __init__(self, block: GhostBlock) -> None:
+    def __init__(self, block: GhostBlock, dtype: torch.dtype) -> None:
         super().__init__()
-        self.halves = nn.ModuleList(PackedChain(conv) for conv in (
+        self.halves = nn.ModuleList(PackedChain(conv, dtype=dtype) for conv in (
             block.primary1, block.cheap1, block.primary2, block.cheap2))
-        self.shortcut = PackedChain(*block.shortcut)
+        self.shortcut = PackedChain(*block.shortcut, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -112,9 +115,9 @@ class PackedNanoDet(NanoDet):
 class PackedRefine(nn.Module):
     """``Refine`` in one call."""
 
-    def __init__(self, block: Refine, *more: nn.Conv2d) -> None:
+    def __init__(self, block: Refine, dtype: torch.dtype, *more: nn.Conv2d) -> None:
         super().__init__()
-        self.chain = PackedChain(block.depthwise, block.expand, block.project, *more)
+        self.chain = PackedChain(block.depthwise, block.expand, block.project, *more, dtype=dtype)
 
     def forward(self, x: Tensor, *added: Tensor) -> Tensor:
         return self.chain(x, None, x, *added)
@@ -123,13 +126,14 @@ class PackedRefine(nn.Module):
 class PackedReduce(nn.Module):
     """A ``Refine`` and the product that follows it, which has fewer outputs: R (P h + x) = (R P) h + R x."""
 
-    def __init__(self, block: Refine, reduce: nn.Conv2d) -> None:
+    def __init__(self, block: Refine, reduce: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         both, own = copy.deepcopy(block.project), copy.deepcopy(reduce)
         both.weight.data = torch.einsum('oi...,ik...->ok...', reduce.weight, block.project.weight)
         both.bias.data = reduce.bias + reduce.weight[:, :, 0, 0] @ block.project.bias
         own.bias.data.zero_()
-        self.chain, self.own = PackedChain(block.depthwise, block.expand, both), PackedChain(own)
+        self.chain = PackedChain(block.depthwise, block.expand, both, dtype=dtype)
+        self.own = PackedChain(own, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.chain(x, None, self.own(x))
@@ -138,13 +142,14 @@ class PackedReduce(nn.Module):
 class PackedMaskBranch(MaskBranch):
     """``MaskBranch`` whose refined map becomes mask features before it leaves the cache."""
 
-    def __init__(self, branch: MaskBranch) -> None:
+    def __init__(self, branch: MaskBranch, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
         self.mask_dim, self.place = branch.mask_dim, PackedLinear(branch.place.weight, None, 'none', torch.float32)
-        self.levels = nn.ModuleList(map(PackedChain, branch.levels))
-        self.blocks = nn.Sequential(*map(PackedRefine, branch.blocks[:-1]))
-        self.reduce, self.lateral = PackedReduce(branch.blocks[-1], branch.reduce), PackedChain(branch.lateral)
-        self.output = PackedRefine(branch.output, branch.mask_features)
+        self.levels = nn.ModuleList(PackedChain(level, dtype=dtype) for level in branch.levels)
+        self.blocks = nn.Sequential(*(PackedRefine(block, dtype) for block in branch.blocks[:-1]))
+        self.reduce = PackedReduce(branch.blocks[-1], branch.reduce, dtype)
+        self.lateral = PackedChain(branch.lateral, dtype=dtype)
+        self.output = PackedRefine(branch.output, dtype, branch.mask_features)
         self.enlarged = maps.enlarge
         self.tapes = Tapes()
 
@@ -165,7 +170,7 @@ class PackedBoxMasks(BoxMasks):
     W1 (f * e) + W2 f = (W1 diag(e) + W2) f
     """
 
-    def __init__(self, net: BoxMasks) -> None:
+    def __init__(self, net: BoxMasks, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
         self.place, self.tapes = net.place, Tapes(2 * AT_ONCE)
         self.products = nn.ParameterList(nn.Parameter(maps.panels(part.weight.detach()[:, :, 0, 0]), False)
@@ -174,8 +179,9 @@ class PackedBoxMasks(BoxMasks):
         fine.bias.data += net.agreement.bias + net.mask.bias
         for own, one in ((logit.weight, net.logit.weight), (logit.bias, net.logit.bias)):
             own.data = F.pad(one.data, (0, 0) * (one.dim() - 1) + (0, maps.PANEL - 1))      # the kernel's least
-        self.fine, self.down, self.up = PackedChain(fine), PackedChain(*net.down), PackedChain(net.up)
-        self.blocks, self.sharpen = nn.Sequential(*map(PackedRefine, net.blocks)), PackedRefine(net.sharpen, logit)
+        self.fine, self.down, self.up = (PackedChain(*part, dtype=dtype) for part in ([fine], net.down, [net.up]))
+        self.blocks = nn.Sequential(*(PackedRefine(block, dtype) for block in net.blocks))
+        self.sharpen = PackedRefine(net.sharpen, dtype, logit)
         self.places = bilinear(net.place[None], (GRID, GRID)).permute(0, 2, 3, 1).repeat(1, AT_ONCE, 1, 1)
         self.nothing = torch.zeros(len(net.place))
 
@@ -199,4 +205,5 @@ class PackedBoxMasks(BoxMasks):
 
 # units and their packed form, if the compiled kernel can compute their convolutions
 UNITS = {BoxMasks: PackedBoxMasks, MaskBranch: PackedMaskBranch, ShuffleUnit: PackedShuffleUnit,
-         GhostBlock: PackedGhostBlock, Refine: PackedRefine, Separable: lambda pair: PackedChain(*pair)}
+         GhostBlock: PackedGhostBlock, Refine: PackedRefine,
+         Separable: lambda pair, dtype: PackedChain(*pair, dtype=dtype)}

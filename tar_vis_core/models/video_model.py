@@ -48,6 +48,7 @@ class VideoInstanceModel(nn.Module):
     """Image encoder, masked decoder, routing. Frames are a batch; time enters through ``previous`` queries only."""
 
     channels_last = False       # of inputs; PyTorch's group norm, which the plain form may have, loses digits then
+    mixes = False               # its units round what they multiply; automatic mixed precision would round more
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -121,10 +121,11 @@ def watched(device: torch.device) -> Iterator[None]:
 
 
 def pick_precision(name: str) -> torch.dtype:
-    """Return the dtype of that name; ValueError with the nearest name otherwise."""
-    if name not in PRECISIONS:
-        raise ValueError(unknown_name('precision', name, PRECISIONS))
-    return PRECISIONS[name]
+    """Return the dtype of that name, float32 for ``auto``; ValueError with the nearest name otherwise."""
+    names = {'auto': torch.float32} | PRECISIONS
+    if name not in names:
+        raise ValueError(unknown_name('precision', name, names))
+    return names[name]
 
 
 def use_full_float32() -> None:

@@ -88,8 +88,8 @@ class TarVisNode(ManagedNode):
         self._pipeline = Pipeline(segmenter, cameras, self.get_logger())
         self.apply(settings)
         self._resets = [self._create_reset(camera) for camera in cameras if camera.name]
-        self.get_logger().info(f'{preset_of(settings.model, settings.backbone)} is ready on {self._pipeline.device}, '
-                               f'loaded and warmed up in {time.monotonic() - began:.1f} s')
+        self.get_logger().info(f'{preset_of(settings.model, settings.backbone)} is ready on {segmenter.device} '
+                               f'({segmenter.arithmetic}), loaded and warmed up in {time.monotonic() - began:.1f} s')
         self._pipeline.remarks()
         return super().on_configure(state)
 

@@ -50,8 +50,9 @@ def test_the_plain_form_reports_the_same(segmenter):
             assert (mask & packed[label]).sum() > 0.97 * (mask | packed[label]).sum(), label
 
 
-def test_half_precision_finds_the_same(segmenter):
-    half = VideoSegmenter('nano', device='cpu', precision='float16', options=segmenter.options)
+@pytest.mark.parametrize('precision', ['float16', 'bfloat16', 'float32'])
+def test_half_precision_finds_the_same(segmenter, precision):
+    half = VideoSegmenter('nano', device='cpu', precision=precision, options=segmenter.options)
     image = np.ascontiguousarray(PHOTOGRAPHS.astronaut()[..., :3])
     single, found = masks_by_class(segmenter, image), masks_by_class(half, image)
     assert (single['person'] & found['person']).sum() > 0.97 * (single['person'] | found['person']).sum()

@@ -68,7 +68,7 @@ def answers(segmenter: VideoSegmenter, frames: int = 4) -> list:
 @pytest.mark.parametrize('engine', ENGINES)
 def test_a_segmenter_answers_as_with_pytorch(engine):
     pytest.importorskip('skimage')
-    plain = answers(VideoSegmenter(options=SMALL, threads=1))
+    plain = answers(VideoSegmenter(precision='float32', options=SMALL, threads=1))
     theirs = answers(VideoSegmenter(options=SMALL, threads=1, engine=engine))
     assert any(result.instances for result in plain)
     for ours, other in zip(plain, theirs, strict=True):
@@ -157,7 +157,7 @@ def test_the_export_is_compared_and_written(tmp_path, capsys):
     session = onnxruntime.InferenceSession(str(out))
     assert session.get_inputs()[0].name == INPUT and session.get_inputs()[0].shape == [1, 3, 96, 128]
     images = torch.randn(1, 3, 96, 128)
-    expected = VideoSegmenter(threads=1).model.encode(images)
+    expected = VideoSegmenter(precision='float32', threads=1).model.encode(images)
     got = dict(zip([o.name for o in session.get_outputs()], session.run(None, {INPUT: images.numpy()}), strict=True))
     assert gap((expected.mask_features, *expected.levels), [torch.from_numpy(got[name]) for name in (
         'mask_features', 'level_32', 'level_16', 'level_8')]) < 1e-4

@@ -10,12 +10,14 @@ from tar_vis_core.benchmark import machine
 from tar_vis_core.models import deformable
 from tar_vis_core.models import packed as packed_form
 from tar_vis_core.models.layers import MLP, Attention, Conv, Linear
-from tar_vis_core.models.packed import inference_form, packed, with_weights_in
+from tar_vis_core.models.packed import inference_dtype, inference_form, packed, with_weights_in
 from tar_vis_core.models.packed_layers import PackedConv, PackedLinear, PackedLinears, PackedPointwise, packable
 from tar_vis_core.models.packed_units import PackedChain
+from tar_vis_core.models.presets import PRESETS
 from tar_vis_core.models.video_model import VideoInstanceModel, build_model
 from tar_vis_core.runtime import kernels
 from tar_vis_core.runtime.device import compute_context
+from tar_vis_core.segmenter import VideoSegmenter
 from tar_vis_core.tracking.tracker import make_tracker
 
 CPU = torch.device('cpu')
@@ -133,6 +135,18 @@ def test_bfloat16_is_near_float32():
     expected, found = passed(plain, (96, 128)), passed(fast, (96, 128), torch.bfloat16)
     gap = (found['mask features 0'] - expected['mask features 0']).abs()
     assert 0 < gap.mean() < 0.2 * expected['mask features 0'].abs().mean()
+
+
+@needs_packing
+@needs_kernels
+def test_auto_is_bfloat16_for_the_default_model_on_a_cpu_that_is_faster_so(monkeypatch):
+    for fast in (True, False):
+        monkeypatch.setattr(kernels, 'fast_bfloat16', lambda fast=fast: fast)
+        assert VideoSegmenter('nano', device='cpu').model.mixes == fast
+        assert not VideoSegmenter('nano', device='cpu', precision='float32').model.mixes
+        for preset, device in (('minvis_r50', 'cpu'), ('nano', 'cuda')):
+            assert inference_dtype('auto', PRESETS[preset], torch.device(device)) == torch.float32
+    assert VideoSegmenter('nano', device='cpu', precision='bfloat16').dtype == torch.float32, 'nothing else is rounded'
 
 
 def test_the_kernel_is_chosen_where_it_can_be():

@@ -44,6 +44,43 @@ def test_a_unit_equals_its_layers(name, size):
             assert torch.equal(laid, before)
 
 
+def rounded(x):
+    return x.bfloat16().float()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (5, 6), (19, 26)])
+@pytest.mark.parametrize(('inputs', 'outputs'), [(16, 16), (17, 23), (24, 116), (58, 58), (96, 112), (33, 70)])
+def test_products_in_bfloat16_round_what_is_multiplied_and_nothing_else(inputs, outputs, size):
+    torch.manual_seed(0)
+    plain = Conv(inputs, outputs, 1, activation='leaky_relu')
+    chain, x = PackedChain(plain, dtype=torch.bfloat16), 100 * torch.randn(2, inputs + 5, *size)
+    exact, x = copy.deepcopy(plain).double(), x.contiguous(memory_format=torch.channels_last)[:, 3:3 + inputs]
+    exact.weight.data = rounded(plain.weight).double()
+    torch.testing.assert_close(chain(x), exact(rounded(x).double()).float(), atol=2e-4, rtol=1e-5)
+    x[0, inputs - 1, 0, 0] = torch.inf
+    found = chain(x)
+    assert not found[0, :, 0, 0].isfinite().any() and found.isfinite().sum() == found.numel() - outputs
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('name', UNITS)
+def test_a_unit_in_bfloat16_is_its_layers_with_what_is_multiplied_rounded(name):
+    torch.manual_seed(0)
+    make, channels = UNITS[name]
+    plain = make()
+    fast, exact = packed(copy.deepcopy(plain), torch.float32, torch.bfloat16), copy.deepcopy(plain)
+    for conv in exact.modules():
+        if isinstance(conv, torch.nn.Conv2d) and conv.groups == 1:
+            conv.weight.data = rounded(conv.weight)
+            conv.register_forward_pre_hook(lambda _, given: (rounded(given[0]), *given[1:]))
+    x = 2 * torch.randn(2, channels, 19, 26)
+    found, expected = fast(x), exact(x)
+    # a rounding of what lies between may go the other way
+    gap = (found - expected).abs() / expected.abs().max()
+    assert gap.max() < 4e-3 and gap.mean() < 1e-4 < (plain(x) - expected).abs().max() / expected.abs().max()
+
+
 @torch.inference_mode()
 def test_a_mask_branch_equals_its_layers_at_every_size():
     torch.manual_seed(0)

@@ -49,9 +49,16 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_seat_threads.argtypes = ctypes.c_int64,
         loaded.tar_vis_free_thread.argtypes = ctypes.c_char_p,
         loaded.tar_vis_seat_threads.restype, loaded.tar_vis_free_thread.restype = ctypes.c_int, None
+        loaded.tar_vis_fast_bfloat16.restype = ctypes.c_int
     except (OSError, AttributeError):
         return None
     return loaded
+
+
+def fast_bfloat16() -> bool:
+    """Return whether the compiled kernels multiply bfloat16 faster than float32 on this processor."""
+    loaded = compiled()
+    return loaded is not None and bool(loaded.tar_vis_fast_bfloat16())
 
 
 @contextlib.contextmanager

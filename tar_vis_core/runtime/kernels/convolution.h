@@ -90,8 +90,48 @@ struct Operands {
   int64_t inputs, step, added_step, passed_step, out_step;
 };
 
-// kPanels panels of weights times kBlockRows pixels; a panel makes the channels from `first` on.
-template <int64_t kPanels>
+// The bits of a word, such as a float's.
+template <class To, class From>
+ALWAYS_INLINE To as(From from) {
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// sum + a c + b d, where the word x holds the bfloat16 a and b, and each word of `weight` c and d.
+ALWAYS_INLINE Lanes with_pairs(Lanes sum, float x, Lanes weight) {
+#ifdef DOT_BFLOAT16
+  return as<Lanes>(_mm512_dpbf16_ps(as<__m512>(sum), as<__m512bh>(_mm512_set1_ps(x)), as<__m512bh>(weight)));
+#else
+  const uint32_t both = as<uint32_t>(x);
+  const Bits weights = as<Bits>(weight);
+  return sum + as<float>(both << 16) * as<Lanes>(weights << 16) +
+         as<float>(both & 0xffff0000) * as<Lanes>(weights & 0xffff0000);
+#endif
+}
+
+// The inputs of `count` pixels as bfloat16, two of them in a word; beside the last one of an odd number lies a zero.
+void paired(const Operands &at, int64_t count, float *pairs) {
+  const int64_t words = (at.inputs + 1) / 2;
+  for (int64_t p = 0; p < count; ++p) {
+    const float *from = at.x + p * at.step;
+    BFloat16 *to = reinterpret_cast<BFloat16 *>(pairs + p * words);
+    if (at.inputs % 2) to[at.inputs] = 0.0f;
+    for (int64_t c = 0; c < at.inputs; c += kLanes) {
+      const int64_t first = std::min(c, at.inputs - kLanes);
+#ifdef DOT_BFLOAT16
+      const auto halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + first));
+      std::memcpy(to + first, &halves, sizeof halves);
+#else
+      store(to + first, load(from + first));
+#endif
+    }
+  }
+}
+
+// kPanels panels of weights times kBlockRows pixels; a panel makes the channels from `first` on. If kHalf, inputs and
+// weights are words of two bfloat16.
+template <bool kHalf, int64_t kPanels>
 ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, const int64_t *pixel,
                                      const float *weights, const int64_t *first) {
   const int64_t parts = kPanel / kLanes, inputs = at.inputs;
@@ -113,7 +153,9 @@ ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, co
     }
     for (int64_t r = 0; r < kBlockRows; ++r) {
       for (int64_t v = 0; v < kPanels; ++v) {
-        for (int64_t i = 0; i < parts; ++i) sum[r][v][i] += x[r][k] * weight[v][i];
+        for (int64_t i = 0; i < parts; ++i) {
+          sum[r][v][i] = kHalf ? with_pairs(sum[r][v][i], x[r][k], weight[v][i]) : sum[r][v][i] + x[r][k] * weight[v][i];
+        }
       }
     }
   }
@@ -136,29 +178,38 @@ ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, co
 }
 
 // kPanels panels for `count` pixels. The last block of pixels may overlap the one before.
-template <int64_t kPanels>
+template <bool kHalf, int64_t kPanels>
 ALWAYS_INLINE void column_of_products(const Product &task, const Operands &at, int64_t count, int64_t panel) {
   int64_t first[kPanels], pixel[kBlockRows];
   for (int64_t v = 0; v < kPanels; ++v) first[v] = std::min((panel + v) * kPanel, task.outputs - kPanel);
   for (int64_t block = 0; block < count; block += kBlockRows) {
     const int64_t start = std::min(block, std::max<int64_t>(0, count - kBlockRows));
     for (int64_t r = 0; r < kBlockRows; ++r) pixel[r] = std::min(start + r, count - 1);
-    block_of_products<kPanels>(task, at, pixel, task.weights + panel * at.inputs * kPanel, first);
+    block_of_products<kHalf, kPanels>(task, at, pixel, task.weights + panel * at.inputs * kPanel, first);
   }
 }
 
-void product(const Product &task, const Operands &at, int64_t count) {
+template <bool kHalf>
+void all_products(const Product &task, const Operands &at, int64_t count) {
   const int64_t panels = (task.outputs + kPanel - 1) / kPanel, two = std::min<int64_t>(2, kBlockPanels);
   int64_t panel = 0;
   for (; panel + kBlockPanels <= panels; panel += kBlockPanels) {
-    column_of_products<kBlockPanels>(task, at, count, panel);
+    column_of_products<kHalf, kBlockPanels>(task, at, count, panel);
   }
-  for (; panel + two <= panels; panel += two) column_of_products<two>(task, at, count, panel);
-  for (; panel < panels; ++panel) column_of_products<1>(task, at, count, panel);
+  for (; panel + two <= panels; panel += two) column_of_products<kHalf, two>(task, at, count, panel);
+  for (; panel < panels; ++panel) column_of_products<kHalf, 1>(task, at, count, panel);
 }
 
-// Rows begin..end-1 of the result of a map. What lies between is at `scratch`.
-void convolution(const ConvolutionTask &task, int64_t frame, int64_t begin, int64_t end, float *scratch) {
+void product(const Product &task, Operands at, int64_t count, float *pairs) {
+  if (!task.half) return all_products<false>(task, at, count);
+  paired(at, count, pairs);
+  at.x = pairs;
+  at.inputs = at.step = (at.inputs + 1) / 2;
+  all_products<true>(task, at, count);
+}
+
+// Rows begin..end-1 of the result of a map. What lies between is at `scratch`, a product's inputs as bfloat16 at `pairs`.
+void convolution(const ConvolutionTask &task, int64_t frame, int64_t begin, int64_t end, float *scratch, float *pairs) {
   const int64_t first = (frame * task.out_height + begin) * task.out_width, count = (end - begin) * task.out_width;
   const float *in = task.x + frame * task.height * task.width * task.step;
   float *out = task.out + first * task.out_step;
@@ -182,7 +233,7 @@ void convolution(const ConvolutionTask &task, int64_t frame, int64_t begin, int6
     at.passed_step = task.passed_step;
     at.out = last ? out : scratch;
     at.out_step = last ? task.out_step : own.outputs;
-    product(own, at, count);
+    product(own, at, count, pairs);
     at.x = at.out;
     at.inputs = at.step = own.outputs;
     scratch += count * own.outputs;

@@ -13,6 +13,10 @@
 #include <omp.h>
 #endif
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#endif
+
 #include "seats.h"
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -69,10 +73,13 @@ struct DeformableTask {
 };
 
 struct Product {
-  const float *weights, *bias;  // (outputs / 16, inputs, 16) with the last sixteen whole, (outputs)
+  const float *weights;         // (outputs / 16, inputs, 16) with the last sixteen whole; if it is `half`, bfloat16 as
+                                // (outputs / 16, inputs / 2, 16, 2), where an odd number of inputs has a zero at its end
+  const float *bias;            // (outputs)
   const float *added;           // a map as the result that is added to it, or null
   int64_t outputs, added_step;
   float slope;                  // what negative values are multiplied by at last
+  int32_t half;                 // multiplies bfloat16, with sums in float32
 };
 
 // Maps are (frames, height, width, channels), their `step` the floats from a pixel to the next.
@@ -189,13 +196,29 @@ const int64_t kLanes = 16, kBlockRows = 6, kBlockPanels = 4;
 #include "proposals.h"
 }  // namespace avx512
 #pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16,prefer-vector-width=512")
+namespace avx512_bf16 {
+const int64_t kLanes = 16, kBlockRows = 6, kBlockPanels = 4;
+#define DOT_BFLOAT16
+#include "lanes.h"
+#include "convolution.h"
+#undef DOT_BFLOAT16
+}  // namespace avx512_bf16
+#pragma GCC pop_options
 
+// Whether the processor multiplies bfloat16 faster than float32.
+bool fast_bfloat16() { return __builtin_cpu_supports("avx512bf16"); }
+
+#define CHOSEN_CONVOLUTION (fast_bfloat16() ? avx512_bf16::convolution : CHOSEN(convolution))
 #define CHOSEN(name)                                    \
   (__builtin_cpu_supports("x86-64-v4")   ? avx512::name \
    : __builtin_cpu_supports("x86-64-v3") ? avx2::name   \
                                          : portable::name)
 #else
+bool fast_bfloat16() { return false; }
 #define CHOSEN(name) portable::name
+#define CHOSEN_CONVOLUTION portable::convolution
 #endif
 
 int64_t threads() {
@@ -208,7 +231,7 @@ int64_t threads() {
 
 // The pointers and sizes of a call for a ConvolutionTask come in the order of what it holds, frames the first size.
 void convolve_maps(const Call &call) {
-  const auto run = CHOSEN(convolution);
+  const auto run = CHOSEN_CONVOLUTION;
   float *const *p = call.pointers;
   const int64_t *n = call.sizes, frames = n[0], channels = n[3], kernel = n[5], out_height = n[7], out_width = n[8];
   const int64_t products = n[9];
@@ -221,14 +244,21 @@ void convolve_maps(const Call &call) {
   int64_t between = kernel > 1 && products ? channels : 0, work = kernel * kernel * channels;
   if (kernel == 1 && !products) work = 8 * channels;  // a copy waits for memory
   for (int64_t i = 0; i + 1 < products; ++i) between += product[i].outputs;
-  for (int64_t i = 0; i < products; ++i) work += (i ? product[i - 1].outputs : channels) * product[i].outputs;
+  int64_t pairs = 0;  // words of a pixel
+  for (int64_t i = 0; i < products; ++i) {
+    const int64_t inputs = i ? product[i - 1].outputs : channels;
+    work += inputs * product[i].outputs;
+    if (product[i].half) pairs = std::max(pairs, (inputs + 1) / 2);
+  }
 #pragma omp parallel if (frames * out_height * out_width * work > kAlone)
   {
-    std::vector<float> scratch((out_height + parts - 1) / parts * out_width * between);
+    const int64_t pixels = (out_height + parts - 1) / parts * out_width;
+    std::vector<float> scratch(pixels * (between + pairs));
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < frames * parts; ++part) {
       const int64_t own = part % parts;
-      run(task, part / parts, own * out_height / parts, (own + 1) * out_height / parts, scratch.data());
+      run(task, part / parts, own * out_height / parts, (own + 1) * out_height / parts, scratch.data(),
+          scratch.data() + pixels * between);
     }
   }
 }
@@ -407,6 +437,8 @@ void tar_vis_attention(const void *query, const void *key, const void *value, co
 // See seats.h.
 int tar_vis_seat_threads(int64_t processors) { return seat_threads(processors); }
 void tar_vis_free_thread(const char *load) { free_thread(load); }
+
+int tar_vis_fast_bfloat16() { return fast_bfloat16(); }
 
 // See Call.
 void tar_vis_calls(const Call *call, int64_t count) {

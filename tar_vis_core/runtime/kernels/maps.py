@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tar_vis_core.runtime import kernels
@@ -36,12 +37,13 @@ class Convolution:
     """A depthwise convolution and then 1x1 convolutions, either of which may be missing, as the kernel wants them.
 
     Without any of them it is a copy. In place of a filter it may ``pool``: the greatest values of 3x3 pixels, stride 2.
-    After each convolution negative values are multiplied by its slope: 1 changes nothing. All tensors are float32.
+    After each convolution negative values are multiplied by its slope: 1 changes nothing. All tensors are float32, but
+    weights of 1x1 convolutions may be bfloat16: then their inputs are rounded to it as well, and summed up in float32.
     """
 
     channels: int
     filter: tuple[Tensor, Tensor, float] | None             # (kernel, kernel, channels), bias, slope
-    products: tuple[tuple[Tensor, Tensor, float], ...]      # (outputs / PANEL, inputs, PANEL), bias, slope
+    products: tuple[tuple[Tensor, Tensor, float], ...]      # of ``panels``, bias, slope
     stride: int = 1
     pools: bool = False
 
@@ -58,15 +60,21 @@ class Convolution:
     def for_kernel(self) -> ctypes.Array[Product]:
         """The 1x1 convolutions as the kernel takes them, nothing added: made once, for a call takes some µs."""
         return (Product * len(self.products))(*(
-            (weights.data_ptr(), bias.data_ptr(), None, len(bias), 0, slope) for weights, bias, slope in self.products))
+            (weights.data_ptr(), bias.data_ptr(), None, len(bias), 0, slope, weights.dtype == torch.bfloat16)
+            for weights, bias, slope in self.products))
 
 
-def panels(weight: Tensor) -> Tensor:
+def panels(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return ``weight (outputs, inputs)`` in panels of PANEL outputs; the last one may repeat some of the one before.
+
+    Float32 is ``(outputs / PANEL, inputs, PANEL)``. Bfloat16 is ``(outputs / PANEL, inputs / 2, PANEL, 2)``, with zeros
+    after an odd number of inputs.
     """
-    outputs = weight.shape[0]
+    outputs, inputs = weight.shape
     starts = [min(start, outputs - PANEL) for start in range(0, outputs, PANEL)]
-    return torch.stack([weight[start:start + PANEL].t() for start in starts]).float().contiguous()
+    if dtype == torch.bfloat16:
+        weight = F.pad(weight, (0, inputs % 2)).unflatten(1, (-1, 2))
+    return torch.stack([weight[start:start + PANEL].transpose(0, 1) for start in starts]).to(dtype).contiguous()
 
 
 def _step(x: Tensor) -> int:

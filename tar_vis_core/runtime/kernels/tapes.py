@@ -31,7 +31,8 @@ class Product(ctypes.Structure):
     """The kernel's ``Product``."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ('weights', 'bias', 'added')] + [
-        (name, ctypes.c_int64) for name in ('outputs', 'added_step')] + [('slope', ctypes.c_float)]
+        (name, ctypes.c_int64) for name in ('outputs', 'added_step')] + [
+        ('slope', ctypes.c_float), ('half', ctypes.c_int32)]
 
 
 class Call(ctypes.Structure):
