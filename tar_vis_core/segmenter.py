@@ -82,6 +82,7 @@ class VideoSegmenter:
         self._set_up(inference_form(model, place, dtype), place, dtype, options, tracker)
         self._engine = encoder
         self._device_remark = unused_gpu() if device == 'auto' else ''
+        kernels.end_helpers()       # another thread may step
 
     @classmethod
     def from_model(cls, model: VideoInstanceModel, device: str = 'auto', precision: str = 'float32',
@@ -180,6 +181,7 @@ class VideoSegmenter:
         self._warm.add((height, width))
         if self._engine:
             self._engine.compare_again()
+        kernels.end_helpers()       # another thread may step
 
     def step(self, image: np.ndarray, state: TemporalState, stamp_s: float | None = None,
              stream_break: str | None = None) -> FrameResult:

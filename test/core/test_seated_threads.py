@@ -126,7 +126,25 @@ def test_a_step_seats_its_threads_and_frees_the_caller(in_a_process):
     allowed, after = in_a_process('''
         from tar_vis_core.segmenter import VideoSegmenter
         segmenter = VideoSegmenter()
+        before = set(os.listdir('/proc/self/task'))
         segmenter.step(np.zeros((64, 96, 3), np.uint8), segmenter.new_state())
+        (other,) = (int(task) for task in set(os.listdir('/proc/self/task')) - before)
         print(json.dumps([sorted(allowed), masks()]))
         ''')
     assert after[0] == allowed and len(after[1]) == 1
+
+
+def test_a_segmenter_that_is_ready_leaves_no_thread_that_another_ones_would_wait_for(in_a_process):
+    """With helpers of two threads there are more than processors, and then libgomp's sleep at once as they wait."""
+    before, ready, stepped = in_a_process('''
+        import os
+        from tar_vis_core.segmenter import VideoSegmenter
+        threads = lambda: len(os.listdir('/proc/self/task'))
+        before = threads() - 1      # the team of two
+        segmenter = VideoSegmenter()
+        segmenter.warm_up(64, 96)
+        ready = threads()
+        segmenter.step(np.zeros((64, 96, 3), np.uint8), segmenter.new_state())
+        print(json.dumps([before, ready, threads()]))
+        ''')
+    assert ready == before < stepped

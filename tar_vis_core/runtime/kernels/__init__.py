@@ -44,7 +44,8 @@ def compiled() -> ctypes.CDLL | None:
         loaded.tar_vis_propose.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_float] * 2
         loaded.tar_vis_mask.argtypes = ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3
         loaded.tar_vis_normalize.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
-        for name in ('deformable', 'group_norm', 'layer_norm', 'attention', 'calls', 'propose', 'mask', 'normalize'):
+        for name in ('deformable', 'group_norm', 'layer_norm', 'attention', 'calls', 'propose', 'mask', 'normalize',
+                     'end_helpers'):
             getattr(loaded, f'tar_vis_{name}').restype = None
         loaded.tar_vis_seat_threads.argtypes = ctypes.c_int64,
         loaded.tar_vis_free_thread.argtypes = ctypes.c_char_p,
@@ -59,6 +60,16 @@ def fast_bfloat16() -> bool:
     """Return whether the compiled kernels multiply bfloat16 faster than float32 on this processor."""
     loaded = compiled()
     return loaded is not None and bool(loaded.tar_vis_fast_bfloat16())
+
+
+def end_helpers() -> None:
+    """End the threads that help the calling one; they are started again when they are needed, in 0.1 ms.
+
+    For a thread that has done its work, such as loading a model: with another one's they would be more threads than
+    processors, and then none of them waits without sleeping.
+    """
+    if compiled() is not None:
+        compiled().tar_vis_end_helpers()
 
 
 @contextlib.contextmanager

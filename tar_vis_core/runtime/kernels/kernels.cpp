@@ -437,6 +437,7 @@ void tar_vis_attention(const void *query, const void *key, const void *value, co
 // See seats.h.
 int tar_vis_seat_threads(int64_t processors) { return seat_threads(processors); }
 void tar_vis_free_thread(const char *load) { free_thread(load); }
+void tar_vis_end_helpers() { end_helpers(); }
 
 int tar_vis_fast_bfloat16() { return fast_bfloat16(); }
 

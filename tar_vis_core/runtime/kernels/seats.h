@@ -84,11 +84,16 @@ inline void free_thread(const char *load) {
   seating.look(load);
 }
 
+// The caller's helpers end, and are started anew by its next parallel region. While a program has more threads in teams
+// than the machine has processors, none of them spins as it waits, whoever they belong to.
+inline void end_helpers() { omp_pause_resource(omp_pause_soft, omp_get_initial_device()); }
+
 }  // namespace
 
 #else
 
 inline int seat_threads(int64_t) { return 0; }
 inline void free_thread(const char *) {}
+inline void end_helpers() {}
 
 #endif
