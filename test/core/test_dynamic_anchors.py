@@ -181,6 +181,8 @@ def scene(things: list[int]) -> np.ndarray:
 class Recogniser(nn.Module):
     """Segments :func:`scene` by grey levels, with the tracker of DVIS-DAQ behind it."""
 
+    mixes = False
+
     def __init__(self):
         super().__init__()
         self.config = replace(PRESETS['dvis_daq_r50'], class_names=('thing',), classes=1, short_side=64, routing=False)

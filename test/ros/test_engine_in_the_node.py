@@ -36,7 +36,7 @@ def test_it_answers_as_the_library_with_pytorch_does(client, weights):
     images = [picture(shift=2 * step) for step in range(3)]
     got = [client.ask(client.image(image)) for image in images]
     assert 'compiling the encoder' not in client.process.output, 'that was at configure'
-    segmenter = VideoSegmenter(weights=weights or None, device='cpu', threads=1,
+    segmenter = VideoSegmenter(weights=weights or None, device='cpu', precision='float32', threads=1,
                                options=SegmenterOptions(input_short_side=96, score_threshold=0.05))
     state = segmenter.new_state()
     for image, answer in zip(images, got, strict=True):

@@ -47,7 +47,7 @@ from tar_vis_core.state import TemporalState
 from tar_vis_ros.node import __main__, node
 class Model:
     device, class_names, options, warm = 'cuda:0', ('thing',), SegmenterOptions(), False
-    remarks = ('something falls back',)
+    remarks, arithmetic = ('something falls back',), 'float32'
     def new_state(self, epoch):
         return TemporalState(epoch=epoch)
     def needs_recording(self, height, width):

@@ -154,7 +154,8 @@ ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, co
     for (int64_t r = 0; r < kBlockRows; ++r) {
       for (int64_t v = 0; v < kPanels; ++v) {
         for (int64_t i = 0; i < parts; ++i) {
-          sum[r][v][i] = kHalf ? with_pairs(sum[r][v][i], x[r][k], weight[v][i]) : sum[r][v][i] + x[r][k] * weight[v][i];
+          Lanes &own = sum[r][v][i];
+          own = kHalf ? with_pairs(own, x[r][k], weight[v][i]) : own + x[r][k] * weight[v][i];
         }
       }
     }
