@@ -65,10 +65,8 @@ class VideoSegmenter:
         Raise ``WeightsError`` (file missing, damaged, or of another model), ``DeviceError`` (device not there) and
         ValueError (unknown preset, precision, tracker or engine, an option out of range).
         """
-        find_preset(preset)
-        place, dtype = pick_device(device), pick_precision(precision)
-        if engine == 'torch':
-            dtype = inference_dtype(precision, find_preset(preset), place)
+        config, place = find_preset(preset), pick_device(device)
+        dtype = inference_dtype(precision, config, place) if engine == 'torch' else pick_precision(precision)
         MODEL_OPTIONS['threads'].check('threads', threads)
         ENGINE.check('engine', engine)
         if threads:
