@@ -129,6 +129,17 @@ void paired(const Operands &at, int64_t count, float *pairs) {
   }
 }
 
+// Stores the channels of a pixel from `channel` on, whose products and bias are `found`.
+ALWAYS_INLINE void finish(const Product &task, const Operands &at, int64_t pixel, int64_t channel, Lanes found) {
+  if (at.added) found += load(at.added + pixel * at.added_step + channel);
+  found = activated(found, task.slope);
+  if (at.passed) {
+    store_in_turn(at.out + pixel * at.out_step + 2 * channel, load(at.passed + pixel * at.passed_step + channel), found);
+  } else {
+    store(at.out + pixel * at.out_step + channel, found);
+  }
+}
+
 // kPanels panels of weights times kBlockRows pixels; a panel makes the channels from `first` on. If kHalf, inputs and
 // weights are words of two bfloat16.
 template <bool kHalf, int64_t kPanels>
@@ -163,16 +174,7 @@ ALWAYS_INLINE void block_of_products(const Product &task, const Operands &at, co
   for (int64_t r = 0; r < kBlockRows; ++r) {
     for (int64_t v = 0; v < kPanels; ++v) {
       for (int64_t i = 0; i < parts; ++i) {
-        const int64_t channel = first[v] + i * kLanes;
-        Lanes found = sum[r][v][i];
-        if (at.added) found += load(at.added + pixel[r] * at.added_step + channel);
-        found = activated(found, task.slope);
-        if (at.passed) {
-          store_in_turn(at.out + pixel[r] * at.out_step + 2 * channel,
-                            load(at.passed + pixel[r] * at.passed_step + channel), found);
-        } else {
-          store(at.out + pixel[r] * at.out_step + channel, found);
-        }
+        finish(task, at, pixel[r], first[v] + i * kLanes, sum[r][v][i]);
       }
     }
   }
@@ -201,11 +203,80 @@ void all_products(const Product &task, const Operands &at, int64_t count) {
   for (; panel < panels; ++panel) column_of_products<kHalf, 1>(task, at, count, panel);
 }
 
+#ifdef TILES
+const int64_t kTileSide = 16;  // pixels, outputs and words of inputs of a tile (Intel AMX)
+
+// The registers' numbers must be known when compiling. Tiles 0, 1, 2 are sums, 3 and 4 inputs and weights, 5 and 6 the
+// same of the last inputs, fewer than a tile has. A panel of weights is laid out as a tile is.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64};
+  uint8_t rows[16] = {kTileSide, kTileSide, kTileSide, kTileSide, kTileSide};
+
+  explicit TileShapes(int64_t last) {
+    bytes[5] = 4 * last, rows[5] = last ? kTileSide : 0;
+    bytes[6] = last ? 64 : 0, rows[6] = last;
+  }
+};
+
+// kPanels panels for `count` pixels, a tile at least.
+template <int64_t kPanels>
+ALWAYS_INLINE void column_of_tiles(const Product &task, const Operands &at, int64_t count, int64_t panel) {
+  const int64_t words = at.inputs, whole = words - words % kTileSide, step = 4 * at.step;
+  alignas(64) float sums[3][kTileSide][kTileSide];
+  for (int64_t block = 0; block < count; block += kTileSide) {
+    const int64_t start = std::min(block, count - kTileSide);
+    const float *x = at.x + start * at.step, *weights = task.weights + panel * words * kPanel;
+    _tile_zero(0);
+    if (kPanels > 1) _tile_zero(1);
+    if (kPanels > 2) _tile_zero(2);
+#define MULTIPLY(inputs, panels)                                                \
+  _tile_loadd(inputs, x + k, step);                                             \
+  _tile_loadd(panels, weights + k * kPanel, 64);                                \
+  _tile_dpbf16ps(0, inputs, panels);                                            \
+  if (kPanels > 1) _tile_loadd(panels, weights + (words + k) * kPanel, 64);     \
+  if (kPanels > 1) _tile_dpbf16ps(1, inputs, panels);                           \
+  if (kPanels > 2) _tile_loadd(panels, weights + (2 * words + k) * kPanel, 64); \
+  if (kPanels > 2) _tile_dpbf16ps(2, inputs, panels);
+    int64_t k = 0;
+    for (; k < whole; k += kTileSide) {
+      MULTIPLY(3, 4)
+    }
+    if (k < words) {
+      MULTIPLY(5, 6)
+    }
+#undef MULTIPLY
+    _tile_stored(0, sums[0], 64);
+    if (kPanels > 1) _tile_stored(1, sums[1], 64);
+    if (kPanels > 2) _tile_stored(2, sums[2], 64);
+    for (int64_t v = 0; v < kPanels; ++v) {
+      const int64_t first = std::min((panel + v) * kPanel, task.outputs - kPanel);
+      const Lanes bias = load(task.bias + first);
+      for (int64_t r = 0; r < kTileSide; ++r) finish(task, at, start + r, first, load(sums[v][r]) + bias);
+    }
+  }
+}
+
+void all_tiles(const Product &task, const Operands &at, int64_t count) {
+  const TileShapes shapes(at.inputs % kTileSide);
+  _tile_loadconfig(&shapes);
+  const int64_t panels = (task.outputs + kPanel - 1) / kPanel;
+  int64_t panel = 0;
+  for (; panel + 3 <= panels; panel += 3) column_of_tiles<3>(task, at, count, panel);
+  if (panel + 2 <= panels) column_of_tiles<2>(task, at, count, panel), panel += 2;
+  if (panel < panels) column_of_tiles<1>(task, at, count, panel);
+  _tile_release();
+}
+#endif
+
 void product(const Product &task, Operands at, int64_t count, float *pairs) {
   if (!task.half) return all_products<false>(task, at, count);
   paired(at, count, pairs);
   at.x = pairs;
   at.inputs = at.step = (at.inputs + 1) / 2;
+#ifdef TILES
+  if (count >= kTileSide) return all_tiles(task, at, count);
+#endif
   all_products<true>(task, at, count);
 }
 

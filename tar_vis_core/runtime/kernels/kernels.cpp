@@ -16,6 +16,10 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
 #endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "seats.h"
 
@@ -207,10 +211,46 @@ const int64_t kLanes = 16, kBlockRows = 6, kBlockPanels = 4;
 }  // namespace avx512_bf16
 #pragma GCC pop_options
 
-// Whether the processor multiplies bfloat16 faster than float32.
-bool fast_bfloat16() { return __builtin_cpu_supports("avx512bf16"); }
+#if __GNUC__ >= 12 && defined(__linux__)
+#define HAS_TILES
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
+namespace tiles {
+const int64_t kLanes = 16, kBlockRows = 6, kBlockPanels = 4;
+#define DOT_BFLOAT16
+#define TILES
+#include "lanes.h"
+#include "convolution.h"
+#undef TILES
+#undef DOT_BFLOAT16
+}  // namespace tiles
+#pragma GCC pop_options
+#endif
 
-#define CHOSEN_CONVOLUTION (fast_bfloat16() ? avx512_bf16::convolution : CHOSEN(convolution))
+// Whether the processor multiplies in tiles, and Linux lets this process use them.
+bool has_tiles() {
+#ifdef HAS_TILES
+  const int64_t kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM and what it is asked for (arch_prctl)
+  static const bool allowed = __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512bf16") &&
+                              syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+  return allowed;
+#else
+  return false;
+#endif
+}
+
+// Whether the processor multiplies bfloat16 faster than float32. Intel's instruction for vectors is slower.
+bool fast_bfloat16() {
+  return has_tiles() || (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd"));
+}
+
+#ifndef HAS_TILES
+namespace tiles = avx512_bf16;
+#endif
+#define CHOSEN_CONVOLUTION                                           \
+  (has_tiles()                             ? tiles::convolution       \
+   : __builtin_cpu_supports("avx512bf16") ? avx512_bf16::convolution \
+                                          : CHOSEN(convolution))
 #define CHOSEN(name)                                    \
   (__builtin_cpu_supports("x86-64-v4")   ? avx512::name \
    : __builtin_cpu_supports("x86-64-v3") ? avx2::name   \
