@@ -40,7 +40,7 @@ class Annotation:
     crowd: bool
     pseudo: bool
     rle: dict                 # pycocotools' compressed run lengths at the image's size
-    area: float               # mask pixels
+    area: float               # as the file has it, by which COCO's protocol sorts sizes; else the mask's pixels
     label: int                # what the model learns
     boxed: bool = False       # its mask is only its box
 
@@ -113,13 +113,14 @@ def load_coco(json_path: str | Path, preload: bool = True, skip_image_ids: Conta
             continue
         rle = entry.mask('segmentation', record.height, record.width)
         own = entry.id() if entry.values.get('id') is not None else None
-        if not (area := float(coco_mask.area(rle))):
+        if not (pixels := float(coco_mask.area(rle))):
             left_out.add('with an empty mask', own)
             continue
         crowd, pseudo = entry.flag('iscrowd', False), entry.flag('pseudo', False)
         # a machine that does not trust its mask leaves the box in its place, as a crowd for who cannot use it
         boxed = boxes and crowd and pseudo and not entry.flag('ignore', False)
-        record.annotations.append(Annotation(own, name, crowd and not boxed, pseudo, rle, area, label, boxed))
+        record.annotations.append(Annotation(own, name, crowd and not boxed, pseudo, rle,
+                                             entry.positive('area', pixels), label, boxed))
     left_out.warn()
     kept = [record for record in records.values()
             if record.id not in skip_image_ids and (labels is None or record.annotations)]

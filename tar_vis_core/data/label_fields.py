@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,12 @@ class Entry:
         if value not in (0, 1):     # True and 1.0 are among them
             raise self.error(f": field '{key}' is {_shown(value)}, expected 0 or 1")
         return bool(value)
+
+    def positive(self, key: str, default: float) -> float:
+        """Return a field that is a number above 0, the default if it is anything else: tools write 0, -1 or text."""
+        value = self.values.get(key)
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if numeric and 0 < value < math.inf else default
 
     def list(self, key: str) -> list:
         """Return a field that is a list."""

@@ -1,7 +1,7 @@
 """Mask AP on still images by pycocotools: persons on every image, other categories if all classes are labelled.
 
-Metric: https://cocodataset.org/#detection-eval. Small, medium and large are areas below 32^2, below 96^2 and above, in
-pixels of the images as they are stored; on images smaller than COCO's own the figures are not COCO's.
+Metric: https://cocodataset.org/#detection-eval. Small, medium and large are areas below 32^2, below 96^2 and above, as
+the file gives them (``area``); on images smaller than COCO's own the figures are not COCO's.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -118,6 +119,21 @@ def test_perfect_answers_are_right_and_find_every_size(tmp_path):
     person = reported(records, answers(records), 'person')
     assert (person.answers, person.right, person.instances) == (3, 3, (0, 3, 0))
     assert ' '.join(as_table([person]).splitlines()[1].split()) == 'person 3 3 100.0 % 0 of 0 3 of 3 0 of 0'
+
+
+@pytest.mark.parametrize(('area', 'size'), [(1024.1, 1), (1023.9, 0), (9216.1, 2), (None, 1), (0, 1), (-1, 1), ('', 1)])
+def test_sizes_are_those_that_the_file_gives(tmp_path, area, size):
+    """Polygons become whole pixels, so a mask's own area may lie on the other side of a bound."""
+    path = write_coco(tmp_path, images=1)
+    content = json.loads(path.read_text())
+    for entry in content['annotations']:
+        entry['area'] = area
+    path.write_text(json.dumps(content))
+    records = load_coco(path)
+    assert reported(records, answers(records), 'person').found == tuple(int(size == k) for k in range(3))
+    person = of(evaluate(records, answers(records)))
+    recalls = person.recall50_small, person.recall50_medium, person.recall50_large
+    assert [math.isnan(recall) for recall in recalls] == [size != k for k in range(3)]
 
 
 def test_an_instance_makes_one_answer_right(tmp_path):
